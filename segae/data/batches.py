@@ -1,0 +1,111 @@
+"""Torch data sets over cached arrays, whose augmentation depends on (seed, epoch, index) alone."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class Transform(Protocol):
+    """What is asked of a transform: albumentations' Compose has it."""
+
+    def __call__(self, **data: np.ndarray) -> dict[str, Any]:
+        """Transform `image` and, if given, `mask`."""
+
+    def set_random_state(self, random_generator: np.random.Generator, py_random: random.Random) -> None:
+        """Draw all randomness from these two generators from now on."""
+
+
+class _AugmentedItems(Dataset[Any]):
+    """Images, a transform, and the two generators that all its steps share, set back for each item.
+
+    Setting back takes a third of the time of building new generators, and a tenth of Compose.set_random_seed,
+    which builds two for each step.
+    """
+
+    def __init__(self, images: np.ndarray, transform: Transform, seed: int) -> None:
+        self._images = images
+        self._transform = transform
+        self._seed = seed
+        # in shared memory: workers that live on through the epochs would not see an ordinary attribute change
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._generator = np.random.Generator(np.random.Philox(key=[0, 0]))
+        self._start: dict[str, Any] = dict(self._generator.bit_generator.state)
+        self._python = random.Random(0)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next, before its first batch is asked for; running workers hear of it."""
+        self._epoch[0] = epoch
+
+    def _apply(self, index: int, **arrays: np.ndarray) -> dict[str, Any]:
+        run = (self._seed << 32 | int(self._epoch[0])) & 0xFFFF_FFFF_FFFF_FFFF
+        # Philox turns any two different keys into independent streams, so no hashing is needed
+        key = np.array([run, index], dtype=np.uint64)
+        self._generator.bit_generator.state = {
+            **self._start,
+            "state": {"counter": np.zeros(4, np.uint64), "key": key},
+        }
+        self._python.seed(run << 64 | index)
+        # at each item, because another data set may share the transform
+        self._transform.set_random_state(self._generator, self._python)
+        # copies: the cache is read-only, and a transform that does nothing would hand its pages on
+        return self._transform(**{name: np.array(array) for name, array in arrays.items()})
+
+
+class UnlabelledImages(_AugmentedItems):
+    """Images for pretraining.
+
+    Args:
+        images: uint8 (N, S, S, 3), for example a cache's memory map.
+        transform: from `segae.data.transforms`.
+        seed: with the epoch and the index, the only source of randomness.
+
+    Item `index` is a float32 tensor (3, S, S), normalised.
+    """
+
+    def __getitem__(self, index: int) -> Tensor:
+        index = _position(index, len(self))
+        return self._apply(index, image=self._images[index])["image"]
+
+
+class LabelledImages(_AugmentedItems):
+    """Images with masks for segmentation.
+
+    Args:
+        images: uint8 (N, S, S, 3).
+        masks: uint8 (N, S, S), class indices.
+        transform: from `segae.data.transforms`.
+        seed: with the epoch and the index, the only source of randomness.
+
+    Item `index` is (float32 tensor (3, S, S), normalised; int64 tensor (S, S), class indices).
+
+    Raises:
+        ValueError: there are not as many masks as images.
+    """
+
+    def __init__(self, images: np.ndarray, masks: np.ndarray, transform: Transform, seed: int) -> None:
+        super().__init__(images, transform, seed)
+        if len(images) != len(masks):
+            raise ValueError(f"{len(images)} images and {len(masks)} masks")
+        self._masks = masks
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        index = _position(index, len(self))
+        result = self._apply(index, image=self._images[index], mask=self._masks[index])
+        return result["image"], result["mask"].long()
+
+
+def _position(index: int, length: int) -> int:
+    """Count from the start, so that -1 is augmented as the last item; iteration needs the IndexError."""
+    position = index + length if index < 0 else index
+    if not 0 <= position < length:
+        raise IndexError(index)
+    return position

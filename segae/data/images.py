@@ -1,0 +1,204 @@
+"""Read any picture file as 8-bit RGB and any mask file as raw class values; remember what could not be read.
+
+The file name's extension is never trusted: the Oxford-IIIT Pet set holds `.jpg` files that are GIF or PNG.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from segae.errors import SegaeError
+
+logger = logging.getLogger("segae")
+
+_ORIENTATION_TAG = 0x0112
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImage(SegaeError):
+    """One file that could not be decoded; `path` and `reason` are attributes."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)  # both as args, so that the exception survives pickling
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} cannot be read: {self.reason}. Wanted an image that Pillow can open; "
+            f"replace or remove the file and type the same command again."
+        )
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decode any picture to what a camera would have given: upright 8-bit RGB.
+
+    Transparency is laid over white; 16-bit values are divided by 257 (65535 becomes 255); float values are
+    taken as 0..1, 0..255 or 0..65535, whichever is the first to hold the largest value; of an animation the
+    first frame counts; the EXIF orientation is applied.
+
+    Returns:
+        uint8 array (H, W, 3), RGB.
+
+    Raises:
+        UnreadableImage: the file is missing, damaged, of an unknown format, or holds negative or non-finite
+            values.
+    """
+    image, is_png, _ = _open(path)
+    try:
+        if image.mode.startswith(("I", "F")):
+            grey = _to_8_bit(np.asarray(image), is_png)
+            return np.repeat(grey[..., None], 3, axis=2)
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return np.array(image.convert("RGB"))
+    except (ValueError, OSError) as error:
+        raise UnreadableImage(path, str(error)) from error
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Decode a mask to the very numbers that stand in the file.
+
+    Palette images give their indices, 1-bit images 0 and 1, 16-bit images their 16-bit values. A colour image
+    whose channels are equal everywhere (and which is opaque) counts as grey.
+
+    Returns:
+        int32 array (H, W) of raw values.
+
+    Raises:
+        UnreadableImage: the file is missing or damaged.
+        SegaeError: the file is a picture, not a mask: colours, transparency, or values that are not whole.
+    """
+    image, _, bits_dropped = _open(path)
+    values = np.asarray(image)
+    if bits_dropped:
+        raise _not_a_mask(path, "colour channels of 16 bits, whose lower half Pillow drops")
+    if image.mode in ("LA", "PA", "RGBA"):
+        if values[..., -1].min(initial=255) < 255:
+            raise _not_a_mask(path, "partly transparent pixels")
+        values = values[..., :-1]
+    if values.ndim == 3:
+        if image.mode not in ("LA", "PA", "RGBA", "RGB") or (values != values[..., :1]).any():
+            raise _not_a_mask(path, f"colours (mode {image.mode})")
+        values = values[..., 0]
+    with np.errstate(invalid="ignore"):  # NaN in a float mask: the comparison below finds it
+        whole = values.astype(np.int32)
+    if not np.array_equal(values, whole):
+        raise _not_a_mask(path, "values that are no whole numbers")
+    return whole
+
+
+class _Opened(NamedTuple):
+    image: Image.Image
+    is_png: bool
+    bits_dropped: bool
+
+
+def _open(path: Path) -> _Opened:
+    """Read the bytes first, so that a failing disk and a damaged picture are told apart."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(path, error.strerror or str(error)) from error
+    if not data:
+        raise UnreadableImage(path, "the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data))
+        # of 16-bit colour Pillow keeps the upper halves; the only trace is here, before decoding
+        bits_dropped = image.mode[0] != "I" and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged files Pillow's plugins raise nearly every type there is
+        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UnreadableImage(path, reason or type(error).__name__) from error
+    return _Opened(_turn_upright(image), image.format == "PNG", bits_dropped)
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a damaged EXIF block does not make the picture unreadable
+        return image
+    method = _ORIENTATIONS.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _to_8_bit(values: np.ndarray, is_png: bool) -> np.ndarray:
+    """Scale one channel of wide values to 0..255.
+
+    The range of a 16-bit file is known; that of a 32-bit one is not written anywhere and follows from its
+    largest value.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not finite")
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"its values run from {low:g} to {high:g}, not within 0..1, 0..255 or 0..65535")
+    if values.dtype.itemsize == 2 or is_png:  # older Pillow opens a 16-bit PNG as 32-bit
+        top = 65535
+    else:
+        top = 1 if values.dtype.kind == "f" and high <= 1 else 255 if high <= 255 else 65535
+    return np.round(values * (255.0 / top)).astype(np.uint8)
+
+
+def _not_a_mask(path: Path, what: str) -> SegaeError:
+    return SegaeError(
+        f"{path} is no class mask: it holds {what}. Wanted one whole number per pixel, the class (an 8- or "
+        f"16-bit grey PNG or a palette PNG); convert the masks to index masks and type the same command "
+        "again."
+    )
+
+
+class Quarantine:
+    """The files that were left out of a run, each with the reason, so that training goes on without them."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[Path, str] = {}
+        self._reported = 0
+
+    def add(self, path: Path, reason: str) -> None:
+        """Remember a file; a file that is already there keeps its first reason."""
+        self._reasons.setdefault(path, reason)
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    @property
+    def items(self) -> tuple[tuple[Path, str], ...]:
+        """Pairs (path, reason) in the order in which they were added."""
+        return tuple(self._reasons.items())
+
+    def report(self) -> None:
+        """Log the count and the first few files; files that were reported before are not reported again."""
+        new = self.items[self._reported :]
+        self._reported = len(self)
+        if new:
+            first = "; ".join(f"{path} ({reason})" for path, reason in new[:3])
+            more = f"; and {len(new) - 3} more" if len(new) > 3 else ""
+            logger.warning("%d unreadable file(s) left out: %s%s", len(new), first, more)
+
+    def write(self, folder: Path) -> Path | None:
+        """Write `quarantine.csv` (path, reason) into the folder; return its path, or None if empty."""
+        if not self._reasons:
+            return None
+        target = folder / "quarantine.csv"
+        with target.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("path", "reason"), *self.items])
+        return target
