@@ -1,0 +1,99 @@
+"""Run phases on a Learner, and take them up again where an interrupted run stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segae.errors import SegaeError
+from segae.training.callbacks import EpochClock, EpochLog, ProgressBar, SaveResume
+from segae.training.checkpoint import load_resume_file
+from segae.training.schedule import Phase
+
+if TYPE_CHECKING:
+    from fastai.learner import Learner
+
+
+def fit(
+    learner: Learner,
+    phases: Sequence[Phase],
+    *,
+    log_csv: Path | None = None,
+    resume_file: Path | None = None,
+    resume: bool = False,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Train a Learner through the phases.
+
+    Args:
+        learner: from ``pretraining_learner`` or ``segmentation_learner``.
+        phases: from ``make_phases``.
+        log_csv: where the per-epoch log goes; None writes none.
+        resume_file: written after every epoch; None writes none.
+        resume: go on after the last epoch in ``resume_file``. On a CPU the result is bit for bit that of an
+            uninterrupted run.
+        report: called with each epoch's row.
+
+    Returns:
+        The log: a dict per epoch with epoch (1-based), phase, train_loss, lr_encoder, lr_head, images, seconds,
+        images_per_second and, with validation images, valid_loss and miou.
+
+    Raises:
+        SegaeError: the loss is not a number, or a file could not be written. What was saved stays.
+    """
+    clock: EpochClock = learner.epoch_clock
+    done, optimizer_state = 0, None
+    if resume and resume_file is not None:
+        state = load_resume_file(resume_file)
+        done, optimizer_state, clock.log = state["epochs_done"], state["optimizer"], state["log"]
+        _load_model(learner, state["model"], resume_file)
+    extra = [EpochLog(log_csv, report), ProgressBar()]
+    if resume_file is not None:
+        extra.append(SaveResume(resume_file))
+    clock.offset = 0
+    with learner.added_cbs(extra), learner.no_logging(), learner.no_bar():
+        for phase in phases:
+            start = min(max(done - clock.offset, 0), phase.epochs)
+            if start < phase.epochs:
+                _run_phase(learner, phase, start, optimizer_state)
+            clock.offset += phase.epochs
+    return clock.log
+
+
+def print_epoch(row: dict[str, Any]) -> None:
+    """One line for a finished epoch."""
+    parts = [f"epoch {row['epoch']:3d} {row['phase']:<8}", f"train loss {row['train_loss']:.4f}"]
+    if "valid_loss" in row:
+        parts.append(f"valid loss {row['valid_loss']:.4f}")
+    if "miou" in row:
+        parts.append(f"valid mIoU {row['miou']:.3f}")
+    print("  ".join([*parts, f"{row['images_per_second']:.0f} images/s"]), flush=True)
+
+
+def _run_phase(learner: Learner, phase: Phase, start: int, optimizer_state: dict[str, Any] | None) -> None:
+    clock: EpochClock = learner.epoch_clock
+    clock.phase, clock.frozen, clock.failure = phase.name, not phase.train_encoder, None
+    (learner.unfreeze if phase.train_encoder else learner.freeze)()  # both start with a fresh optimizer state
+    if start and optimizer_state is not None:
+        learner.opt.load_state_dict(optimizer_state)
+    groups = len(learner.opt.param_lists)
+    rates = [phase.lr_encoder, phase.lr_head][-groups:]
+    learner.fit_one_cycle(
+        phase.epochs,
+        rates,
+        pct_start=phase.warmup,
+        div=phase.start_divisor,
+        start_epoch=start,
+    )
+    if clock.failure is not None:
+        raise clock.failure
+
+
+def _load_model(learner: Learner, state: dict[str, Any], path: Path) -> None:
+    try:
+        learner.model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise SegaeError(
+            f"{path} is of another model: {str(error).splitlines()[-1].strip()}. Start again with --overwrite."
+        ) from error

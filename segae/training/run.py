@@ -1,0 +1,140 @@
+"""A run: its seed, its folder, its frozen configuration and where its numbers come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import random
+import shutil
+import subprocess
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import segae
+from segae.errors import SegaeError
+from segae.files import write_json
+
+RESUME_FILE = "resume.pt"
+DONE_FILE = "metrics.json"
+_FREE = ("device", "workers")  # may differ between the parts of one run
+_PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "fastai", "albumentations", "numpy")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch; the only place where global random state is set."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries below us still draw from it
+    torch.manual_seed(seed)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed in [0, 2**32) for one epoch of one run: a resumed run draws what an uninterrupted one would have."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def versions() -> str:
+    """The libraries that decide a number, as one CSV-friendly string."""
+    parts = [f"python {platform.python_version()}", f"segae {segae.__version__}"]
+    parts += [f"{name} {metadata.version(name)}" for name in _PACKAGES]
+    return "; ".join(parts)
+
+
+def commit() -> str:
+    """The commit of the checkout that runs, with ``+changes`` if it was edited; empty outside a checkout."""
+    here = Path(__file__).resolve().parent.parent.parent
+    if not (here / ".git").exists():
+        return ""
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        edited = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", "segae"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+changes" if edited else "")
+
+
+def device_name(device: torch.device) -> str:
+    """The hardware in words, for result rows."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def provenance(device: torch.device) -> dict[str, str]:
+    """Commit, versions, device and date (UTC) of a run."""
+    return {
+        "commit": commit(),
+        "versions": versions(),
+        "device": device_name(device),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+
+
+def open_run_folder(folder: Path, config: Any, *, resume: bool, overwrite: bool) -> bool:
+    """Make the run folder, or take up the one that is there, and write the resolved configuration into it.
+
+    Args:
+        folder: where everything of the run goes.
+        config: the task's frozen dataclass.
+        resume: go on after the last finished epoch if the folder holds one.
+        overwrite: throw away what an earlier run left there.
+
+    Returns:
+        True if training should go on from the folder's resume file.
+
+    Raises:
+        SegaeError: the folder holds another run and neither flag is given, or its configuration differs.
+    """
+    resolved = resolved_config(config)
+    config_file = folder / "config.json"
+    old = _read_config(config_file)
+    if old is None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise SegaeError(
+                f"{folder} exists and is not a run folder of segae; nothing in it is touched. Choose another --out."
+            )
+    elif overwrite:
+        shutil.rmtree(folder)
+    elif not resume:
+        raise SegaeError(
+            f"{folder} already holds a run; add --resume to go on with it, --overwrite to start it again, "
+            f"or choose another --out."
+        )
+    elif different := [key for key in resolved if key not in _FREE and old.get(key) != resolved[key]]:
+        seen = "; ".join(f"{key} was {old.get(key)!r}, now {resolved[key]!r}" for key in different)
+        raise SegaeError(
+            f"{folder} cannot be resumed with another configuration ({seen}); repeat the first command with "
+            f"--resume, or choose another --out."
+        )
+    write_json(config_file, resolved)
+    return (folder / RESUME_FILE).exists()
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    """The configuration of an earlier run, or None if this is not a file that a run of segae wrote."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "task" in content else None
+
+
+def resolved_config(config: Any) -> dict[str, Any]:
+    """The configuration as plain JSON values with the task's name, without the fields that say how to start."""
+    fields = {"task": type(config).__name__, **dataclasses.asdict(config)}
+    for start in ("resume", "overwrite"):
+        fields.pop(start, None)
+    return json.loads(json.dumps(fields, default=str))

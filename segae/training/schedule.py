@@ -1,0 +1,131 @@
+"""The schedule: freeze the encoder for some epochs, then fine-tune everything. No framework in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import nn
+
+from segae.errors import SegaeError
+
+BatchNormMode = Literal["strict", "eval", "train"]
+"""What the encoder's BatchNorm layers do.
+
+strict: while the encoder is frozen they are frozen too, statistics and affine parameters; afterwards they train.
+eval: their running statistics never move; the affine parameters train once the encoder does.
+train: they always train, in the frozen epochs too (fastai's default).
+"""
+
+LR_RATIO: dict[str, float] = {"random": 1.0, "imagenet": 0.3, "autoencoder": 1.0}
+"""Encoder learning rate over head learning rate once everything trains, for each kind of init.
+
+fastai's own default (0.01 at the first layer) starves an encoder that comes from a short pretraining.
+"""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of epochs under one one-cycle learning-rate curve.
+
+    Attributes:
+        name: "frozen" or "full", as it stands in the log.
+        epochs: how many.
+        lr_encoder: peak learning rate of the encoder (unused while it is frozen).
+        lr_head: peak learning rate of everything else.
+        warmup: share of the phase, in (0, 1), in which the rate rises.
+        start_divisor: the rate starts at its peak divided by this.
+        train_encoder: whether the encoder's weights move.
+    """
+
+    name: str
+    epochs: int
+    lr_encoder: float
+    lr_head: float
+    warmup: float
+    start_divisor: float
+    train_encoder: bool
+
+
+def make_phases(freeze_epochs: int = 1, epochs: int = 3, lr: float = 2e-3, lr_ratio: float = 1.0) -> tuple[Phase, ...]:
+    """The two phases of freeze-then-fine-tune.
+
+    The curve follows fastai's ``fine_tune``: the frozen epochs rise almost to their end, then the full ones
+    run at half the rate; only the encoder's share is ours to choose (``lr_ratio``).
+
+    Args:
+        freeze_epochs: epochs with the encoder frozen, 0 or more.
+        epochs: epochs with everything training, 0 or more.
+        lr: peak learning rate of the head while the encoder is frozen, above 0.
+        lr_ratio: encoder rate over head rate in the full epochs, above 0.
+
+    Raises:
+        SegaeError: a value out of range, or no epoch at all.
+    """
+    if freeze_epochs < 0 or epochs < 0 or freeze_epochs + epochs == 0:
+        raise SegaeError(
+            f"the schedule is {freeze_epochs} frozen + {epochs} full epochs; both must be 0 or more and their sum "
+            f"at least 1, for example --freeze-epochs 1 --epochs 3."
+        )
+    if lr <= 0 or lr_ratio <= 0:
+        raise SegaeError(f"lr is {lr} and lr_ratio is {lr_ratio}; both must be above 0, for example --lr 0.002.")
+    phases = (
+        Phase("frozen", freeze_epochs, lr * lr_ratio, lr, 0.99, 25.0, train_encoder=False),
+        Phase("full", epochs, lr / 2 * lr_ratio, lr / 2, 0.3, 5.0, train_encoder=True),
+    )
+    return tuple(phase for phase in phases if phase.epochs)
+
+
+def parameter_groups(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Two groups, the encoder's parameters and all others: what fastai calls a splitter.
+
+    Raises:
+        SegaeError: the model has no ``encoder`` (without it, freezing would silently freeze nothing).
+    """
+    if not isinstance(getattr(model, "encoder", None), nn.Module):
+        raise SegaeError(
+            f"{type(model).__name__} has no attribute 'encoder', so there is nothing to freeze; pass a model from "
+            f"segae.create_segmenter, or name your backbone 'encoder'."
+        )
+    encoder = list(model.encoder.parameters())  # type: ignore[union-attr]
+    theirs = {id(parameter) for parameter in encoder}
+    return [encoder, [parameter for parameter in model.parameters() if id(parameter) not in theirs]]
+
+
+def check_batchnorm_mode(mode: str) -> None:
+    """Raise SegaeError unless ``mode`` is a BatchNormMode."""
+    if mode not in get_args(BatchNormMode):
+        raise SegaeError(f"bn_mode is {mode!r}; it must be one of {', '.join(get_args(BatchNormMode))}.")
+
+
+def set_encoder_mode(model: nn.Module, bn_mode: str, *, frozen: bool) -> None:
+    """Put the encoder's layers in the mode that ``bn_mode`` asks for; call it after ``model.train()``.
+
+    In the strict mode a frozen encoder is wholly in evaluation mode: dropout and stochastic depth rest too.
+    """
+    encoder: nn.Module = model.encoder  # type: ignore[assignment]
+    if frozen and bn_mode != "train":
+        encoder.eval()
+    elif bn_mode == "eval":
+        for layer in encoder.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
+
+
+def make_pretraining_phase(epochs: int, lr: float, warmup: float = 0.1) -> tuple[Phase, ...]:
+    """One phase in which everything trains: a short rise, then a cosine down to nothing.
+
+    Args:
+        epochs: 1 or more.
+        lr: peak learning rate, above 0.
+        warmup: share of the steps in which the rate rises, in (0, 1).
+
+    Raises:
+        SegaeError: a value out of range.
+    """
+    if epochs < 1 or lr <= 0 or not 0 < warmup < 1:
+        raise SegaeError(
+            f"epochs is {epochs}, lr is {lr} and warmup is {warmup}; wanted epochs of 1 or more, lr above 0 and "
+            f"warmup between 0 and 1, for example --epochs 20 --lr 0.001."
+        )
+    return (Phase("pretrain", epochs, lr, lr, warmup, 25.0, train_encoder=True),)
