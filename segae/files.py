@@ -37,7 +37,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise SegaeError(
             f"could not write {path}: {error.strerror or error}. {_free_space(path.parent)} "
             f"{'The file that was there before is untouched. ' if path.exists() else ''}"
-            f"Free some space or choose another folder with --out, then run the same command with --resume."
+            f"Free some space or choose another folder with --out, then run the same command again."
         ) from error
     finally:
         if temporary is not None:

@@ -18,6 +18,7 @@ from segae.errors import SegaeError
 from segae.files import write_atomically
 from segae.objectives.presets import Objective
 from segae.training.checkpoint import save_resume_file
+from segae.training.evaluation import softmax_winner
 from segae.training.metrics import confusion_matrix
 from segae.training.run import epoch_seed, seed_everything
 from segae.training.schedule import set_encoder_mode
@@ -154,8 +155,8 @@ class StopOnNaN(Callback):
             clock.stop(
                 SegaeError(
                     f"the loss became {float(self.learn.loss_grad.detach()):g} by step {self.steps} of epoch "
-                    f"{clock.now + 1}; training stopped and the checkpoint of the last good epoch is kept. Start again with a "
-                    f"smaller learning rate (it peaks at {self._rate():g}; try --lr with a third of yours)."
+                    f"{clock.now + 1}; training stopped and the checkpoint of the last good epoch is kept. Start "
+                    f"again with a smaller learning rate (it was {self._rate():g}; try --lr with a third of yours)."
                 )
             )
 
@@ -298,7 +299,7 @@ class MeanIoU(Metric):
 
     def accumulate(self, learn: Any) -> None:
         """Add a batch: logits (B, K, H, W) against class indices (B, H, W)."""
-        self.confusion += confusion_matrix(learn.pred.argmax(1), learn.yb[0], self.classes).cpu()
+        self.confusion += confusion_matrix(softmax_winner(learn.pred), learn.yb[0], self.classes).cpu()
 
     @property
     def value(self) -> float:

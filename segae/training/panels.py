@@ -42,13 +42,15 @@ def segmentation_sheet(
     images: Sequence[np.ndarray],
     truths: Sequence[np.ndarray],
     predictions: Sequence[np.ndarray],
+    classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
     path: Path,
 ) -> None:
     """Write a sheet of image (uint8 H, W, 3), true and predicted mask (class indices H, W), one row each."""
+    legend = dict(zip(classes, palette, strict=True))
     columns = {
         "image": list(images),
         "truth": [colour_mask(mask, palette) for mask in truths],
         "prediction": [colour_mask(mask, palette) for mask in predictions],
     }
-    contact_sheet(columns, path)
+    contact_sheet(columns, path, legend=legend)

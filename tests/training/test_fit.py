@@ -158,7 +158,7 @@ def test_a_damaged_resume_file_is_refused(tmp_path):
     path = tmp_path / "resume.pt"
     save_resume_file(path, {"model": {"a": torch.ones(1000)}})
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(SegaeError, match="damaged.*--overwrite"):
+    with pytest.raises(SegaeError, match=r"damaged.*--overwrite"):
         load_resume_file(path)
 
 

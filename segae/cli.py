@@ -1,0 +1,120 @@
+"""The command line: one subcommand for each task, its flags made from the task's configuration."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from segae.errors import SegaeError
+from segae.tasks import compare, data, evaluate, predict, pretrain, quickstart, segment
+
+_TASKS: dict[str, tuple[type, Callable[[Any], Any]]] = {
+    "data-pets": (data.DataPets, data.run_pets),
+    "data-drawn": (data.DataDrawn, data.run_drawn),
+    "pretrain": (pretrain.Pretrain, pretrain.run),
+    "segment": (segment.Segment, segment.run),
+    "evaluate": (evaluate.Evaluate, evaluate.run),
+    "predict": (predict.Predict, predict.run),
+    "compare": (compare.Compare, compare.run),
+    "quickstart": (quickstart.Quickstart, quickstart.run),
+}
+
+_DataCommand = Annotated[
+    Annotated[data.DataPets, tyro.conf.subcommand("pets")] | Annotated[data.DataDrawn, tyro.conf.subcommand("drawn")],
+    tyro.conf.subcommand("data", description="Get a data set: the real Oxford-IIIT Pets, or drawn ones."),
+]
+_Command = (
+    _DataCommand
+    | Annotated[pretrain.Pretrain, tyro.conf.subcommand("pretrain")]
+    | Annotated[segment.Segment, tyro.conf.subcommand("segment")]
+    | Annotated[evaluate.Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[predict.Predict, tyro.conf.subcommand("predict")]
+    | Annotated[compare.Compare, tyro.conf.subcommand("compare")]
+    | Annotated[quickstart.Quickstart, tyro.conf.subcommand("quickstart")]
+)
+_ABOUT = (
+    "Pretrain a convolutional autoencoder on unlabelled images, segment with its encoder, measure the gain. "
+    "Every command takes --config FILE: the config.json of an earlier run, as defaults."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; leaves the process with 0, 2 (a mistake the user can mend), 1 (ours) or 130 (interrupted)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        config = tyro.cli(_Command, prog="segae", description=_ABOUT, args=_with_config_file(given))
+        for kind, run in _TASKS.values():
+            if isinstance(config, kind):
+                run(config)
+    except SegaeError as error:
+        print(f"segae: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nsegae: interrupted; repeat the command with --resume to go on.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        print(f"segae: unexpected {type(error).__name__}: {error}. {_keep_traceback()}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _keep_traceback() -> str:
+    with tempfile.NamedTemporaryFile("w", prefix="segae-", suffix=".log", delete=False) as file:
+        file.write(traceback.format_exc())
+    return f"This is a fault of segae, not yours; please report it with the file {file.name}."
+
+
+def _with_config_file(arguments: list[str]) -> list[str]:
+    """Replace ``--config FILE`` by the flags that FILE stands for; flags given beside it win.
+
+    Raises:
+        SegaeError: the file cannot be read, is of another command, or holds a key the command does not know.
+    """
+    if "--config" not in arguments:
+        return arguments
+    position = arguments.index("--config")
+    if position == 0 or position + 1 == len(arguments):
+        raise SegaeError("--config needs a command before it and a file after it: segae segment --config FILE.")
+    command, path = arguments[0], Path(arguments[position + 1])
+    rest = arguments[1:position] + arguments[position + 2 :]
+    if command not in _TASKS:
+        raise SegaeError(f"{command!r} takes no --config; the commands that do are {', '.join(_TASKS)}.")
+    content = _read_config(path, _TASKS[command][0])
+    given = {flag.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for flag in rest}
+    flags = [word for key, value in content.items() if key not in given for word in _as_flag(key, value)]
+    return [command, *flags, *rest]
+
+
+def _read_config(path: Path, kind: type) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SegaeError(f"{path} is not a configuration: {error}. Give the config.json of a run folder.") from error
+    if not isinstance(content, dict):
+        raise SegaeError(f"{path} holds a {type(content).__name__}, wanted an object of settings.")
+    task = content.pop("task", kind.__name__)
+    if task != kind.__name__:
+        raise SegaeError(f"{path} is the configuration of {task}, not of {kind.__name__}; use it with that command.")
+    known = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {close[0]!r}? " if close else ""
+            raise SegaeError(f"{path} has the unknown key {key!r}. {hint}The keys are {', '.join(known)}.")
+    return content
+
+
+def _as_flag(key: str, value: Any) -> list[str]:
+    flag = f"--{key.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{key.replace('_', '-')}"]
+    if isinstance(value, list):
+        return [flag, *map(str, value)] if value else []
+    return [flag, str(value)]

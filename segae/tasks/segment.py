@@ -1,0 +1,246 @@
+"""Fine-tune a segmenter: freeze the encoder for one epoch, then train everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from segae.data.cache import CachedPairs
+    from segae.data.dataset import SegmentationData
+    from segae.models.encoder import EncoderDescription
+    from segae.training.cost import Cost
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Fine-tune a segmenter with a per-pixel softmax head: freeze the encoder for one epoch, then train everything.
+
+    Writes model.safetensors, log.csv, curves.png, sheet.png and metrics.json into the run folder. The test
+    split is not read: `segae evaluate` does that, once.
+    """
+
+    data: Path
+    """A data set: the official Oxford-IIIT Pets layout, or a folder with images/ and masks/."""
+    out: Path = Path("runs/segment")
+    """Run folder."""
+    encoder: str = "tf_efficientnet_lite0"
+    """Name of any convolutional network in timm."""
+    init: str = "random"
+    """Where the encoder starts: random, imagenet, or the path of an encoder.safetensors."""
+    decoder: str = "unet"
+    """Any decoder of segmentation-models-pytorch, or linear: a 1x1 convolution on the upsampled features."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of their mask values; not needed for Pets or when the folder has a classes.txt."""
+    image_size: int | None = None
+    """Side of the square input in pixels; none takes the encoder's own (the size of its pretraining)."""
+    freeze_epochs: int = 1
+    """Epochs with the encoder frozen."""
+    epochs: int = 3
+    """Epochs after that, with everything training."""
+    batch_size: int = 16
+    """Images per optimizer step."""
+    lr: float = 4e-3
+    """Peak learning rate of the head in the frozen epochs; the full epochs peak at half of it."""
+    lr_ratio: float | None = None
+    """Encoder over head learning rate in the full epochs; none takes the default of the kind of init."""
+    bn_mode: Literal["strict", "eval", "train"] = "strict"
+    """Encoder BatchNorm: strict rests while frozen, eval never moves its statistics, train always trains."""
+    labels: int | None = None
+    """Number of labelled training images to use, drawn by seed; none takes all."""
+    val_fraction: float = 0.1
+    """Share of the labelled training images kept apart for validation, in [0, 1)."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and of the labelled subset."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of forward and loss; auto takes bfloat16 on CUDA."""
+    workers: int = 0
+    """Processes that prepare images; 0 is right for the cached images of this task."""
+    resume: bool = False
+    """Go on after the last finished epoch in the run folder."""
+    overwrite: bool = False
+    """Throw away an earlier run in the run folder."""
+
+
+def run(config: Segment) -> Path:
+    """Fine-tune as configured.
+
+    Returns:
+        The path of model.safetensors.
+
+    Raises:
+        SegaeError: see the messages; nothing finished is lost.
+    """
+    from segae.data.images import Quarantine
+    from segae.data.open import open_dataset
+    from segae.models.encoder import create_encoder, output_stride, require_size
+    from segae.models.segmenter import create_segmenter
+    from segae.training.cost import measured
+    from segae.training.device import choose_device
+    from segae.training.fit import fit, print_epoch
+    from segae.training.learner import segmentation_learner
+    from segae.training.run import RESUME_FILE, open_run_folder, seed_everything
+    from segae.training.schedule import check_batchnorm_mode, make_phases
+
+    device = choose_device(config.device)
+    data = open_dataset(config.data, config.classes)
+    seed_everything(config.seed)
+    encoder, description = create_encoder(config.encoder, config.init)
+    size = config.image_size or description.image_size
+    require_size(size, output_stride(encoder))
+    lr_ratio = config.lr_ratio or default_lr_ratio(description)
+    phases = make_phases(config.freeze_epochs, config.epochs, config.lr, lr_ratio)
+    check_batchnorm_mode(config.bn_mode)
+    model = create_segmenter(encoder, config.encoder, config.decoder, len(data.classes)).to(device)
+    resume = open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite)
+    print(f"encoder {config.encoder}, init {config.init}: {description.source}")
+
+    quarantine = Quarantine()
+    train, valid = cache_labelled(data, size, config.labels, config.val_fraction, config.seed, quarantine)
+    quarantine.report()
+    quarantine.write(config.out)
+    loaders = labelled_loaders(train, valid, size, description, config.batch_size, device, config.workers, config.seed)
+    print(f"{len(train.pairs)} training images, {config.freeze_epochs} + {config.epochs} epochs on {device}")
+    learner = segmentation_learner(
+        loaders,
+        model,
+        classes=len(data.classes),
+        bn_mode=config.bn_mode,
+        precision=config.precision,
+        seed=config.seed,
+    )
+    with measured(device) as cost:
+        log = fit(
+            learner,
+            phases,
+            log_csv=config.out / "log.csv",
+            resume_file=config.out / RESUME_FILE,
+            resume=resume,
+            report=print_epoch,
+        )
+    return _finish(config, model, description, data, size, lr_ratio, train, valid, log, cost, device)
+
+
+def default_lr_ratio(description: EncoderDescription) -> float:
+    """The learning-rate ratio that suits an encoder's kind of init."""
+    from segae.training.schedule import LR_RATIO
+
+    kind = "autoencoder" if "ae:" in description.init else description.init
+    return LR_RATIO[kind]
+
+
+def cache_labelled(
+    data: SegmentationData, size: int, labels: int | None, val_fraction: float, seed: int, quarantine: Any
+) -> tuple[CachedPairs, CachedPairs | None]:
+    """The training split decoded once, as (training, validation or None); validation comes out of ``labels``."""
+    from segae.data.cache import cache_pairs
+    from segae.data.dataset import split_off_validation, take_labels
+
+    chosen = take_labels(data.splits["train"], labels, seed)
+    train, valid = split_off_validation(chosen, val_fraction, seed)
+    cached = cache_pairs(train, size, data.mask_values, quarantine)
+    return cached, cache_pairs(valid, size, data.mask_values, quarantine) if valid else None
+
+
+def labelled_loaders(
+    train: CachedPairs,
+    valid: CachedPairs | None,
+    size: int,
+    description: EncoderDescription,
+    batch_size: int,
+    device: torch.device,
+    workers: int,
+    seed: int,
+) -> Any:
+    """Loaders with the training augmentation, normalised as the encoder was."""
+    from segae.data.batches import LabelledImages
+    from segae.data.transforms import eval_transform, train_transform
+    from segae.training.learner import make_loaders
+
+    normalisation = (size, description.mean, description.std)
+    return make_loaders(
+        LabelledImages(train.images, train.masks, train_transform(*normalisation), seed),
+        None if valid is None else LabelledImages(valid.images, valid.masks, eval_transform(*normalisation), seed),
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+        seed=seed,
+    )
+
+
+def _finish(
+    config: Segment,
+    model: nn.Module,
+    description: EncoderDescription,
+    data: SegmentationData,
+    size: int,
+    lr_ratio: float,
+    train: CachedPairs,
+    valid: CachedPairs | None,
+    log: Sequence[dict[str, Any]],
+    cost: Cost,
+    device: torch.device,
+) -> Path:
+    """Write the model file, the pictures and the metrics of the last epoch."""
+    from segae.data.dataset import split_hash
+    from segae.files import write_json
+    from segae.models.segmenter import SegmenterDescription, save_segmenter
+    from segae.training.evaluation import predict_masks
+    from segae.training.figures import training_curves
+    from segae.training.panels import segmentation_sheet
+    from segae.training.run import DONE_FILE, provenance
+
+    source = provenance(device)
+    details: dict[str, str | int | float] = {
+        "init": description.init,
+        "source": description.source,
+        "transfer": "encoder",
+        "dataset": data.name,
+        "labels": len(train.pairs),
+        "label_fraction": len(train.pairs) / len(data.splits["train"]),
+        "encoder": config.encoder,
+        "decoder": config.decoder,
+        "image_size": size,
+        "split_hash": split_hash(pair.name for pair in train.pairs),
+        "freeze_epochs": config.freeze_epochs,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "lr": config.lr,
+        "lr_ratio": lr_ratio,
+        "bn_mode": config.bn_mode,
+        "seed": config.seed,
+        "seconds": sum(row["seconds"] for row in log),
+        "peak_memory_mb": cost.peak_memory_mb,
+        **source,
+    }
+    target = config.out / "model.safetensors"
+    described = SegmenterDescription(
+        encoder=config.encoder,
+        decoder=config.decoder,
+        classes=data.classes,
+        palette=data.palette,
+        mask_values=data.mask_values,
+        in_channels=description.in_channels,
+        mean=description.mean,
+        std=description.std,
+        image_size=size,
+        details=details,
+    )
+    save_segmenter(target, model, described)
+    shown = train if valid is None else valid
+    images, truths = shown.images[:8], shown.masks[:8]
+    predictions = predict_masks(model, images, described.mean, described.std, device=device)
+    segmentation_sheet(
+        list(images), list(truths), list(predictions), data.classes, data.palette, config.out / "sheet.png"
+    )
+    training_curves(config.out / "log.csv", config.out / "curves.png")
+    write_json(config.out / DONE_FILE, {"last_epoch": log[-1], "split": "val" if valid else "train", **details})
+    print(f"wrote {target}")
+    return target

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from segae.data.images import read_image
+from segae.data.resize import resize_image
+from segae.data.transforms import eval_transform
+from segae.errors import SegaeError
+from segae.models.segmenter import load_segmenter
+from segae.tasks.predict import Predict, run
+from segae.training.prediction import output_stems
+
+MakeSegmenter = Callable[..., Path]
+
+
+def draw(path: Path, width: int = 90, height: int = 60, seed: int = 0, **save: object) -> Path:
+    """A smooth random picture, so that a resized one still looks like it."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 9, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path, **save)
+    return path
+
+
+def expected_probabilities(model_file: Path, image_file: Path) -> NDArray[np.float32]:
+    """The same by the shortest way: one image, albumentations' normalisation, no batches, no library code."""
+    model, description = load_segmenter(model_file)
+    image = read_image(image_file)
+    transform = eval_transform(64, description.mean, description.std)
+    image_chw = transform(image=resize_image(image, 64))["image"]
+    with torch.no_grad():
+        logits = model.eval()(image_chw[None])
+        logits = torch.nn.functional.interpolate(logits, image.shape[:2], mode="bilinear")
+    return logits.softmax(dim=1)[0].numpy()
+
+
+def assert_is_winner(mask: NDArray, probabilities_khw: NDArray) -> None:
+    """Equal to the argmax but for pixels where two classes tie to rounding."""
+    won = np.take_along_axis(probabilities_khw, mask[None].astype(int), axis=0)[0]
+    assert (won >= probabilities_khw.max(axis=0) - 1e-4).all()
+
+
+def test_masks_are_the_softmax_winners_at_the_original_size(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    model = make_segmenter()
+    images = [draw(tmp_path / "in" / f"{i}.png", 90 + 7 * i, 61 + 30 * i, seed=i) for i in range(3)]
+    masks = run(Predict(model, tmp_path / "in", tmp_path / "out", batch_size=2, device="cpu"))
+    assert masks == tuple(tmp_path / "out" / f"{i}.png" for i in range(3))
+    seen = set()
+    for image, path in zip(images, masks, strict=True):
+        with Image.open(path) as mask, Image.open(image) as original:
+            assert mask.mode == "P"
+            assert mask.size == original.size
+            values = np.asarray(mask)
+            assert mask.getpalette()[:9] == [0, 200, 90, 40, 170, 90, 80, 140, 90]
+        assert_is_winner(values, expected_probabilities(model, image))
+        seen |= set(np.unique(values))
+    assert seen == {0, 1, 2}  # a model that says the same everywhere would prove nothing
+
+
+def test_probabilities_and_overlay_agree_with_the_mask(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    model, image = make_segmenter(), draw(tmp_path / "cat.png")
+    out = tmp_path / "out"
+    (mask_file,) = run(Predict(model, image, out, probabilities=True, device="cpu"))
+    mask = np.asarray(Image.open(mask_file))
+    with np.load(out / "cat_probabilities.npz") as stored:
+        probabilities = stored["probabilities"]
+        assert stored["classes"].tolist() == ["pet", "background", "border"]
+    assert probabilities.dtype == np.float16
+    assert probabilities.shape == (3, 60, 90)
+    assert probabilities.astype(float).sum(axis=0) == pytest.approx(1, abs=2e-3)
+    assert probabilities == pytest.approx(expected_probabilities(model, image), abs=2e-3)
+    palette = np.array([(0, 200, 90), (40, 170, 90), (80, 140, 90)])
+    expected = (read_image(image) + palette[mask]) / 2
+    overlay = np.asarray(Image.open(out / "cat_overlay.jpg"))
+    assert np.abs(overlay - expected).mean() < 4  # JPEG
+
+
+def test_only_what_was_asked_for_is_written(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    run(Predict(make_segmenter(), draw(tmp_path / "cat.png"), tmp_path / "out", overlay=False, device="cpu"))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cat.png", "config.json"}
+
+
+def test_a_turned_photograph_gives_an_upright_mask(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees
+    turned = draw(tmp_path / "turned.jpg", 90, 60, exif=exif)
+    model = make_segmenter()
+    (mask_file,) = run(Predict(model, turned, tmp_path / "out", device="cpu"))
+    with Image.open(mask_file) as mask:
+        assert mask.size == (60, 90)
+        assert_is_winner(np.asarray(mask), expected_probabilities(model, turned))
+
+
+def test_the_batch_size_does_not_matter(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    model = make_segmenter()
+    for index in range(3):
+        draw(tmp_path / "in" / f"{index}.png", seed=index)
+    outputs = []
+    for size in (1, 3):
+        masks = run(Predict(model, tmp_path / "in", tmp_path / f"out{size}", batch_size=size, device="cpu"))
+        outputs.append(np.stack([np.asarray(Image.open(mask)) for mask in masks]))
+    assert (outputs[0] == outputs[1]).mean() > 0.999
+
+
+def test_folders_are_kept_and_equal_stems_do_not_overwrite_each_other(
+    make_segmenter: MakeSegmenter, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    for index, name in enumerate(["a.jpg", "a.png", "b.png", "deep/er/a.png"]):
+        draw(source / name, 40 + index, 30)
+    masks = run(Predict(make_segmenter(), source, tmp_path / "out", device="cpu"))
+    sizes = {mask.relative_to(tmp_path / "out").as_posix(): Image.open(mask).size[0] for mask in masks}
+    assert sizes == {"a_jpg.png": 40, "a_png.png": 41, "b.png": 42, "deep/er/a.png": 43}
+
+
+def test_names_stay_apart_even_when_the_longer_one_is_taken() -> None:
+    names = ["a.jpg", "A.png", "a_jpg.bmp", "a_jpg.gif", "c", "c.tar.png"]
+    stems = output_stems([Path("in", name) for name in names], Path("in"))
+    lowered = [str(stem).lower() for stem in stems.values()]
+    assert len(set(lowered)) == len(names)
+    assert str(stems[Path("in/c.tar.png")]) == "c.tar"
+
+
+def test_unreadable_images_are_left_out_and_listed(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    draw(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    masks = run(Predict(make_segmenter(), tmp_path / "in", tmp_path / "out", device="cpu"))
+    assert [mask.name for mask in masks] == ["good.png"]
+    with (tmp_path / "out" / "quarantine.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["path"].endswith("broken.jpg")
+    assert row["reason"]
+
+
+def test_nothing_readable_is_an_error_that_names_the_list(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff no picture")
+    with pytest.raises(SegaeError, match=r"None of the 1 image.*quarantine\.csv"):
+        run(Predict(make_segmenter(), broken, tmp_path / "out", device="cpu"))
+    assert (tmp_path / "out" / "quarantine.csv").exists()
+
+
+@pytest.mark.parametrize("out", ["in", "in/masks", "."])
+def test_results_never_land_among_the_images(make_segmenter: MakeSegmenter, tmp_path: Path, out: str) -> None:
+    image = draw(tmp_path / "in" / "cat.png")
+    source = tmp_path / "in" if out != "." else draw(tmp_path / "lone.png")
+    before = image.read_bytes()
+    with pytest.raises(SegaeError, match="would mix with the images"):
+        run(Predict(make_segmenter(), source, tmp_path / out, device="cpu"))
+    assert image.read_bytes() == before
+
+
+def test_bad_values_are_errors(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    model, image = make_segmenter(), draw(tmp_path / "cat.png")
+    with pytest.raises(SegaeError, match="batch size is 0"):
+        run(Predict(model, image, tmp_path / "out", batch_size=0, device="cpu"))
+    with pytest.raises(SegaeError, match="There is no"):
+        run(Predict(model, tmp_path / "nowhere", tmp_path / "out", device="cpu"))
+    with pytest.raises(SegaeError, match=r"weight file .*nowhere"):
+        run(Predict(tmp_path / "nowhere.safetensors", image, tmp_path / "out", device="cpu"))
