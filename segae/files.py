@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,25 +23,49 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         SegaeError: the content could not be written (disk full, no permission). ``path`` is as it was before.
     """
-    temporary = None
+    write_together({path: write})
+
+
+def write_together(writers: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
+    """Write several files so that each is either the old one or the new one, never a part of it.
+
+    All bytes reach the disk under temporary names in the target folders first; only then are the targets
+    replaced. A full disk therefore costs nothing that was there before.
+
+    Args:
+        writers: for each file to make or replace, what fills it.
+
+    Raises:
+        SegaeError: a file could not be written; all of them are as they were before.
+    """
+    temporaries: dict[Path, Path] = {}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            write(file)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # temporary files are private; what a run leaves behind is not
-        temporary.replace(path)
+        for path, write in writers.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+                temporaries[path] = Path(file.name)
+                write(file)  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            _give_default_permissions(temporaries[path])
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
     except OSError as error:
+        names, folder = " and ".join(map(str, writers)), next(iter(writers)).parent
         raise SegaeError(
-            f"could not write {path}: {error.strerror or error}. {_free_space(path.parent)} "
-            f"{'The file that was there before is untouched. ' if path.exists() else ''}"
-            f"Free some space or choose another folder with --out, then run the same command again."
+            f"could not write {names}: {error.strerror or error}. {_free_space(folder)} What was there before is "
+            f"untouched. Free some space or choose another folder with --out, then run the same command again."
         ) from error
     finally:
-        if temporary is not None:
+        for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
+
+
+def _give_default_permissions(path: Path) -> None:
+    """Undo the owner-only mode of temporary files: what a run leaves behind is as readable as any output."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,60 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from segae.errors import SegaeError
+from segae.files import write_together
 
 FORMAT_VERSION = "1"
 _PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".tar")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save since 1.6 (a zip), and a bare pickle
-
-
-def write_files(contents: Mapping[Path, bytes]) -> None:
-    """Write several files so that each is either the old one or the new one, never a part of it.
-
-    All bytes reach the disk under temporary names in the target folders first; only then are the targets
-    replaced. A full disk therefore costs nothing that was there before.
-
-    Raises:
-        SegaeError: A file cannot be written; the temporary files are gone and the old ones untouched.
-    """
-    temporaries: dict[Path, Path] = {}
-    try:
-        for path, data in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-            temporaries[path] = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            _give_default_permissions(Path(name))
-        for path, temporary in temporaries.items():
-            temporary.replace(path)
-    except OSError as error:
-        names = " and ".join(str(path) for path in contents)
-        raise SegaeError(
-            f"could not write {names}: {error.strerror or error}. What was there before is untouched. "
-            "Free some space, or choose another output folder, and run the same command again."
-        ) from error
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
-
-
-def _give_default_permissions(path: Path) -> None:
-    """Undo mkstemp's owner-only mode: a weight file is as readable as any other output."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
 
 
 def write_weights(
@@ -78,7 +39,12 @@ def write_weights(
     # safetensors refuses strided views; channels_last training leaves exactly those
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     header = {"segae_format": FORMAT_VERSION, **metadata}
-    write_files({Path(path): save(tensors, metadata=header), **(beside or {})})
+    contents = {Path(path): save(tensors, metadata=header), **(beside or {})}
+    write_together({file: partial(_fill, content) for file, content in contents.items()})
+
+
+def _fill(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -46,7 +46,9 @@ class Compare:
     classes: tuple[str, ...] = ()
     """Class names in the order of their mask values; not needed for Pets or when the folder has a classes.txt."""
     image_size: int = 128
-    """Side of the square input in pixels, for pretraining and fine-tuning."""
+    """Side of the square input in pixels while fine-tuning."""
+    pretrain_image_size: int | None = None
+    """The same while pretraining; none takes --image-size."""
     freeze_epochs: int = 1
     """Epochs with the encoder frozen."""
     epochs: int = 3
@@ -170,7 +172,7 @@ def pretrain_arm(config: Compare, arm: str, seed: int) -> Path:
                 encoder=config.encoder,
                 init=start.rstrip("+") or "random",
                 objective=objective,
-                image_size=config.image_size,
+                image_size=config.pretrain_image_size or config.image_size,
                 epochs=config.pretrain_epochs,
                 batch_size=config.pretrain_batch_size,
                 lr=config.pretrain_lr,

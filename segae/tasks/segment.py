@@ -81,7 +81,7 @@ def run(config: Segment) -> Path:
     from segae.data.images import Quarantine
     from segae.data.open import open_dataset
     from segae.models.encoder import create_encoder, output_stride, require_size
-    from segae.models.segmenter import create_segmenter
+    from segae.models.segmenter import create_segmenter, require_decoder_size
     from segae.training.cost import measured
     from segae.training.device import choose_device
     from segae.training.fit import fit, print_epoch
@@ -95,6 +95,7 @@ def run(config: Segment) -> Path:
     encoder, description = create_encoder(config.encoder, config.init)
     size = config.image_size or description.image_size
     require_size(size, output_stride(encoder))
+    require_decoder_size(config.decoder, size)
     lr_ratio = config.lr_ratio or default_lr_ratio(description)
     phases = make_phases(config.freeze_epochs, config.epochs, config.lr, lr_ratio)
     check_batchnorm_mode(config.bn_mode)

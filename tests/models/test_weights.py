@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from segae.errors import SegaeError
-from segae.models.weights import load_strictly, read_weights, write_files, write_weights
+from segae.models.weights import load_strictly, read_weights, write_weights
 
 STATE = {"weight": torch.arange(4000.0).view(1000, 4), "steps": torch.tensor(7)}
 
@@ -46,30 +45,6 @@ def test_a_full_disk_costs_nothing_that_was_there(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_files_that_belong_together_fail_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = tmp_path / "a", tmp_path / "b"
-    write_files({first: b"old a", second: b"old b"})
-    calls = []
-
-    def fsync(handle: int) -> None:
-        calls.append(handle)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(SegaeError, match="No space left on device"):
-        write_files({first: b"new a", second: b"new b"})
-    assert (first.read_bytes(), second.read_bytes()) == (b"old a", b"old b")
-    assert sorted(tmp_path.iterdir()) == [first, second]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
-def test_written_files_have_the_usual_permissions(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_bytes(b"")
-    write_files({tmp_path / "ours": b""})
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])

@@ -77,8 +77,8 @@ def _solid(pet: Layer, hair: float) -> np.ndarray:
 
 
 def _trimap(visible: np.ndarray) -> np.ndarray:
-    """Trimap with a border as wide as in the official ones: about 1/32 of the picture, half of it inside."""
-    reach = max(1, round(len(visible) / 64))
+    """Trimap with a border as wide as in the official ones: about 1/20 of the picture, half of it inside."""
+    reach = max(1, round(len(visible) / 43))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     pet = visible.astype(np.uint8)
     trimap = np.where(cv2.erode(pet, kernel) > 0, 1, 3)

@@ -1,0 +1,181 @@
+"""The main path as a user types it, on drawn pets, with a tiny encoder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from PIL import Image
+
+from segae.cli import main
+from segae.models.weights import read_weights
+
+TINY = ["--encoder", "test_resnet", "--image-size", "64", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("pets")
+    amounts = ["--train", "20", "--test", "8", "--unlabelled", "12", "--size", "64"]
+    main(["data", "drawn", "--root", str(root / "pets"), *amounts])
+    return root / "pets"
+
+
+@pytest.fixture(scope="module")
+def pretrained(pets, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("pretrained") / "run"
+    main(["pretrain", "--data", str(pets), "--out", str(out), "--epochs", "2", *TINY])
+    return out
+
+
+@pytest.fixture(scope="module")
+def segmented(pets, pretrained, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("segmented") / "run"
+    init = str(pretrained / "encoder.safetensors")
+    main(
+        ["segment", "--data", str(pets), "--out", str(out), "--init", init, "--encoder", "test_resnet", "--epochs", "2"]
+    )
+    return out
+
+
+def is_picture(path: Path) -> bool:
+    return np.asarray(Image.open(path).convert("RGB")).std() > 5
+
+
+def test_pretraining_leaves_everything_a_run_folder_should_hold(pets, pretrained):
+    description = json.loads((pretrained / "encoder.json").read_text())
+    assert description["init"] == "ae:mask"
+    assert description["image_size"] == 64
+    past = description["pretraining"]
+    assert past["images"] == 32  # 20 training and 12 unlabelled ones: none of the test split
+    assert 0 < past["images_seen"] <= 2 * 32
+    assert json.loads((pretrained / "config.json").read_text())["patch"] == 16
+    with (pretrained / "log.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    assert is_picture(pretrained / "curves.png")
+    assert is_picture(pretrained / "reconstructions.png")
+
+
+def test_no_test_image_is_ever_seen_in_pretraining(pets, tmp_path):
+    from segae.data.pretraining import find_pretraining_images
+    from segae.errors import SegaeError
+
+    test = {line.split()[0] for line in (pets / "annotations" / "test.txt").read_text().splitlines()}
+    for roots in ([pets], [pets / "images"], [pets / "images", pets / "unlabelled"]):
+        assert not test & {path.stem for path in find_pretraining_images(roots)}
+    (pets / "annotations" / "trainval.txt").rename(tmp_path / "trainval.txt")
+    with pytest.raises(SegaeError):
+        find_pretraining_images([pets / "images"])
+    (tmp_path / "trainval.txt").rename(pets / "annotations" / "trainval.txt")
+
+
+def test_the_encoder_file_starts_the_segmenter(pretrained, segmented):
+    details = json.loads((segmented / "metrics.json").read_text())
+    assert details["init"] == "ae:mask"
+    assert details["image_size"] == 64  # from the file: none was asked for
+    config = json.loads((segmented / "config.json").read_text())
+    assert config["lr_ratio"] is None
+    assert details["lr_ratio"] == 1.0
+    assert 10 <= details["labels"] < 20  # the others are for validation
+    with (segmented / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["phase"] for row in rows] == ["frozen", "full", "full"]
+    assert all(0 <= float(row["miou"]) <= 1 for row in rows)
+    assert is_picture(segmented / "sheet.png")
+
+
+def test_the_encoder_file_in_plain_timm_and_in_smp(pretrained):
+    state = safetensors.torch.load_file(pretrained / "encoder.safetensors")
+    images = torch.randn(2, 3, 64, 64)
+    unet = smp.Unet("tu-test_resnet", encoder_weights=None, classes=3).eval()
+    unet.encoder.load_state_dict(state, strict=True)
+    plain = timm.create_model("test_resnet", features_only=True, pretrained=False).eval()
+    plain.load_state_dict({key.removeprefix("model."): value for key, value in state.items()}, strict=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(plain(images)[-1], unet.encoder(images)[-1])
+
+
+def test_evaluate_and_predict(pets, segmented, tmp_path, capsys):
+    main(
+        ["evaluate", "--model", str(segmented / "model.safetensors"), "--data", str(pets), "--out", str(tmp_path / "e")]
+    )
+    assert "miou" in capsys.readouterr().out
+    assert json.loads((tmp_path / "e" / "metrics.json").read_text())
+    main(["predict", "--model", str(segmented / "model.safetensors"), "--input", str(pets / "unlabelled"),
+          "--out", str(tmp_path / "p"), "--probabilities"])  # fmt: skip
+    assert len(list((tmp_path / "p").glob("*_overlay.jpg"))) == 12
+
+
+def test_a_killed_pretraining_goes_on_to_the_same_encoder(pets, pretrained, tmp_path):
+    """The process is really killed, after its first epoch."""
+    out = tmp_path / "killed"
+    words = ["pretrain", "--data", str(pets), "--out", str(out), "--epochs", "2", *TINY]
+    code = "import sys; from segae.cli import main; main(sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, *words], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / "resume.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (out / "resume.pt").exists()
+    main([*words, "--resume"])
+    one, other = (read_weights(folder / "encoder.safetensors")[0] for folder in (pretrained, out))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_compare_writes_one_row_for_each_run_and_goes_on_where_it_stopped(pets, tmp_path, capsys):
+    words = ["compare", "--data", str(pets), "--out", str(tmp_path / "c"), "--pretrain-epochs", "1", "--epochs", "1"]
+    words += TINY
+    first = [*words, "--arms", "random", "ae:denoise", "--seeds", "0"]
+    main(first)
+    table = tmp_path / "c" / "rows.csv"
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["init"] for row in rows] == ["random", "ae:denoise"]
+    assert {row["split"] for row in rows} == {"test"}
+    assert [row["pretrain_objective"] for row in rows] == ["", "denoise"]
+    assert all(0 < float(row["miou"]) < 1 and float(row["seconds"]) > 0 and row["versions"] for row in rows)
+    before = table.stat().st_mtime_ns
+    capsys.readouterr()
+    main(first)
+    assert table.stat().st_mtime_ns == before
+    assert "epoch" not in capsys.readouterr().out.split("init", 1)[0]
+    main([*words, "--arms", "random", "--seeds", "1"])
+    with table.open() as file:
+        assert len(list(csv.DictReader(file))) == 3
+
+
+def test_quickstart_on_a_users_own_folder(pets, tmp_path):
+    """Two classes, other names, masks of 0 and 255, one unreadable file, unlabelled images beside."""
+    root = tmp_path / "mine"
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    (root / "unlabelled").mkdir()
+    for index, path in enumerate(sorted((pets / "images").glob("*.jpg"))[:16]):
+        Image.open(path).save(root / "images" / f"shot {index}.png")
+        trimap = np.asarray(Image.open(pets / "annotations" / "trimaps" / f"{path.stem}.png"))
+        Image.fromarray(np.where(trimap == 1, 255, 0).astype(np.uint8)).save(root / "masks" / f"shot {index}.png")
+    for path in sorted((pets / "unlabelled").glob("*.jpg"))[:6]:
+        (root / "unlabelled" / path.name).write_bytes(path.read_bytes())
+    (root / "unlabelled" / "broken.jpg").write_bytes(b"no image")
+    out = tmp_path / "q"
+    main(["quickstart", "--data", str(root), "--out", str(out), "--pretrain-images", "20", *TINY])
+    html = (out / "index.html").read_text()
+    assert html.count("data:image/png;base64,") == 3
+    assert 'src="http' not in html
+    assert "class_255" in html
+    assert "ImageNet arm is left out" in html  # test_resnet's weights cannot be had without the hub
+    assert "drawn pets" not in html
+    quarantine = next(out.rglob("pretrain*/quarantine.csv")).read_text()
+    assert "broken.jpg" in quarantine
