@@ -1,0 +1,51 @@
+"""Scripts behind published numbers run; what they measure is not tested by the clock."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_fine_tuning_benchmark_runs_both_loops():
+    words = ["--encoder", "test_resnet", "--size", "64", "--images", "10", "--batch-size", "4", "--rounds", "1"]
+    script = ROOT / "benchmarks" / "finetune_epoch.py"
+    shown = subprocess.run(
+        [sys.executable, "-W", "ignore", script, *words, "--device", "cpu"], capture_output=True, text=True, check=True
+    ).stdout
+    assert float(re.search(r"ratio: ([\d.]+)", shown).group(1)) > 0
+    assert shown.count("images/s") == 2
+
+
+def test_the_recipes_tell_the_whole_story(tmp_path):
+    """Drawn pets through the three recipes, as a reader would run them; smaller by editing their settings."""
+    import segae
+
+    segae.draw_pets(tmp_path / "pets", train=12, test=4, size=64, unlabelled=4, progress=False)
+    recipes = {}
+    for path in sorted((ROOT / "recipes").glob("[123]_*.py")):
+        text = re.sub(r"tf_efficientnet_lite0", "test_resnet", path.read_text())
+        text = re.sub(r'"test_resnet", 96, 5, 32, 0', '"test_resnet", 64, 1, 8, 0', text)
+        text = re.sub(r'"test_resnet", 96, 16, 0', '"test_resnet", 64, 4, 0', text)
+        (tmp_path / path.name).write_text(text)
+        recipes[path.name[0]] = tmp_path / path.name
+    commands = {"1": ["pets"], "2": ["pets", "encoder.safetensors"], "3": ["pets", "model.safetensors"]}
+    shown = ""
+    for number, arguments in commands.items():
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", recipes[number], *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        shown = done.stdout
+    assert "4 test images" in shown
+    assert 0 <= float(re.search(r"miou\s+([\d.]+)", shown).group(1)) <= 1
+
+
+def test_recipes_refuse_to_be_imported():
+    code = "import runpy; runpy.run_path('recipes/1_pretrain.py')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "recipes are run or copied" in done.stderr
