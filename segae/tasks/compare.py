@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from segae.errors import SegaeError
 from segae.tasks.pretrain import Pretrain
 from segae.tasks.pretrain import run as pretrain
-from segae.tasks.rows import make_row, read_json, read_rows, write_rows
+from segae.tasks.rows import make_row, read_json, read_rows, summary_table, write_rows
 from segae.tasks.segment import Segment
 from segae.tasks.segment import run as segment
 
-_KEY = ("experiment", "init", "seed", "freeze_epochs", "epochs", "labels")
+if TYPE_CHECKING:
+    from segae.training.metrics import SegmentationScores
+
+_VAL_FRACTION = 0.2
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,12 @@ class Compare:
     """Images per fine-tuning step."""
     lr: float = 4e-3
     """Peak learning rate of the head in the frozen epochs; the full epochs peak at half of it."""
+    lr_ratio: float | None = None
+    """Encoder over head learning rate in the full epochs; none takes the default of each kind of init."""
     labels: int | None = None
     """Number of labelled training images to use; none takes all."""
+    split: Literal["test", "val"] = "test"
+    """Images that are scored: test, once; or val, a fifth of the training images kept apart, to choose settings on."""
     pretrain_epochs: int = 20
     """Passes over the unlabelled images."""
     pretrain_batch_size: int = 32
@@ -80,6 +87,8 @@ def run(config: Compare) -> list[dict[str, str]]:
     """
     for arm in config.arms:
         check_arm(arm)
+    if config.split not in ("test", "val"):
+        raise SegaeError(f"the split is {config.split!r}; score on test, or choose settings on val: --split val.")
     target = config.rows or config.out / "rows.csv"
     for seed in config.seeds:
         for arm in config.arms:
@@ -87,7 +96,7 @@ def run(config: Compare) -> list[dict[str, str]]:
                 print(f"\n{arm}, seed {seed}")
                 row = run_arm(config, arm, seed)
                 write_rows(target, [*read_rows(target), row])
-                print(f"{arm}, seed {seed}: test mIoU {row['miou']:.3f}")
+                print(f"{arm}, seed {seed}: {config.split} mIoU {row['miou']:.3f}")
     rows = [row for row in read_rows(target) if row["experiment"] == config.experiment]
     print(f"\n{summary_table(rows)}\n\nrows in {target}")
     return rows
@@ -104,21 +113,18 @@ def check_arm(arm: str) -> None:
 
 
 def _is_done(rows: Sequence[dict[str, str]], config: Compare, arm: str, seed: int) -> bool:
-    wanted = {"init": arm, "seed": seed} | {
-        name: getattr(config, name) for name in ("experiment", "freeze_epochs", "epochs")
-    }
-    return any(
-        all(row[name] == str(value) for name, value in wanted.items())
-        and (config.labels is None or row["labels"] == str(config.labels))
-        for row in rows
-    )
+    wanted = {"init": arm, "seed": seed}
+    wanted |= {name: getattr(config, name) for name in ("experiment", "split", "freeze_epochs", "epochs", "lr")}
+    if config.labels is not None and config.split == "test":
+        wanted["labels"] = config.labels
+    if config.lr_ratio is not None:
+        wanted["lr_ratio"] = config.lr_ratio
+    return any(all(row[name] == str(value) for name, value in wanted.items()) for row in rows)
 
 
 def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
-    """Pretrain if the arm asks for it, fine-tune, read the test split once, return the row."""
+    """Pretrain if the arm asks for it, fine-tune, score once, return the row."""
     from segae.models.encoder import create_encoder
-    from segae.tasks.evaluate import Evaluate
-    from segae.tasks.evaluate import run as evaluate
 
     init = str(pretrain_arm(config, arm, seed)) if "ae:" in arm else arm
     folder = segment_folder(config, arm, seed)
@@ -136,14 +142,27 @@ def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
                 epochs=config.epochs,
                 batch_size=config.batch_size,
                 lr=config.lr,
+                lr_ratio=config.lr_ratio,
                 labels=config.labels,
-                val_fraction=0.0,
+                val_fraction=0.0 if config.split == "test" else _VAL_FRACTION,
                 seed=seed,
                 device=config.device,
                 resume=True,
             )
         )
-    scores = evaluate(
+    scores = _score_test(config, folder) if config.split == "test" else _score_validation(config, folder, seed)
+    pretraining = create_encoder(config.encoder, init)[1].pretraining if "ae:" in arm else {}
+    measured = read_json(folder / "metrics.json")
+    return make_row(
+        experiment=config.experiment, split=config.split, run=measured, scores=scores.as_row(), pretraining=pretraining
+    )
+
+
+def _score_test(config: Compare, folder: Path) -> SegmentationScores:
+    from segae.tasks.evaluate import Evaluate
+    from segae.tasks.evaluate import run as evaluate
+
+    return evaluate(
         Evaluate(
             model=folder / "model.safetensors",
             data=config.data,
@@ -153,10 +172,30 @@ def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
             device=config.device,
         )
     )
-    pretraining = create_encoder(config.encoder, init)[1].pretraining if "ae:" in arm else {}
-    measured = read_json(folder / "metrics.json")
-    return make_row(
-        experiment=config.experiment, split="test", run=measured, scores=scores.as_row(), pretraining=pretraining
+
+
+def _score_validation(config: Compare, folder: Path, seed: int) -> SegmentationScores:
+    """Scores on the training images that fine-tuning with this seed kept apart; the test split stays closed."""
+    from segae.data.cache import cache_pairs
+    from segae.data.dataset import split_off_validation, take_labels
+    from segae.data.images import Quarantine
+    from segae.data.open import open_dataset
+    from segae.models.segmenter import load_segmenter
+    from segae.training.device import choose_device
+    from segae.training.evaluation import evaluate_model
+
+    data = open_dataset(config.data, config.classes)
+    _, kept = split_off_validation(take_labels(data.splits["train"], config.labels, seed), _VAL_FRACTION, seed)
+    model, description = load_segmenter(folder / "model.safetensors")
+    cached = cache_pairs(kept, description.image_size, data.mask_values, Quarantine())
+    return evaluate_model(
+        model,
+        cached.images,
+        cached.masks,
+        classes=description.classes,
+        mean=description.mean,
+        std=description.std,
+        device=choose_device(config.device),
     )
 
 
@@ -186,32 +225,9 @@ def pretrain_arm(config: Compare, arm: str, seed: int) -> Path:
 
 def segment_folder(config: Compare, arm: str, seed: int) -> Path:
     """The run folder of one arm's fine-tuning."""
-    schedule = f"{config.freeze_epochs}+{config.epochs}"
-    return config.out / f"segment-{_plain(arm)}-{schedule}-{config.labels or 'all'}-{seed}"
+    schedule = f"{config.freeze_epochs}+{config.epochs}-lr{config.lr:g}x{config.lr_ratio or 'default'}"
+    return config.out / f"{config.split}-{_plain(arm)}-{schedule}-{config.labels or 'all'}-{seed}"
 
 
 def _plain(arm: str) -> str:
     return arm.replace(":", "-")
-
-
-def summary_table(rows: Sequence[dict[str, str]]) -> str:
-    """Mean over seeds of each init and schedule, best first, as text columns."""
-    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for row in rows:
-        groups.setdefault((row["init"], f"{row['freeze_epochs']} + {row['epochs']}"), []).append(row)
-    classes = sorted({name for row in rows for name in row if name.startswith("iou_") and row[name]})
-    header = ["init", "epochs", "seeds", "mIoU", *(name.removeprefix("iou_") for name in classes)]
-    table = [
-        [
-            init,
-            schedule,
-            str(len(members)),
-            *(f"{sum(float(row[name]) for row in members) / len(members):.3f}" for name in ("miou", *classes)),
-        ]
-        for (init, schedule), members in groups.items()
-    ]
-    table.sort(key=lambda line: -float(line[3]))
-    widths = [max(len(line[column]) for line in [header, *table]) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *table]
-    )

@@ -190,8 +190,9 @@ def _write_pictures(
 ) -> None:
     import numpy as np
 
+    from segae.training.colour import colour_mask
     from segae.training.evaluation import predict_masks
-    from segae.training.figures import colour_mask, confusion_figure, contact_sheet
+    from segae.training.figures import confusion_figure, contact_sheet
 
     confusion_figure(scores.confusion, scores.classes, out / "confusion.png")
     count = len(scores.per_image)

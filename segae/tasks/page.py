@@ -114,8 +114,9 @@ def masks_figure(folders: dict[str, Path], data: SegmentationData, size: int, pa
     from segae.data.cache import cache_pairs
     from segae.data.images import Quarantine
     from segae.models.segmenter import load_segmenter
+    from segae.training.colour import colour_mask
     from segae.training.evaluation import predict_masks
-    from segae.training.figures import colour_mask, contact_sheet
+    from segae.training.figures import contact_sheet
 
     test = data.splits["test"]
     chosen = [test[index * len(test) // _SHOWN] for index in range(min(_SHOWN, len(test)))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +90,26 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a run folder."""
     return json.loads(path.read_text())
+
+
+def summary_table(rows: Sequence[dict[str, str]]) -> str:
+    """Mean over seeds of each init and schedule, best first, as text columns."""
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["init"], f"{row['freeze_epochs']} + {row['epochs']}"), []).append(row)
+    classes = sorted({name for row in rows for name in row if name.startswith("iou_") and row[name]})
+    header = ["init", "epochs", "seeds", "mIoU", *(name.removeprefix("iou_") for name in classes)]
+    table = [
+        [
+            init,
+            schedule,
+            str(len(members)),
+            *(f"{sum(float(row[name]) for row in members) / len(members):.3f}" for name in ("miou", *classes)),
+        ]
+        for (init, schedule), members in groups.items()
+    ]
+    table.sort(key=lambda line: -float(line[3]))
+    widths = [max(len(line[column]) for line in [header, *table]) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *table]
+    )

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from fastai.callback.core import Callback, CancelFitException
-from fastai.metrics import Metric
-from tqdm import tqdm
 
 from segae.errors import SegaeError
-from segae.files import write_atomically
 from segae.objectives.presets import Objective
-from segae.training.checkpoint import save_resume_file
-from segae.training.evaluation import softmax_winner
-from segae.training.metrics import confusion_matrix
 from segae.training.run import epoch_seed, seed_everything
 from segae.training.schedule import set_encoder_mode
 
@@ -162,153 +152,3 @@ class StopOnNaN(Callback):
 
     def _rate(self) -> float:
         return max(group["lr"] for group in self.learn.opt.hypers)
-
-
-class EpochLog(Callback):
-    """Keeps one row per finished epoch, writes log.csv and calls ``report`` with the row."""
-
-    order = 60
-
-    def __init__(self, path: Path | None = None, report: Callable[[dict[str, Any]], None] | None = None) -> None:
-        self.path, self.report = path, report
-
-    def before_train(self) -> None:
-        """Start the clock and the running mean of the loss."""
-        self.started = time.perf_counter()
-        self.loss_sum: Any = 0.0
-        self.images = 0
-
-    def after_batch(self) -> None:
-        """Weigh each batch's loss by its size."""
-        if self.learn.training:
-            size = len(self.learn.xb[0])
-            self.loss_sum = self.loss_sum + self.learn.loss.detach() * size
-            self.images += size
-
-    def after_train(self) -> None:
-        """Stop the clock: validation does not count as training time."""
-        self.seconds = time.perf_counter() - self.started
-
-    def after_epoch(self) -> None:
-        """Write the row, unless this epoch was skipped or failed."""
-        clock = self.learn.epoch_clock
-        if not clock.running:
-            return
-        clock.log.append(self._row(clock))
-        if self.path is not None:
-            self._write(clock, self.path)
-        if self.report is not None:
-            self.report(clock.log[-1])
-
-    def _row(self, clock: EpochClock) -> dict[str, Any]:
-        rates = [group["lr"] for group in self.learn.opt.hypers]
-        row = {
-            "epoch": clock.now + 1,
-            "phase": clock.phase,
-            "train_loss": float(self.loss_sum) / max(self.images, 1),
-            "lr_encoder": 0.0 if clock.frozen else float(rates[0]),
-            "lr_head": float(rates[-1]),
-            "images": self.images,
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.images / max(self.seconds, 1e-9), 2),
-        }
-        if len(self.learn.dls.valid):
-            values = self.learn.recorder.metrics  # fastai's means over the validation set
-            row["valid_loss"] = float(self.learn.recorder.loss.value)
-            row.update({metric.name: float(metric.value) for metric in values})
-        return row
-
-    def _write(self, clock: EpochClock, path: Path) -> None:
-        columns = list(clock.log[-1])
-        lines = [",".join(columns)] + [",".join(str(row.get(name, "")) for name in columns) for row in clock.log]
-        try:
-            write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
-        except SegaeError as failure:
-            clock.running = False
-            clock.stop(failure)
-
-
-class SaveResume(Callback):
-    """Writes model, optimizer, log and position after every finished epoch."""
-
-    order = 70  # after the log has its row
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def after_epoch(self) -> None:
-        """Save, unless this epoch was skipped or failed."""
-        clock = self.learn.epoch_clock
-        if not clock.running:
-            return
-        clock.running = False
-        try:
-            save_resume_file(
-                self.path,
-                {
-                    "epochs_done": clock.now + 1,
-                    "model": self.learn.model.state_dict(),
-                    "optimizer": self.learn.opt.state_dict(),
-                    "log": clock.log,
-                },
-            )
-        except SegaeError as failure:
-            clock.stop(failure)
-
-
-class ProgressBar(Callback):
-    """One bar per training epoch on standard error; silent when that is not a terminal."""
-
-    order = 80
-
-    def before_train(self) -> None:
-        """Open the bar."""
-        clock = self.learn.epoch_clock
-        self.bar = tqdm(
-            total=len(self.learn.dls.train),
-            desc=f"epoch {clock.now + 1} ({clock.phase})",
-            leave=False,
-            disable=not sys.stderr.isatty(),
-        )
-
-    def after_batch(self) -> None:
-        """Move it."""
-        if self.learn.training:
-            self.bar.update()
-
-    def after_fit(self) -> None:
-        """Close it, also after an interruption."""
-        if getattr(self, "bar", None) is not None:
-            self.bar.close()
-
-    def after_train(self) -> None:
-        """Close it."""
-        self.bar.close()
-
-
-class MeanIoU(Metric):
-    """Mean IoU over the whole validation set, as fastai's Recorder wants it; classes from the logits."""
-
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.confusion = torch.zeros(self.classes, self.classes, dtype=torch.int64)
-
-    def accumulate(self, learn: Any) -> None:
-        """Add a batch: logits (B, K, H, W) against class indices (B, H, W)."""
-        self.confusion += confusion_matrix(softmax_winner(learn.pred), learn.yb[0], self.classes).cpu()
-
-    @property
-    def value(self) -> float:
-        """Mean IoU in [0, 1]; a class in neither truth nor prediction is left out."""
-        hits = self.confusion.diagonal().double()
-        union = self.confusion.sum(0) + self.confusion.sum(1) - hits
-        return float((hits / union)[union > 0].mean())
-
-    @property
-    def name(self) -> str:
-        """Column name in the log."""
-        return "miou"

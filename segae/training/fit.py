@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segae.errors import SegaeError
-from segae.training.callbacks import EpochClock, EpochLog, ProgressBar, SaveResume
+from segae.training.callbacks import EpochClock
 from segae.training.checkpoint import load_resume_file
+from segae.training.recording import EpochLog, ProgressBar, SaveResume
 from segae.training.schedule import Phase
 
 if TYPE_CHECKING:

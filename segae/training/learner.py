@@ -1,4 +1,4 @@
-"""fastai Learners for pretraining and for segmentation. Only this module and callbacks.py import fastai."""
+"""fastai Learners for pretraining and segmentation. Besides this module only callbacks and recording import fastai."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segae.errors import SegaeError
 from segae.objectives.presets import Objective
-from segae.training.callbacks import Bfloat16, CorruptInput, EncoderMode, EpochClock, MeanIoU, StopOnNaN
+from segae.training.callbacks import Bfloat16, CorruptInput, EncoderMode, EpochClock, StopOnNaN
+from segae.training.recording import MeanIoU
 from segae.training.schedule import check_batchnorm_mode, parameter_groups
 
 PRECISIONS = ("auto", "float32", "bfloat16")

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from segae.objectives.presets import Objective
+from segae.training.colour import colour_mask, denormalise
 from segae.training.evaluation import normalise
-from segae.training.figures import colour_mask, contact_sheet, denormalise
+from segae.training.figures import contact_sheet
 
 
 def reconstruction_sheet(

@@ -18,8 +18,8 @@ from segae.data.images import Quarantine, UnreadableImage, read_image
 from segae.data.resize import resize_image
 from segae.errors import SegaeError
 from segae.files import write_atomically
+from segae.training.colour import overlay
 from segae.training.evaluation import CPU, predict_logits, require_batch_size, resize_logits, softmax_winner
-from segae.training.figures import overlay
 
 JPEG_QUALITY = 92
 

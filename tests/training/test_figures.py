@@ -10,14 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segae.errors import SegaeError
-from segae.training.figures import (
-    colour_mask,
-    confusion_figure,
-    contact_sheet,
-    denormalise,
-    overlay,
-    training_curves,
-)
+from segae.training.colour import colour_mask, denormalise, overlay
+from segae.training.figures import confusion_figure, contact_sheet, training_curves
 
 RED, GREEN = (250, 10, 20), (10, 200, 30)
 
