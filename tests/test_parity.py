@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-import reference_loop
 import torch
 from PIL import Image
 
 SIZE = 64
+SCRIPT = Path(__file__).with_name("reference_loop.py")
+
+
+def _load_script() -> ModuleType:
+    """The script as a module; by path, because pytest does not put this folder on the import path."""
+    specification = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+reference_loop = _load_script()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +57,7 @@ def test_script_appends_one_row_per_run_and_repeats_itself(
     tiny_pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "rows.csv"
-    command = [reference_loop.__file__, "--data", str(tiny_pets), "--init", "random", "--out", str(out)]
+    command = [str(SCRIPT), "--data", str(tiny_pets), "--init", "random", "--out", str(out)]
     command += ["--seed", "3", "--epochs", "1", "--size", str(SIZE), "--lr", "2e-3", "--ratio", "0.5"]
     subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=120)
     for extra in ([], [], ["--validation"]):  # in this process: the imports take longer than the run

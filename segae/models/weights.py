@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from segae.errors import SegaeError
 from segae.files import write_together
 
 FORMAT_VERSION = "1"
+_DIGEST = "tensors_blake2b"
 _PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".tar")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save since 1.6 (a zip), and a bare pickle
 
@@ -38,7 +41,7 @@ def write_weights(
     """
     # safetensors refuses strided views; channels_last training leaves exactly those
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    header = {"segae_format": FORMAT_VERSION, **metadata}
+    header = {"segae_format": FORMAT_VERSION, _DIGEST: _digest(tensors), **metadata}
     contents = {Path(path): save(tensors, metadata=header), **(beside or {})}
     write_together({file: partial(_fill, content) for file, content in contents.items()})
 
@@ -72,7 +75,23 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path} has format {version}; this segae reads format {FORMAT_VERSION}. "
             "Install a newer one: pip install --upgrade segae."
         )
+    names, _, content = metadata.get(_DIGEST, "").partition(":")
+    # other names or shapes are somebody's edit, which loading strictly explains better
+    if f"{names}:{content}" != (digest := _digest(state)) and names == digest.partition(":")[0]:
+        raise SegaeError(
+            f"{path} is damaged: its tensors are not the ones that were written. "
+            "Copy it again from where it came, or run the command that wrote it again."
+        )
     return state, metadata
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """Fingerprints of names with shapes, and of all bytes: a flipped bit would be a slightly worse model."""
+    names, content = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        names.update(f"{name} {tuple(state[name].shape)}".encode())
+        content.update(state[name].reshape(-1).view(torch.uint8).numpy().data)
+    return f"{names.hexdigest()}:{content.hexdigest()}"
 
 
 def _refuse_pickle(path: Path) -> None:

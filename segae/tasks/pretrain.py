@@ -140,7 +140,7 @@ def run(config: Pretrain) -> Path:
         report=print_epoch,
     )
     recalibrate_batchnorm(autoencoder.encoder, DataLoader(Subset(clean, train.tolist()), config.batch_size), device)
-    panel_images = images[(valid if len(valid) else train)[:8]]
+    panel_images = images[(valid if len(valid) else train)[:5]]
     return _finish(config, autoencoder, description, objective, panel_images, paths, log, device)
 
 

@@ -99,3 +99,13 @@ def test_a_state_that_does_not_fit_changes_nothing(change, message: str) -> None
     with pytest.raises(SegaeError, match=message):
         load_strictly(module, state, "the file")
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    write_weights(path, STATE, {})
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SegaeError, match="damaged"):
+        read_weights(path)

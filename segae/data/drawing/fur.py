@@ -90,22 +90,21 @@ def _stamp(canvas: _Canvas, part: Part) -> None:
     window = (slice(y0, y1), slice(x0, x1))
     np.maximum(canvas.cover[window], mask, out=canvas.cover[window])
     inside = mask > 127
-    canvas.zone[window][inside] = ZONES.index(part.zone)
-    canvas.tone[window][inside] = part.tone
+    np.copyto(canvas.zone[window], ZONES.index(part.zone), where=inside, casting="unsafe")
+    np.copyto(canvas.tone[window], part.tone, where=inside)
     if part.zone not in FURRY:
         return
     axis = part.points[-1] - part.points[0] if part.radii is not None else np.array([0.0, 1.0])
-    axis = axis / (np.linalg.norm(axis) + 1e-9)
+    cos, sin = (axis / (np.hypot(*axis) + 1e-9)).tolist()  # plain floats keep float32 arrays float32
     dx = np.arange(x0, x1, dtype=np.float32)[None] - np.float32(part.points[0, 0])
     dy = np.arange(y0, y1, dtype=np.float32)[:, None] - np.float32(part.points[0, 1])
-    along, across = dx * axis[0] + dy * axis[1], dy * axis[0] - dx * axis[1]
-    canvas.along[window][inside] = along.astype(np.float32)[inside]
-    canvas.across[window][inside] = across.astype(np.float32)[inside]
+    np.copyto(canvas.along[window], dx * cos + dy * sin, where=inside)
+    np.copyto(canvas.across[window], dy * cos - dx * sin, where=inside)
     depth = np.minimum(cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3), np.float32(size))
     peak = max(float(depth.max()), 1.0)
-    rise = np.sqrt(np.maximum(peak * peak - (peak - depth) ** 2, 0))
+    rise = np.sqrt(depth * (2 * peak - depth))  # a round cross-section
     below = canvas.height[window]
-    below[inside] = rise[inside] if part.over else np.maximum(below, rise)[inside]
+    np.copyto(below, rise if part.over else np.maximum(below, rise), where=inside)
 
 
 def _hairs(cover: np.ndarray, length: float, unit: float, generator: np.random.Generator) -> np.ndarray:
@@ -169,5 +168,6 @@ def _shading(height: np.ndarray, light: np.ndarray, unit: float) -> np.ndarray:
     smooth = cv2.GaussianBlur(height, (0, 0), max(0.8, unit / 80))
     gx = cv2.Sobel(smooth, cv2.CV_32F, 1, 0, scale=0.125)
     gy = cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=0.125)
-    facing = (light[2] - gx * light[0] - gy * light[1]) / np.sqrt(1 + gx * gx + gy * gy)
-    return np.float32(0.55) + np.float32(0.6) * np.maximum(facing, 0).astype(np.float32)
+    right, down, near = light.tolist()
+    facing = (near - right * gx - down * gy) / np.sqrt(1 + gx * gx + gy * gy)
+    return 0.55 + 0.6 * np.maximum(facing, 0)

@@ -83,7 +83,8 @@ def polygon(points: Iterable[tuple[float, float]], zone: str = "coat", tone: flo
 
 def fixed_point(values: np.ndarray) -> np.ndarray:
     """Pixel coordinates as OpenCV's fixed-point integers, kept clear of overflow."""
-    return np.clip(np.rint(values * (1 << _SHIFT)), -(1 << 20), 1 << 20).astype(np.int32)
+    scaled = np.rint(values * (1 << _SHIFT))
+    return np.minimum(np.maximum(scaled, -(1 << 20)), 1 << 20).astype(np.int32)
 
 
 def fill(mask: np.ndarray, part: Part, origin: tuple[int, int] = (0, 0)) -> None:
@@ -93,15 +94,15 @@ def fill(mask: np.ndarray, part: Part, origin: tuple[int, int] = (0, 0)) -> None
         cv2.fillPoly(mask, [fixed_point(path)], 255, cv2.LINE_AA, _SHIFT)
         return
     # A tube is a chain of discs and quads: unlike one outline it stays whole when it bends on itself.
-    tangent = np.gradient(path, axis=0)
-    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True) + 1e-9
-    normal = np.stack([-tangent[:, 1], tangent[:, 0]], 1) * part.radii[:, None]
-    left, right = fixed_point(path + normal), fixed_point(path - normal)
-    centres, radii = fixed_point(path).tolist(), fixed_point(part.radii).tolist()
-    for centre, radius in zip(centres, radii, strict=True):
+    tangent = np.empty_like(path)
+    tangent[1:-1] = path[2:] - path[:-2]
+    tangent[0], tangent[-1] = path[1] - path[0], path[-1] - path[-2]
+    width = part.radii / (np.hypot(tangent[:, 0], tangent[:, 1]) + 1e-9)
+    normal = np.stack([-tangent[:, 1] * width, tangent[:, 0] * width], 1)
+    centres, left, right = fixed_point(np.stack([path, path + normal, path - normal]))
+    for centre, radius in zip(centres.tolist(), fixed_point(part.radii).tolist(), strict=True):
         cv2.circle(mask, centre, max(radius, 4), 255, -1, cv2.LINE_AA, _SHIFT)
-    quads = np.stack([left[:-1], left[1:], right[1:], right[:-1]], 1)
-    for quad in quads:
+    for quad in np.stack([left[:-1], left[1:], right[1:], right[:-1]], 1):
         cv2.fillConvexPoly(mask, quad, 255, cv2.LINE_AA, _SHIFT)
 
 

@@ -63,7 +63,8 @@ def tinted(mask: np.ndarray, colour: np.ndarray) -> np.ndarray:
 
 def blend(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """``first`` where the (H, W) mask is 0, ``second`` where it is 1; both (3,) or (H, W, 3)."""
-    return tinted(1 - mask, first) + tinted(mask, second)
+    below = tinted(1 - mask, first)
+    return cv2.add(below, tinted(mask, second), dst=below)
 
 
 def turned_grid(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
