@@ -196,7 +196,8 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     row: dict[str, object] = {"experiment": "reference_loop", "dataset": args.data.resolve().name}
     row |= {"split": "val" if args.validation else "test", "labels": len(train), "image_size": args.size}
     row |= {"freeze_epochs": FREEZE_EPOCHS, "epochs": args.epochs, "batch_size": BATCH_SIZE}
-    row |= {"init": args.init, "seed": args.seed, "lr": args.lr, "ratio": args.ratio}
+    row |= {"encoder": "tf_efficientnet_lite0", "decoder": "unet", "transfer": "encoder", "bn_mode": "strict"}
+    row |= {"init": args.init, "seed": args.seed, "lr": args.lr, "lr_ratio": args.ratio}
     row |= {"miou": f"{iou.mean():.4f}"}
     row |= {f"iou_{name}": f"{value:.4f}" for name, value in zip(CLASSES, iou, strict=True)}
     row |= {"seconds": f"{seconds:.1f}", "device": "cpu", "date": datetime.date.today().isoformat()}

@@ -65,7 +65,7 @@ def test_script_appends_one_row_per_run_and_repeats_itself(
         reference_loop.main()
 
     first, second, third, validation = csv.DictReader(out.open())
-    assert (first["init"], first["seed"], first["lr"], first["ratio"]) == ("random", "3", "0.002", "0.5")
+    assert (first["init"], first["seed"], first["lr"], first["lr_ratio"]) == ("random", "3", "0.002", "0.5")
     assert (first["split"], first["labels"]) == ("test", "10")
     assert (validation["split"], validation["labels"]) == ("val", "8")
     per_class = [float(first[f"iou_{name}"]) for name in ("pet", "background", "border")]
