@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import sys
 import tempfile
 import traceback
@@ -48,6 +49,7 @@ _ABOUT = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; leaves the process with 0, 2 (a mistake the user can mend), 1 (ours) or 130 (interrupted)."""
+    _show_log()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         config = tyro.cli(_Command, prog="segae", description=_ABOUT, args=_with_config_file(given))
@@ -63,6 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         print(f"segae: unexpected {type(error).__name__}: {error}. {_keep_traceback()}", file=sys.stderr)
         sys.exit(1)
+
+
+class _Print(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"segae: {record.getMessage()}")
+
+
+def _show_log() -> None:
+    """Print what the library has to say, such as how many listed files are missing."""
+    logger = logging.getLogger("segae")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(_Print())
 
 
 def _keep_traceback() -> str:

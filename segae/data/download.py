@@ -67,7 +67,7 @@ class ResumingDownloader:
             unit="B",
             unit_scale=True,
             desc=self.part.stem,
-            disable=not self.progress,
+            disable=None if self.progress else True,
         )
         try:
             with self.part.open("ab" if resumed else "wb") as file, bar:

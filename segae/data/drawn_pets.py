@@ -86,7 +86,7 @@ def draw_pets(
     begun = root / f"{PARAMETERS}.part"
     begun.write_text(parameters)
     work = [(split, index) for split, count in counts.items() for index in range(count)]
-    for split, index in tqdm(work, desc="drawing pets", unit="image", disable=not progress):
+    for split, index in tqdm(work, desc="drawing pets", unit="image", leave=False, disable=None if progress else True):
         _write_picture(root, split, index, size, seed)
     _write_lists(root, train, test)
     begun.replace(root / PARAMETERS)

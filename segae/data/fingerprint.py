@@ -49,7 +49,7 @@ def map_in_threads(
     """
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(tasks), desc=description, disable=not progress) as bar,
+        tqdm(total=len(tasks), desc=description, leave=False, disable=None if progress else True) as bar,
     ):
         for start in range(0, len(tasks), _BATCH):
             for result in pool.map(function, tasks[start : start + _BATCH]):

@@ -73,7 +73,7 @@ def run(config: Predict) -> tuple[Path, ...]:
         device=device,
     )
     masks = []
-    with tqdm(total=len(paths), desc="predict", unit="image") as bar:
+    with tqdm(total=len(paths), desc="predict", unit="image", leave=False, disable=None) as bar:
         for path, image, logits_khw in predicted:
             files = targets[path]
             prediction.write_prediction(files, image, logits_khw, description.classes, description.palette)

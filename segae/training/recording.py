@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -125,7 +124,7 @@ class ProgressBar(Callback):
             total=len(self.learn.dls.train),
             desc=f"epoch {clock.now + 1} ({clock.phase})",
             leave=False,
-            disable=not sys.stderr.isatty(),
+            disable=None,  # silent where nobody watches
         )
 
     def after_batch(self) -> None:

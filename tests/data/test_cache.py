@@ -72,8 +72,12 @@ def test_arrays_equal_reading_directly_and_are_read_only(pairs: list[Pair]) -> N
 
 
 def test_the_second_call_decodes_nothing(
-    pairs: list[Pair], decoded: list[Path], capsys: pytest.CaptureFixture[str]
+    pairs: list[Pair],
+    decoded: list[Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # bars are for people who watch
     paths = [pair.image for pair in pairs]
     first = cache_images(paths, 16, Quarantine())
     assert "Decoding images" in capsys.readouterr().err
