@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from segae.errors import SegaeError
 from segae.tasks.pretrain import Pretrain
 from segae.tasks.pretrain import run as pretrain
-from segae.tasks.rows import make_row, read_json, read_rows, summary_table, write_rows
+from segae.tasks.rows import add_per_image, make_row, read_json, read_rows, summary_table, write_rows
 from segae.tasks.segment import Segment
 from segae.tasks.segment import run as segment
 
@@ -95,6 +95,7 @@ def run(config: Compare) -> list[dict[str, str]]:
             if not _is_done(read_rows(target), config, arm, seed):
                 print(f"\n{arm}, seed {seed}")
                 row = run_arm(config, arm, seed)
+                _keep_per_image(config, target, arm, seed, row)
                 write_rows(target, [*read_rows(target), row])
                 print(f"{arm}, seed {seed}: {config.split} mIoU {row['miou']:.3f}")
     rows = [row for row in read_rows(target) if row["experiment"] == config.experiment]
@@ -197,6 +198,14 @@ def _score_validation(config: Compare, folder: Path, seed: int) -> SegmentationS
         std=description.std,
         device=choose_device(config.device),
     )
+
+
+def _keep_per_image(config: Compare, target: Path, arm: str, seed: int, row: dict[str, Any]) -> None:
+    """Collect the test scores of single images beside the rows: results/per_image/<experiment>.csv.gz."""
+    if config.split == "test":
+        rows = read_rows(segment_folder(config, arm, seed) / "test" / "per_image.csv")
+        scores = {line["name"]: float(line["miou"]) for line in rows}
+        add_per_image(target.parent / "per_image" / f"{config.experiment}.csv.gz", row, scores)
 
 
 def pretrain_arm(config: Compare, arm: str, seed: int) -> Path:

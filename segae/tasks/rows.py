@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from segae.files import write_atomically
 
 COLUMNS = (
     "experiment",
@@ -77,14 +80,51 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows atomically; a column that only some rows have is empty in the others."""
-    from segae.files import write_atomically
+    write_atomically(path, lambda file: file.write(_as_csv(rows).encode()))
 
+
+def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    return text.getvalue()
+
+
+_PER_IMAGE = (
+    "dataset",
+    "split",
+    "encoder",
+    "decoder",
+    "init",
+    "seed",
+    "labels",
+    "freeze_epochs",
+    "epochs",
+    "lr",
+    "lr_ratio",
+)
+
+
+def add_per_image(path: Path, row: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    """Add the scores of single images, which paired tests need, to a gzipped CSV file beside the rows.
+
+    Args:
+        path: such as ``results/per_image/<experiment>.csv.gz``; scores of the same run in it are replaced.
+        row: the run's result row.
+        scores: mean IoU in [0, 1] by image name.
+    """
+    key = {name: str(row[name]) for name in _PER_IMAGE}
+    old = []
+    if path.exists():
+        with gzip.open(path, "rt", newline="") as file:
+            old = [line for line in csv.DictReader(file) if any(line[name] != value for name, value in key.items())]
+    lines: list[dict[str, Any]] = [
+        *old,
+        *({**key, "image": name, "miou": round(value, 6)} for name, value in scores.items()),
+    ]
+    write_atomically(path, lambda file: file.write(gzip.compress(_as_csv(lines).encode(), mtime=0)))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import signal
 import subprocess
@@ -146,6 +147,12 @@ def test_compare_writes_one_row_for_each_run_and_goes_on_where_it_stopped(pets, 
     assert {row["split"] for row in rows} == {"test"}
     assert [row["pretrain_objective"] for row in rows] == ["", "denoise"]
     assert all(0 < float(row["miou"]) < 1 and float(row["seconds"]) > 0 and row["versions"] for row in rows)
+    with gzip.open(tmp_path / "c" / "per_image" / "compare.csv.gz", "rt") as file:
+        images = list(csv.DictReader(file))
+    assert len(images) == 2 * 8
+    for row in rows:
+        own = [float(line["miou"]) for line in images if line["init"] == row["init"]]
+        assert sum(own) / 8 == pytest.approx(float(row["per_image_miou"]), abs=1e-5)
     before = table.stat().st_mtime_ns
     capsys.readouterr()
     main(first)
