@@ -32,7 +32,7 @@ $(VENV)/.installed-dev: pyproject.toml
 , := ,
 define install
 $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else "segae needs Python 3.10 or newer, this is %d.%d: make PYTHON=python3.12" % v[:2])'
-test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 echo "installing into $(VENV): about 2 minutes and 6 GB the first time"
 $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable "$(1)"
 endef

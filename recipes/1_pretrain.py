@@ -45,7 +45,7 @@ log = segae.fit(learner, segae.make_pretraining_phase(epochs, lr=1e-3), report=s
 
 # 6. BatchNorm has seen corrupted images only: measure its statistics again on clean ones.
 clean = segae.UnlabelledImages(cached.images, segae.eval_transform(*normalisation), seed)
-segae.recalibrate_batchnorm(encoder, DataLoader(clean, batch_size), device)
+segae.recalibrate_batchnorm(encoder, DataLoader(clean, batch_size, drop_last=len(clean) > batch_size), device)
 
 # 7. The file that every later stage takes: weights and, in its header, where they come from.
 pretraining = {"objective": "mask", "dataset": folder.name, "images": len(images), "epochs": epochs, "seed": seed}

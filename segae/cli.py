@@ -60,11 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"segae: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nsegae: interrupted; repeat the command with --resume to go on.", file=sys.stderr)
+        print(f"\nsegae: interrupted. {_how_to_go_on(given)}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         print(f"segae: unexpected {type(error).__name__}: {error}. {_keep_traceback()}", file=sys.stderr)
         sys.exit(1)
+
+
+def _how_to_go_on(given: list[str]) -> str:
+    if given[:1] in (["pretrain"], ["segment"]):
+        return "Repeat the command with --resume to go on after the last finished epoch."
+    return "Repeat the command; what is finished is not done again."
 
 
 class _Print(logging.Handler):
@@ -92,6 +98,9 @@ def _with_config_file(arguments: list[str]) -> list[str]:
     Raises:
         SegaeError: the file cannot be read, is of another command, or holds a key the command does not know.
     """
+    arguments = [
+        part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+    ]
     if "--config" not in arguments:
         return arguments
     position = arguments.index("--config")
@@ -102,7 +111,8 @@ def _with_config_file(arguments: list[str]) -> list[str]:
     if command not in _TASKS:
         raise SegaeError(f"{command!r} takes no --config; the commands that do are {', '.join(_TASKS)}.")
     content = _read_config(path, _TASKS[command][0])
-    given = {flag.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for flag in rest}
+    flags_given = [word.partition("=")[0] for word in rest if word.startswith("--")]
+    given = {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags_given}
     flags = [word for key, value in content.items() if key not in given for word in _as_flag(key, value)]
     return [command, *flags, *rest]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,33 @@ def test_every_row_has_its_provenance(path):
             assert row[name] != ""
         assert "+changes" not in row["commit"]
         assert 0 < float(row["miou"]) < 1
-    keys = [(row["experiment"], row["split"], row["init"], row["seed"], row["epochs"], row["labels"], row["lr"],
-             row["lr_ratio"]) for row in rows]  # fmt: skip
-    assert len(keys) == len(set(keys)), "a run stands twice in the table"
+    settings = [(row["experiment"], row["settings"]) for row in rows]
+    assert len(settings) == len(set(settings)), "a run stands twice in the table"
+
+
+def test_different_runs_are_not_averaged_as_seeds():
+    with (ROOT / "results" / "pet_sample.csv").open() as file:
+        row = next(csv.DictReader(file))
+    other = {**row, "pretrain_epochs": "400", "miou": "0.9"}
+    assert len(results_table([row, other]).splitlines()) == 4
+    with pytest.raises(ValueError, match="share a seed"):
+        results_table([row, row])
+
+
+@pytest.mark.parametrize("init", ["random", "imagenet"])
+def test_our_rows_agree_with_the_independent_loop(init):
+    """Within the spread of seeds: two standard errors of the difference, and never less than 0.01."""
+
+    def scores(name: str) -> list[float]:
+        with (ROOT / "results" / name).open() as file:
+            rows = [row for row in csv.DictReader(file) if row["init"] == init and row["epochs"] == "3"]
+        return [float(row["miou"]) for row in rows if row["split"] == "test" and row["labels"] == "300"]
+
+    ours, theirs = scores("pet_sample.csv"), scores("reference_loop.csv")
+    assert len(ours) >= 3
+    assert len(theirs) >= 3
+    error = (statistics.variance(ours) / len(ours) + statistics.variance(theirs) / len(theirs)) ** 0.5
+    assert abs(statistics.fmean(ours) - statistics.fmean(theirs)) <= max(0.01, 2 * error)
 
 
 def test_the_readme_names_the_two_commands_and_the_five_of_the_pipeline():

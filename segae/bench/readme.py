@@ -9,7 +9,22 @@ from pathlib import Path
 from segae.tasks.rows import read_rows
 
 BEGIN, END = "<!-- results: made by `make readme` -->", "<!-- end of results -->"
-_HEADER = ("init", "schedule", "seeds", "mIoU", "pet", "background", "border", "mean per-image mIoU")
+_HEADER = (
+    "init",
+    "images seen in pretraining",
+    "labels",
+    "schedule",
+    "seeds",
+    "mIoU",
+    "pet",
+    "background",
+    "border",
+    "mean per-image mIoU",
+)
+_SETTINGS = (  # rows that agree in all of these are seeds of one thing
+    *("experiment", "dataset", "split", "labels", "encoder", "decoder", "init", "transfer", "image_size"),
+    *("freeze_epochs", "epochs", "batch_size", "lr", "lr_ratio", "bn_mode", "pretrain_dataset", "pretrain_epochs"),
+)
 _COLUMNS = ("miou", "iou_pet", "iou_background", "iou_border", "per_image_miou")
 
 
@@ -21,14 +36,19 @@ def results_table(rows: Sequence[dict[str, str]]) -> str:
     """
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
-        groups.setdefault((row["init"], row["freeze_epochs"], row["epochs"]), []).append(row)
+        groups.setdefault(tuple(row[name] for name in _SETTINGS), []).append(row)
     lines = ["| " + " | ".join(_HEADER) + " |", "|" + "---|" * len(_HEADER)]
-    ordered = sorted(groups.items(), key=lambda item: (int(item[0][2]), _mean(item[1], "miou")))
-    for (init, frozen, full), members in ordered:
+    for members in sorted(groups.values(), key=lambda group: (int(group[0]["epochs"]), _mean(group, "miou"))):
+        first = members[0]
+        if len({row["seed"] for row in members}) < len(members):
+            raise ValueError(f"two rows of {first['init']} share a seed; they are no independent runs")
+        seen = sum(int(row["pretrain_images_seen"] or 0) for row in members) / len(members)
         values = [f"{_mean(members, column):.3f}" for column in _COLUMNS]
-        values[0] = f"{values[0]} ± {_spread(members, 'miou'):.3f}"
-        cells = [init, f"{frozen} + {full}", str(len(members)), *values]
-        lines.append("| " + " | ".join(cells) + " |")
+        if len(members) > 1:
+            values[0] += f" ± {statistics.stdev(float(row['miou']) for row in members):.3f}"
+        schedule = f"{first['freeze_epochs']} + {first['epochs']}"
+        start = [first["init"], f"{seen:,.0f}", first["labels"], schedule, str(len(members))]
+        lines.append("| " + " | ".join([*start, *values]) + " |")
     return "\n".join(lines)
 
 
@@ -46,11 +66,6 @@ def readme_with_results(root: Path) -> str:
 
 def _mean(rows: Sequence[dict[str, str]], column: str) -> float:
     return statistics.fmean(float(row[column]) for row in rows)
-
-
-def _spread(rows: Sequence[dict[str, str]], column: str) -> float:
-    values = [float(row[column]) for row in rows]
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +56,14 @@ class FolderData(SegmentationData):
             classes=names or tuple(f"class_{value}" for value in values),
             palette=make_palette(len(values)),
             mask_values=values,
-            splits=read_splits(root, pairs) or hash_split(pairs, test_fraction, seed),
+            splits=folder_splits(root, test_fraction, seed),
         )
+
+
+def folder_splits(root: Path, test_fraction: float = 0.2, seed: int = 0) -> Mapping[str, tuple[Pair, ...]]:
+    """The splits of an images/ + masks/ folder as `FolderData` has them, without reading a mask."""
+    pairs = _match(root)
+    return read_splits(root, pairs) or hash_split(pairs, test_fraction, seed)
 
 
 def find_images(roots: Sequence[Path]) -> list[Path]:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from segae.data.folder import find_images
-from segae.data.open import open_dataset
+from segae.data.dataset import Pair
+from segae.data.fingerprint import content_hashes, default_cache_dir
+from segae.data.folder import find_images, folder_splits
+from segae.data.oxford_pets import OxfordPets
 from segae.errors import SegaeError
 
 logger = logging.getLogger("segae")
 
 
-def find_pretraining_images(roots: Sequence[Path]) -> list[Path]:
+def find_pretraining_images(roots: Sequence[Path], cache_dir: Path | None = None) -> list[Path]:
     """Collect the images below the roots, without those that a data set keeps for testing.
 
-    A root is taken for a labelled data set if `open_dataset` can open it; then its training images count, and so
-    do its other images that are in no split (unlabelled ones). A data set's own `images/` folder given as root is
-    treated like the data set. All other roots are searched recursively.
+    Labelled data sets are recognised wherever they are: at a root, somewhere below it, or above it (a data set's
+    own image folder given as root). Their test images are left out, and so is every other file of the same content.
+    Their training images and their images without masks stay.
+
+    Args:
+        roots: folders, searched recursively.
+        cache_dir: where content hashes are remembered; `default_cache_dir()` when None.
 
     Returns:
         The paths, sorted, each once.
@@ -26,26 +32,44 @@ def find_pretraining_images(roots: Sequence[Path]) -> list[Path]:
     Raises:
         SegaeError: a root is missing or empty, or nothing but test images is left.
     """
-    found = set(find_images(roots))
-    kept_back: set[Path] = set()
-    for root in {*map(_data_set_of, roots)} - {None}:
-        assert root is not None
-        test = {pair.image.resolve() for pair in open_dataset(root).splits["test"]}
-        kept_back |= {path for path in found if path.resolve() in test}
-    if kept_back:
-        logger.info("%d test images are left out of pretraining", len(kept_back))
-    if not found - kept_back:
+    found = find_images(roots)
+    test = [pair.image for folder in _data_sets_around(found) for pair in _test_pairs(folder)]
+    if not test:
+        return found
+    kept_back = {path.resolve() for path in test}
+    cache_dir = cache_dir or default_cache_dir()
+    contents = set(content_hashes(test, cache_dir))
+    kept = [
+        path
+        for path, content in zip(found, content_hashes(found, cache_dir), strict=True)
+        if path.resolve() not in kept_back and content not in contents
+    ]
+    if len(kept) < len(found):
+        logger.info("%d test images are left out of pretraining", len(found) - len(kept))
+    if not kept:
         raise SegaeError(
             f"all {len(found)} images below {', '.join(map(str, roots))} belong to a test split, and pretraining must "
             f"not see them. Give a folder of other images: segae pretrain --data FOLDER."
         )
-    return sorted(found - kept_back)
+    return kept
 
 
-def _data_set_of(root: Path) -> Path | None:
-    """The labelled data set that ``root`` is, or whose image folder it is; None for a plain folder."""
-    for folder in (root, root.resolve().parent):
-        is_images = folder == root or root.resolve().name == "images"
-        if is_images and ((folder / "masks").is_dir() or (folder / "annotations").is_dir()):
-            return folder
-    return None
+def _data_sets_around(images: Iterable[Path]) -> list[Path]:
+    """The folders, among all ancestors of the images, that hold a labelled data set."""
+    parents = {path.resolve().parent for path in images}
+    ancestors = parents.union(*(parent.parents for parent in parents))
+    with_images = sorted(folder for folder in ancestors if (folder / "images").is_dir())
+    return [folder for folder in with_images if _is_pets(folder) or _has_masks(folder)]
+
+
+def _is_pets(folder: Path) -> bool:
+    return (folder / "annotations" / "test.txt").is_file() and not _has_masks(folder)
+
+
+def _has_masks(folder: Path) -> bool:
+    return (folder / "masks").is_dir()
+
+
+def _test_pairs(folder: Path) -> tuple[Pair, ...]:
+    splits = folder_splits(folder) if _has_masks(folder) else OxfordPets(folder).splits
+    return splits["test"]

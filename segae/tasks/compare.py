@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -80,7 +81,7 @@ def run(config: Compare) -> list[dict[str, str]]:
     """Run every arm with every seed that has no row yet.
 
     Returns:
-        The rows of this experiment.
+        The rows of exactly these settings, arms and seeds.
 
     Raises:
         SegaeError: an arm is unknown or a run fails; the rows finished before that are on the disk.
@@ -90,15 +91,14 @@ def run(config: Compare) -> list[dict[str, str]]:
     if config.split not in ("test", "val"):
         raise SegaeError(f"the split is {config.split!r}; score on test, or choose settings on val: --split val.")
     target = config.rows or config.out / "rows.csv"
-    for seed in config.seeds:
-        for arm in config.arms:
-            if not _is_done(read_rows(target), config, arm, seed):
-                print(f"\n{arm}, seed {seed}")
-                row = run_arm(config, arm, seed)
-                _keep_per_image(config, target, arm, seed, row)
-                write_rows(target, [*read_rows(target), row])
-                print(f"{arm}, seed {seed}: {config.split} mIoU {row['miou']:.3f}")
-    rows = [row for row in read_rows(target) if row["experiment"] == config.experiment]
+    wanted = {(arm, seed): settings_of(config, arm, seed)[1] for seed in config.seeds for arm in config.arms}
+    for (arm, seed), settings in wanted.items():
+        if settings not in {row["settings"] for row in _rows_of(config, target)}:
+            print(f"\n{arm}, seed {seed}")
+            row = run_arm(config, arm, seed)
+            _keep(config, target, arm, seed, row)
+            print(f"{arm}, seed {seed}: {config.split} mIoU {row['miou']:.3f}")
+    rows = [row for row in _rows_of(config, target) if row["settings"] in wanted.values()]
     print(f"\n{summary_table(rows)}\n\nrows in {target}")
     return rows
 
@@ -113,20 +113,38 @@ def check_arm(arm: str) -> None:
         )
 
 
-def _is_done(rows: Sequence[dict[str, str]], config: Compare, arm: str, seed: int) -> bool:
-    wanted = {"init": arm, "seed": seed}
-    wanted |= {name: getattr(config, name) for name in ("experiment", "split", "freeze_epochs", "epochs", "lr")}
-    if config.labels is not None and config.split == "test":
-        wanted["labels"] = config.labels
-    if config.lr_ratio is not None:
-        wanted["lr_ratio"] = config.lr_ratio
-    return any(all(row[name] == str(value) for name, value in wanted.items()) for row in rows)
+def _rows_of(config: Compare, target: Path) -> list[dict[str, str]]:
+    return [row for row in read_rows(target) if row["experiment"] == config.experiment]
+
+
+def settings_of(config: Compare, arm: str, seed: int) -> tuple[str, str]:
+    """Digests of everything that decides a pretraining and a fine-tuning, the images' names included.
+
+    A run folder or a row with another digest is another run, however alike it looks.
+    """
+    from segae.data.open import open_dataset
+    from segae.data.pretraining import find_pretraining_images
+
+    data = open_dataset(config.data, config.classes)
+    used = {split: [pair.name for pair in pairs] for split, pairs in data.splits.items()}
+    common = {"dataset": data.name, "splits": used, "encoder": config.encoder, "arm": arm, "seed": seed}
+    pretraining: dict[str, Any] = {}
+    if "ae:" in arm:
+        images = find_pretraining_images((config.data, *config.unlabelled))
+        names = ("pretrain_image_size", "pretrain_epochs", "pretrain_batch_size", "pretrain_lr")
+        pretraining = {name: getattr(config, name) for name in names} | {"images": [path.name for path in images]}
+        pretraining["pretrain_image_size"] = config.pretrain_image_size or config.image_size
+    settings = ("decoder", "image_size", "freeze_epochs", "epochs", "batch_size", "lr", "lr_ratio", "labels", "split")
+    fine_tuning = {name: getattr(config, name) for name in settings} | {"classes": data.classes}
+    return _digest([common, pretraining]), _digest([common, pretraining, fine_tuning])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=5).hexdigest()
 
 
 def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
     """Pretrain if the arm asks for it, fine-tune, score once, return the row."""
-    from segae.models.encoder import create_encoder
-
     init = str(pretrain_arm(config, arm, seed)) if "ae:" in arm else arm
     folder = segment_folder(config, arm, seed)
     if not (folder / "metrics.json").exists():
@@ -152,11 +170,8 @@ def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
             )
         )
     scores = _score_test(config, folder) if config.split == "test" else _score_validation(config, folder, seed)
-    pretraining = create_encoder(config.encoder, init)[1].pretraining if "ae:" in arm else {}
-    measured = read_json(folder / "metrics.json")
-    return make_row(
-        experiment=config.experiment, split=config.split, run=measured, scores=scores.as_row(), pretraining=pretraining
-    )
+    measured = read_json(folder / "metrics.json") | {"settings": settings_of(config, arm, seed)[1]}
+    return make_row(experiment=config.experiment, split=config.split, run=measured, scores=scores.as_row())
 
 
 def _score_test(config: Compare, folder: Path) -> SegmentationScores:
@@ -200,19 +215,26 @@ def _score_validation(config: Compare, folder: Path, seed: int) -> SegmentationS
     )
 
 
-def _keep_per_image(config: Compare, target: Path, arm: str, seed: int, row: dict[str, Any]) -> None:
-    """Collect the test scores of single images beside the rows: results/per_image/<experiment>.csv.gz."""
-    if config.split == "test":
-        rows = read_rows(segment_folder(config, arm, seed) / "test" / "per_image.csv")
-        scores = {line["name"]: float(line["miou"]) for line in rows}
-        add_per_image(target.parent / "per_image" / f"{config.experiment}.csv.gz", row, scores)
+def _keep(config: Compare, target: Path, arm: str, seed: int, row: dict[str, Any]) -> None:
+    """Add the row, and beside the rows the scores of single images: results/per_image/<experiment>.csv.gz."""
+    from filelock import FileLock
+
+    from segae.data.fingerprint import default_cache_dir
+
+    default_cache_dir().mkdir(parents=True, exist_ok=True)
+    with FileLock(default_cache_dir() / f"rows-{_digest(str(target.resolve()))}.lock"):
+        if config.split == "test":
+            lines = read_rows(segment_folder(config, arm, seed) / "test" / "per_image.csv")
+            scores = {line["name"]: float(line["miou"]) for line in lines}
+            add_per_image(target.parent / "per_image" / f"{config.experiment}.csv.gz", row, scores)
+        write_rows(target, [*read_rows(target), row])
 
 
 def pretrain_arm(config: Compare, arm: str, seed: int) -> Path:
     """The encoder file of an autoencoder arm, pretrained now unless it is there already."""
     start, _, objective = arm.rpartition("ae:")
-    folder = config.out / f"pretrain-{_plain(arm)}-{config.pretrain_epochs}-{seed}"
-    if not (folder / "encoder.safetensors").exists():
+    folder = config.out / f"pretrain-{_plain(arm)}-{seed}-{settings_of(config, arm, seed)[0]}"
+    if not (folder / "metrics.json").exists():  # written last
         pretrain(
             Pretrain(
                 data=(config.data, *config.unlabelled),
@@ -234,8 +256,7 @@ def pretrain_arm(config: Compare, arm: str, seed: int) -> Path:
 
 def segment_folder(config: Compare, arm: str, seed: int) -> Path:
     """The run folder of one arm's fine-tuning."""
-    schedule = f"{config.freeze_epochs}+{config.epochs}-lr{config.lr:g}x{config.lr_ratio or 'default'}"
-    return config.out / f"{config.split}-{_plain(arm)}-{schedule}-{config.labels or 'all'}-{seed}"
+    return config.out / f"{config.split}-{_plain(arm)}-{seed}-{settings_of(config, arm, seed)[1]}"
 
 
 def _plain(arm: str) -> str:

@@ -61,6 +61,7 @@ def run(config: Evaluate) -> SegmentationScores:
     from segae.models.segmenter import load_segmenter
     from segae.training.device import choose_device
     from segae.training.evaluation import evaluate_at_mask_size, evaluate_model
+    from segae.training.run import require_no_training_run
 
     device = choose_device(config.device)
     model, description = load_segmenter(config.model)
@@ -68,7 +69,7 @@ def run(config: Evaluate) -> SegmentationScores:
     require_same_classes(description.classes, data.classes)
     pairs = choose_split(data, config.split)
     out = config.out or config.model.parent / f"evaluate-{config.split}"
-    require_no_training_run(out)
+    require_no_training_run(out, "evaluate")
     quarantine = Quarantine()
     cached = cache_pairs(pairs, description.image_size, data.mask_values, quarantine)
     how: dict[str, Any] = {"classes": description.classes, "mean": description.mean, "std": description.std}
@@ -110,15 +111,6 @@ def choose_split(data: SegmentationData, split: str) -> tuple[Pair, ...]:
             "Choose one of them with --split."
         )
     return pairs
-
-
-def require_no_training_run(out: Path) -> None:
-    """Raise SegaeError if ``out`` is the folder of a training run, whose metrics.json must stay."""
-    if (out / "log.csv").exists():
-        raise SegaeError(
-            f"{out} is the folder of a training run, and its metrics.json would be overwritten: a folder for "
-            f"this evaluation alone is wanted. Leave --out away, or type --out {out / 'evaluate'}."
-        )
 
 
 def describe_scores(scores: SegmentationScores) -> str:

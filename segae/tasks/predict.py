@@ -50,8 +50,9 @@ def run(config: Predict) -> tuple[Path, ...]:
     from segae.models.segmenter import load_segmenter
     from segae.training import prediction
     from segae.training.device import choose_device
-    from segae.training.run import resolved_config
+    from segae.training.run import require_no_training_run, resolved_config
 
+    require_no_training_run(config.out, "predict")
     device = choose_device(config.device)
     model, description = load_segmenter(config.model)
     paths = find_images([config.input])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from segae.models.autoencoder import Autoencoder
     from segae.models.encoder import EncoderDescription
@@ -78,6 +77,7 @@ def run(config: Pretrain) -> Path:
     Raises:
         SegaeError: see the messages; nothing finished is lost.
     """
+    import torch
     from torch.utils.data import DataLoader, Subset
 
     from segae.data.batches import UnlabelledImages
@@ -90,7 +90,7 @@ def run(config: Pretrain) -> Path:
     from segae.training.device import choose_device
     from segae.training.fit import fit, print_epoch
     from segae.training.learner import make_loaders, pretraining_learner
-    from segae.training.run import RESUME_FILE, open_run_folder, seed_everything
+    from segae.training.run import RESUME_FILE, open_run_folder, seed_everything, start_provenance
     from segae.training.schedule import make_pretraining_phase
 
     device = choose_device(config.device)
@@ -101,6 +101,9 @@ def run(config: Pretrain) -> Path:
     seed_everything(config.seed)
     encoder, description = create_encoder(config.encoder, config.init)
     require_size(config.image_size, output_stride(encoder))
+    probe = torch.zeros(1, description.in_channels, config.image_size, config.image_size)
+    objective.corruption(probe, torch.Generator())  # refuses a patch that hides nothing, before anything is written
+    seed_everything(config.seed)  # the decoder's start must not depend on where the encoder's weights came from
     autoencoder = Autoencoder(
         encoder,
         description.mean,
@@ -109,15 +112,10 @@ def run(config: Pretrain) -> Path:
         output_activation=config.output_activation,
         code_channels=config.code_channels,
     ).to(device)
-    resume = open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite)
-    print(f"encoder {config.encoder}, init {config.init}: {description.source}")
-
     quarantine = Quarantine()
     images, train, valid, paths = cache_unlabelled(
         config.data, config.image_size, config.val_fraction, config.seed, quarantine
     )
-    quarantine.report()
-    quarantine.write(config.out)
     normalisation = (config.image_size, description.mean, description.std)
     clean = UnlabelledImages(images, eval_transform(*normalisation), config.seed)
     loaders = make_loaders(
@@ -129,8 +127,13 @@ def run(config: Pretrain) -> Path:
         seed=config.seed,
         train_indices=train.tolist(),
     )
-    print(f"{len(train)} training and {len(valid)} validation images, {config.epochs} epochs on {device}")
     learner = pretraining_learner(loaders, autoencoder, objective, precision=config.precision, seed=config.seed)
+    resume = open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite)
+    source = start_provenance(config.out, device, resume=resume)
+    quarantine.report()
+    quarantine.write(config.out)
+    print(f"encoder {config.encoder}, init {config.init}: {description.source}")
+    print(f"{len(train)} training and {len(valid)} validation images, {config.epochs} epochs on {device}")
     log = fit(
         learner,
         phases,
@@ -139,9 +142,11 @@ def run(config: Pretrain) -> Path:
         resume=resume,
         report=print_epoch,
     )
-    recalibrate_batchnorm(autoencoder.encoder, DataLoader(Subset(clean, train.tolist()), config.batch_size), device)
+    several = len(train) > config.batch_size  # a last batch of one image has no variance to measure
+    batches = DataLoader(Subset(clean, train.tolist()), config.batch_size, drop_last=several)
+    recalibrate_batchnorm(autoencoder.encoder, batches, device)
     panel_images = images[(valid if len(valid) else train)[:5]]
-    return _finish(config, autoencoder, description, objective, panel_images, paths, log, device)
+    return _finish(config, autoencoder, description, objective, panel_images, paths, log, source)
 
 
 def cache_unlabelled(
@@ -159,9 +164,9 @@ def cache_unlabelled(
     from segae.data.pretraining import find_pretraining_images
 
     cached = cache_images(find_pretraining_images(roots), size, quarantine)
-    names = sorted({path.name for path in cached.paths})
+    names = sorted({f"{path.parent.name}/{path.name}" for path in cached.paths})
     held_out = choose_by_hash(names, val_fraction, seed, "validation")
-    valid = np.array([path.name in held_out for path in cached.paths])
+    valid = np.array([f"{path.parent.name}/{path.name}" in held_out for path in cached.paths])
     return cached.images, np.flatnonzero(~valid), np.flatnonzero(valid), cached.paths
 
 
@@ -173,7 +178,7 @@ def _finish(
     panel_images: np.ndarray,
     paths: Sequence[Path],
     log: list[dict[str, Any]],
-    device: torch.device,
+    source: dict[str, str],
 ) -> Path:
     """Measure BatchNorm on clean images, write the encoder file, the pictures and the metrics."""
     from dataclasses import replace
@@ -183,9 +188,9 @@ def _finish(
     from segae.models.encoder import save_encoder
     from segae.training.figures import training_curves
     from segae.training.panels import reconstruction_sheet
-    from segae.training.run import DONE_FILE, provenance
+    from segae.training.run import DONE_FILE
 
-    last, source = log[-1], provenance(device)
+    last = log[-1]
     final_loss = last.get("valid_loss", last["train_loss"])
     previous = "" if description.init == "random" else f"{description.init}+"
     described = replace(
@@ -209,7 +214,7 @@ def _finish(
     target = config.out / "encoder.safetensors"
     save_encoder(target, autoencoder.encoder, described)
     reconstruction_sheet(
-        autoencoder, objective, panel_images, described.mean, described.std, device, config.out / "reconstructions.png"
+        autoencoder, objective, panel_images, described.mean, described.std, config.out / "reconstructions.png"
     )
     training_curves(config.out / "log.csv", config.out / "curves.png")
     write_json(

@@ -40,6 +40,7 @@ COLUMNS = (
     "pretrain_images",
     "pretrain_epochs",
     "pretrain_images_seen",
+    "settings",
     "seconds",
     "device",
     "peak_memory_mb",
@@ -56,12 +57,13 @@ def make_row(
     split: str,
     run: Mapping[str, Any],
     scores: Mapping[str, float],
-    pretraining: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """One row from a fine-tuning run's metrics.json, the scores on ``split`` and the encoder's pretraining."""
-    known = {**run, **scores, "experiment": experiment, "split": split}
-    for name in ("objective", "dataset", "images", "epochs", "images_seen"):
-        known[f"pretrain_{name}"] = pretraining.get(name, "")
+    """One row from a fine-tuning run's metrics.json and its scores on ``split``.
+
+    What the run says of its encoder's pretraining goes into the row; without pretraining these columns are empty.
+    """
+    none = {name: "" for name in COLUMNS if name.startswith("pretrain_")}
+    known = {**none, **run, **scores, "experiment": experiment, "split": split}
     classes = sorted(name for name in scores if name.startswith("iou_"))
     return {name: _short(known[name]) for name in (*COLUMNS, *classes)}
 
@@ -92,19 +94,7 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-_PER_IMAGE = (
-    "dataset",
-    "split",
-    "encoder",
-    "decoder",
-    "init",
-    "seed",
-    "labels",
-    "freeze_epochs",
-    "epochs",
-    "lr",
-    "lr_ratio",
-)
+_PER_IMAGE = ("dataset", "split", "settings", "init", "seed", "labels", "freeze_epochs", "epochs")
 
 
 def add_per_image(path: Path, row: Mapping[str, Any], scores: Mapping[str, float]) -> None:

@@ -86,29 +86,25 @@ def run(config: Segment) -> Path:
     from segae.training.device import choose_device
     from segae.training.fit import fit, print_epoch
     from segae.training.learner import segmentation_learner
-    from segae.training.run import RESUME_FILE, open_run_folder, seed_everything
+    from segae.training.run import RESUME_FILE, open_run_folder, seed_everything, start_provenance
     from segae.training.schedule import check_batchnorm_mode, make_phases
 
     device = choose_device(config.device)
     data = open_dataset(config.data, config.classes)
     seed_everything(config.seed)
     encoder, description = create_encoder(config.encoder, config.init)
-    size = config.image_size or description.image_size
+    size = description.image_size if config.image_size is None else config.image_size
     require_size(size, output_stride(encoder))
     require_decoder_size(config.decoder, size)
-    lr_ratio = config.lr_ratio or default_lr_ratio(description)
+    lr_ratio = default_lr_ratio(description) if config.lr_ratio is None else config.lr_ratio
     phases = make_phases(config.freeze_epochs, config.epochs, config.lr, lr_ratio)
     check_batchnorm_mode(config.bn_mode)
+    seed_everything(config.seed)  # the decoder's start must not depend on where the encoder's weights came from
     model = create_segmenter(encoder, config.encoder, config.decoder, len(data.classes)).to(device)
-    resume = open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite)
-    print(f"encoder {config.encoder}, init {config.init}: {description.source}")
 
     quarantine = Quarantine()
     train, valid = cache_labelled(data, size, config.labels, config.val_fraction, config.seed, quarantine)
-    quarantine.report()
-    quarantine.write(config.out)
     loaders = labelled_loaders(train, valid, size, description, config.batch_size, device, config.workers, config.seed)
-    print(f"{len(train.pairs)} training images, {config.freeze_epochs} + {config.epochs} epochs on {device}")
     learner = segmentation_learner(
         loaders,
         model,
@@ -117,6 +113,12 @@ def run(config: Segment) -> Path:
         precision=config.precision,
         seed=config.seed,
     )
+    resume = open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite)
+    source = start_provenance(config.out, device, resume=resume)
+    quarantine.report()
+    quarantine.write(config.out)
+    print(f"encoder {config.encoder}, init {config.init}: {description.source}")
+    print(f"{len(train.pairs)} training images, {config.freeze_epochs} + {config.epochs} epochs on {device}")
     with measured(device) as cost:
         log = fit(
             learner,
@@ -126,7 +128,7 @@ def run(config: Segment) -> Path:
             resume=resume,
             report=print_epoch,
         )
-    return _finish(config, model, description, data, size, lr_ratio, train, valid, log, cost, device)
+    return _finish(config, model, description, data, size, lr_ratio, train, valid, log, cost, source, device)
 
 
 def default_lr_ratio(description: EncoderDescription) -> float:
@@ -187,6 +189,7 @@ def _finish(
     valid: CachedPairs | None,
     log: Sequence[dict[str, Any]],
     cost: Cost,
+    source: dict[str, str],
     device: torch.device,
 ) -> Path:
     """Write the model file, the pictures and the metrics of the last epoch."""
@@ -196,12 +199,12 @@ def _finish(
     from segae.training.evaluation import predict_masks
     from segae.training.figures import training_curves
     from segae.training.panels import segmentation_sheet
-    from segae.training.run import DONE_FILE, provenance
+    from segae.training.run import DONE_FILE
 
-    source = provenance(device)
     details: dict[str, str | int | float] = {
         "init": description.init,
         "source": description.source,
+        **{f"pretrain_{name}": value for name, value in description.pretraining.items()},
         "transfer": "encoder",
         "dataset": data.name,
         "labels": len(train.pairs),

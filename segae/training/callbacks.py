@@ -27,10 +27,15 @@ class EpochClock(Callback):
     order = -20
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed, self.phase, self.offset, self.frozen = seed, "full", 0, False
+        self.seed, self.phase, self.offset = seed, "full", 0
         self.log: list[dict[str, Any]] = []
         self.failure: SegaeError | None = None
         self.running = False
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the first parameter group, the encoder, is frozen; the optimizer knows."""
+        return self.learn.opt.frozen_idx > 0
 
     @property
     def now(self) -> int:
@@ -94,10 +99,12 @@ class CorruptInput(Callback):
         self.learn.yb = (clean_bchw, corrupted.hidden_b1hw)
 
 
-class Bfloat16(Callback):
+class Bfloat16Autocast(Callback):
     """Runs forward and loss under bfloat16 autocast; weights and optimizer stay in float32."""
 
     order = 10
+
+    context: Any = None
 
     def before_batch(self) -> None:
         """Enter autocast."""
@@ -106,7 +113,13 @@ class Bfloat16(Callback):
 
     def after_loss(self) -> None:
         """Leave autocast before the backward pass."""
-        self.context.__exit__(None, None, None)
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave autocast, also when a batch was interrupted inside it."""
+        if self.context is not None:
+            self.context.__exit__(None, None, None)
+            self.context = None
 
 
 class StopOnNaN(Callback):
@@ -135,20 +148,24 @@ class StopOnNaN(Callback):
             self._look()
 
     def after_train(self) -> None:
-        """Look once more before the epoch counts as finished."""
+        """Look once more, and at the weights too, before the epoch counts as finished."""
         self._look()
+        if not all(torch.isfinite(parameter).all() for parameter in self.learn.model.parameters()):
+            self._stop("the weights became infinite or no number in the last step")
 
     def _look(self) -> None:
         if not math.isfinite(float(self.total)):
-            clock = self.learn.epoch_clock
-            clock.running = False
-            clock.stop(
-                SegaeError(
-                    f"the loss became {float(self.learn.loss_grad.detach()):g} by step {self.steps} of epoch "
-                    f"{clock.now + 1}; training stopped and the checkpoint of the last good epoch is kept. Start "
-                    f"again with a smaller learning rate (it was {self._rate():g}; try --lr with a third of yours)."
-                )
+            self._stop(f"the loss became {float(self.learn.loss_grad.detach()):g} by step {self.steps}")
+
+    def _stop(self, what: str) -> None:
+        clock = self.learn.epoch_clock
+        clock.running = False
+        clock.stop(
+            SegaeError(
+                f"{what} of epoch {clock.now + 1}; training stopped and the checkpoint of the last good epoch is kept. "
+                f"Start again with a smaller learning rate (it was {self._rate():g}; try --lr with a third of yours)."
             )
+        )
 
     def _rate(self) -> float:
         return max(group["lr"] for group in self.learn.opt.hypers)

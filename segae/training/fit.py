@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segae.errors import SegaeError
-from segae.training.callbacks import EpochClock
+from segae.training.callbacks import Bfloat16Autocast, EpochClock
 from segae.training.checkpoint import load_resume_file
 from segae.training.recording import EpochLog, ProgressBar, SaveResume
 from segae.training.schedule import Phase
@@ -52,13 +52,18 @@ def fit(
     extra = [EpochLog(log_csv, report), ProgressBar()]
     if resume_file is not None:
         extra.append(SaveResume(resume_file))
-    clock.offset = 0
-    with learner.added_cbs(extra), learner.no_logging(), learner.no_bar():
-        for phase in phases:
-            start = min(max(done - clock.offset, 0), phase.epochs)
-            if start < phase.epochs:
-                _run_phase(learner, phase, start, optimizer_state)
-            clock.offset += phase.epochs
+    clock.offset = 0 if done else len(clock.log)  # a second fit of the same learner counts on
+    try:
+        with learner.added_cbs(extra), learner.no_logging(), learner.no_bar():
+            for phase in phases:
+                start = min(max(done - clock.offset, 0), phase.epochs)
+                if start < phase.epochs:
+                    _run_phase(learner, phase, start, optimizer_state)
+                clock.offset += phase.epochs
+    finally:
+        for callback in learner.cbs:
+            if isinstance(callback, Bfloat16Autocast):
+                callback.leave()
     return clock.log
 
 
@@ -74,7 +79,7 @@ def print_epoch(row: dict[str, Any]) -> None:
 
 def _run_phase(learner: Learner, phase: Phase, start: int, optimizer_state: dict[str, Any] | None) -> None:
     clock: EpochClock = learner.epoch_clock
-    clock.phase, clock.frozen, clock.failure = phase.name, not phase.train_encoder, None
+    clock.phase, clock.failure = phase.name, None
     (learner.unfreeze if phase.train_encoder else learner.freeze)()  # both start with a fresh optimizer state
     if start and optimizer_state is not None:
         learner.opt.load_state_dict(optimizer_state)

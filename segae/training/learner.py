@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from fastai.callback import schedule  # noqa: F401 - gives Learner its fit_one_cycle and fine_tune
-from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.progress import ProgressCallback  # noqa: F401 - gives Learner its no_bar
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segae.errors import SegaeError
 from segae.objectives.presets import Objective
-from segae.training.callbacks import Bfloat16, CorruptInput, EncoderMode, EpochClock, StopOnNaN
+from segae.training.callbacks import Bfloat16Autocast, CorruptInput, EncoderMode, EpochClock, StopOnNaN
 from segae.training.recording import MeanIoU
 from segae.training.schedule import check_batchnorm_mode, parameter_groups
 
@@ -108,10 +108,11 @@ def pretraining_learner(
         autoencoder: maps a corrupted image batch to a reconstruction of the same shape.
         objective: the corruption and the loss, from ``segae.make_objective``.
         weight_decay: AdamW's, 0 or more.
-        precision: "auto" (bfloat16 on CUDA, else float32), "float32" or "bfloat16".
+        precision: "auto" (bfloat16 on CUDA devices that have it, else float32), "float32" or "bfloat16".
         seed: decides corruptions, augmentations and order.
     """
     callbacks = [CorruptInput(objective, seed), *_callbacks(dls.device, precision, seed)]
+    _place(autoencoder, dls.device)
     return Learner(
         dls,
         autoencoder,
@@ -150,6 +151,7 @@ def segmentation_learner(
     check_batchnorm_mode(bn_mode)
     parameter_groups(segmenter)  # refuses a model without an encoder now, not in the middle of a run
     callbacks = [EncoderMode(bn_mode), *_callbacks(dls.device, precision, seed)]
+    _place(segmenter, dls.device)
     return Learner(
         dls,
         segmenter,
@@ -175,8 +177,20 @@ def _callbacks(device: torch.device, precision: str, seed: int) -> list:
     if precision not in PRECISIONS:
         raise SegaeError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}.")
     callbacks: list = [EpochClock(seed), StopOnNaN(every=1 if device.type == "cpu" else 20)]
-    if device.type in ("cpu", "cuda"):
-        callbacks.append(ChannelsLast())  # 1.4 times faster on a CPU for the U-Net of the README
-    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
-        callbacks.append(Bfloat16())
+    if precision == "bfloat16" or (precision == "auto" and _has_fast_bfloat16(device)):
+        callbacks.append(Bfloat16Autocast())
     return callbacks
+
+
+def _place(model: nn.Module, device: torch.device) -> None:
+    """Move to the device, channels_last where that gains (1.4 times faster on a CPU for the README's U-Net).
+
+    Now and not when training starts: a run that is resumed after its last epoch must compute in the same layout.
+    """
+    model.to(device)
+    if device.type in ("cpu", "cuda"):
+        model.to(memory_format=torch.channels_last)
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

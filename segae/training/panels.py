@@ -21,10 +21,10 @@ def reconstruction_sheet(
     images: np.ndarray,
     mean: Sequence[float],
     std: Sequence[float],
-    device: torch.device,
     path: Path,
 ) -> None:
     """Write a sheet of image, corrupted input and reconstruction, one row for each of ``images`` (uint8 N, S, S, 3)."""
+    device = next(autoencoder.parameters()).device
     clean = normalise(images, mean, std, device)
     generator = torch.Generator(device).manual_seed(0)
     was_training = autoencoder.training

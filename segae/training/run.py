@@ -6,7 +6,6 @@ import dataclasses
 import json
 import platform
 import random
-import shutil
 import subprocess
 from datetime import datetime, timezone
 from importlib import metadata
@@ -22,12 +21,23 @@ from segae.files import write_json
 
 RESUME_FILE = "resume.pt"
 DONE_FILE = "metrics.json"
+_STARTED_FILE = "started.json"
+_RUN_FILES = (
+    *("config.json", _STARTED_FILE, RESUME_FILE, DONE_FILE, "log.csv", "quarantine.csv", "curves.png", "sheet.png"),
+    *("reconstructions.png", "encoder.safetensors", "encoder.json", "model.safetensors", "model.json"),
+)
 _FREE = ("device", "workers")  # may differ between the parts of one run
 _PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "fastai", "albumentations", "numpy")
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch; the only place where global random state is set."""
+    """Seed Python, NumPy and torch; the only place where global random state is set.
+
+    Raises:
+        SegaeError: the seed is negative.
+    """
+    if seed < 0:
+        raise SegaeError(f"the seed is {seed}; wanted 0 or more, for example --seed 0.")
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries below us still draw from it
     torch.manual_seed(seed)
@@ -55,7 +65,7 @@ def commit() -> str:
             ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
         ).stdout.strip()
         edited = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", "segae"],
+            ["git", "status", "--porcelain", "--", "segae"],
             cwd=here,
             capture_output=True,
             text=True,
@@ -106,8 +116,14 @@ def open_run_folder(folder: Path, config: Any, *, resume: bool, overwrite: bool)
             raise SegaeError(
                 f"{folder} exists and is not a run folder of segae; nothing in it is touched. Choose another --out."
             )
+    elif old["task"] != resolved["task"]:
+        raise SegaeError(
+            f"{folder} holds the results of {old['task']}, not of {resolved['task']}; nothing in it is touched. "
+            f"Choose another --out."
+        )
     elif overwrite:
-        shutil.rmtree(folder)
+        for name in _RUN_FILES:  # by name: whatever else lies there is not ours to delete
+            (folder / name).unlink(missing_ok=True)
     elif not resume:
         raise SegaeError(
             f"{folder} already holds a run; add --resume to go on with it, --overwrite to start it again, "
@@ -121,6 +137,32 @@ def open_run_folder(folder: Path, config: Any, *, resume: bool, overwrite: bool)
         )
     write_json(config_file, resolved)
     return (folder / RESUME_FILE).exists()
+
+
+def start_provenance(folder: Path, device: torch.device, *, resume: bool) -> dict[str, str]:
+    """The provenance of the code that is about to train, taken before an edit or a commit can change it.
+
+    A run that is resumed from another commit names all of them, joined by ``..``.
+    """
+    now = provenance(device)
+    path = folder / _STARTED_FILE
+    if resume and path.exists():
+        before = json.loads(path.read_text())["commit"]
+        if now["commit"] not in before.split(".."):
+            now["commit"] = f"{before}..{now['commit']}"
+        else:
+            now["commit"] = before
+    write_json(path, now)
+    return now
+
+
+def require_no_training_run(out: Path, verb: str) -> None:
+    """Raise SegaeError if ``out`` is the folder of a training run, whose config.json and metrics.json must stay."""
+    if (out / "log.csv").exists():
+        raise SegaeError(
+            f"{out} is the folder of a training run, and files of it would be overwritten: a folder for these results "
+            f"alone is wanted. Type --out {out / verb}."
+        )
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:

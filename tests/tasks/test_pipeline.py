@@ -75,10 +75,14 @@ def test_no_test_image_is_ever_seen_in_pretraining(pets, tmp_path):
     test = {line.split()[0] for line in (pets / "annotations" / "test.txt").read_text().splitlines()}
     for roots in ([pets], [pets / "images"], [pets / "images", pets / "unlabelled"]):
         assert not test & {path.stem for path in find_pretraining_images(roots)}
-    (pets / "annotations" / "trainval.txt").rename(tmp_path / "trainval.txt")
-    with pytest.raises(SegaeError):
-        find_pretraining_images([pets / "images"])
-    (tmp_path / "trainval.txt").rename(pets / "annotations" / "trainval.txt")
+    copies = tmp_path / "more"
+    copies.mkdir()
+    name = sorted(test)[0]
+    (copies / "harmless name.jpg").write_bytes((pets / "images" / f"{name}.jpg").read_bytes())
+    assert copies / "harmless name.jpg" not in find_pretraining_images([pets, copies])
+    assert not test & {path.stem for path in find_pretraining_images([pets.parent])}
+    with pytest.raises(SegaeError, match="test split"):
+        find_pretraining_images([pets / "images" / f"{name}.jpg"])
 
 
 def test_the_encoder_file_starts_the_segmenter(pretrained, segmented):
@@ -157,10 +161,16 @@ def test_compare_writes_one_row_for_each_run_and_goes_on_where_it_stopped(pets, 
     capsys.readouterr()
     main(first)
     assert table.stat().st_mtime_ns == before
-    assert "epoch" not in capsys.readouterr().out.split("init", 1)[0]
-    main([*words, "--arms", "random", "--seeds", "1"])
+    assert "frozen" not in capsys.readouterr().out
+    for other in (["--labels", "9"], ["--lr", "0.01"], ["--split", "val"], ["--seeds", "1"]):
+        capsys.readouterr()
+        main([*words, "--arms", "random", "--seeds", "0", *other])
+        assert "frozen" in capsys.readouterr().out, f"{other} is another run and was taken for a finished one"
+    main([*words, "--arms", "ae:denoise", "--seeds", "0", "--pretrain-epochs", "2"])
     with table.open() as file:
-        assert len(list(csv.DictReader(file))) == 3
+        rows = list(csv.DictReader(file))
+    assert len({row["settings"] for row in rows}) == len(rows) == 7
+    assert [row["pretrain_epochs"] for row in rows if row["init"] == "ae:denoise"] == ["1", "2"]
 
 
 def test_quickstart_on_a_users_own_folder(pets, tmp_path):

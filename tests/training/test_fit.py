@@ -35,7 +35,7 @@ def without_times(log: list[dict]) -> list[dict]:
     return [{key: value for key, value in row.items() if "second" not in key} for row in log]
 
 
-@pytest.mark.parametrize("killed_after", [1, 2, 3])
+@pytest.mark.parametrize("killed_after", [1, 2, 3, 4])
 def test_resumed_segmentation_is_bit_for_bit_the_uninterrupted_one(segmentation, tmp_path, killed_after):
     whole = segmentation()
     expected = fit(whole, make_phases(1, 3))
@@ -65,10 +65,13 @@ def test_resumed_pretraining_is_bit_for_bit_the_uninterrupted_one(pretraining, t
     assert list(pd.read_csv(tmp_path / "log.csv")["epoch"]) == [1, 2, 3]
 
 
-def test_seeds_matter(segmentation):
-    one, other = segmentation(seed=0), segmentation(seed=1)
-    for learner in (one, other):
-        fit(learner, make_phases(0, 1))
+def test_seeds_decide_order_and_corruption_too(pretraining):
+    """The same weights to begin with: what differs afterwards comes from the seed of the training."""
+    one, same_seed, other = pretraining(seed=0), pretraining(seed=0), pretraining(seed=1)
+    other.model.load_state_dict(one.model.state_dict())
+    for learner in (one, same_seed, other):
+        fit(learner, make_pretraining_phase(1, 1e-3))
+    assert same(one.model, same_seed.model)
     assert not same(one.model, other.model)
 
 
@@ -102,6 +105,32 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_epoch(segmentati
     assert state["epochs_done"] == 2
     assert all(torch.isfinite(value).all() for value in state["model"].values())
     assert list(pd.read_csv(tmp_path / "log.csv")["epoch"]) == [1, 2]
+
+
+def test_a_step_that_blows_the_weights_up_is_not_saved(segmentation, tmp_path):
+    class BlowUp(Callback):
+        def after_batch(self) -> None:
+            if self.learn.training and self.learn.epoch_clock.now == 1 and self.learn.iter == self.learn.n_iter - 1:
+                with torch.no_grad():
+                    next(self.learn.model.decoder.parameters())[0] = float("inf")
+
+    learner = segmentation()
+    learner.add_cb(BlowUp())
+    with pytest.raises(SegaeError, match="last step of epoch 2"):
+        fit(learner, make_phases(1, 1), resume_file=tmp_path / "resume.pt")
+    assert load_resume_file(tmp_path / "resume.pt")["epochs_done"] == 1
+
+
+def test_an_interrupted_batch_leaves_no_autocast_behind(segmentation):
+    class Interrupt(Callback):
+        def after_pred(self) -> None:
+            raise KeyboardInterrupt
+
+    learner = segmentation(precision="bfloat16")
+    learner.add_cb(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        fit(learner, make_phases(0, 1))
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_a_full_disk_stops_and_keeps_the_last_checkpoint(segmentation, tmp_path, monkeypatch):

@@ -76,17 +76,27 @@ def test_train_mode_moves_batchnorm_of_a_frozen_encoder_and_nothing_else(segment
 
 
 def test_fastais_own_fine_tune_freezes_and_unfreezes_too(segmentation):
-    """Traps 2 and 3: with our splitter, freezing freezes, and the encoder is in the optimizer afterwards."""
+    """Traps 2 and 3: with our splitter freezing freezes, and the optimizer has the encoder afterwards."""
     learner = segmentation()
     learner.add_cb(Snapshots())
     with learner.no_bar(), learner.no_logging():
-        learner.freeze()
-        learner.fit_one_cycle(1, 1e-3)
-        learner.unfreeze()
-        learner.fit_one_cycle(1, 1e-3)
+        learner.fine_tune(1, 1e-3, freeze_epochs=1, lr_mult=2)
     start, frozen, full = learner.snapshots.states
-    assert not [name for name in changed(start, frozen, "encoder.") if not is_statistic(name)]
-    assert changed(frozen, full, "encoder.")
+    assert changed(start, frozen, "encoder.") == []
+    assert changed(start, frozen, "decoder.")
+    after = changed(frozen, full, "encoder.")
+    assert any(is_statistic(name) for name in after)
+    assert any(name.endswith("conv1.weight") for name in after)
+
+
+def test_a_second_fit_goes_on_counting_and_trains_what_it_says(segmentation):
+    learner = segmentation()
+    fit(learner, make_phases(1, 0))
+    learner.add_cb(Snapshots())
+    log = fit(learner, make_phases(0, 1))
+    assert [row["epoch"] for row in log] == [1, 2]
+    before, after = learner.snapshots.states
+    assert any(is_statistic(name) for name in changed(before, after, "encoder."))
 
 
 def test_a_model_without_encoder_is_refused_because_freezing_would_do_nothing():
