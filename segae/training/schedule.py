@@ -20,10 +20,10 @@ train: they always train, in the frozen epochs too (fastai's default).
 LR_RATIO: dict[str, float] = {"random": 1.0, "imagenet": 0.1, "autoencoder": 0.1}
 """Encoder learning rate over head learning rate once everything trains, for each kind of init.
 
-fastai's own default (0.01 at the first layer) starves an encoder that comes from a short pretraining. The values are the
-best ones on validation images, averaged over results/pet_sample_validation.csv and results/reference_loop_validation.csv;
-0.1 and 1 differ by less than 0.01 for random and autoencoder weights. "autoencoder" is also what an autoencoder
-pretraining that began with ImageNet weights gets, untuned so far.
+fastai's own default (0.01 at the first layer) starves an encoder that comes from a short pretraining. The values
+are the best ones on validation images, averaged over results/pet_sample_validation.csv and
+results/reference_loop_validation.csv; 0.1 and 1 differ by less than 0.01 for random and autoencoder weights.
+"autoencoder" is also what an autoencoder pretraining that began with ImageNet weights gets, untuned so far.
 """
 
 
