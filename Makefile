@@ -22,19 +22,20 @@ readme: $(VENV)/.installed
 	@$(BIN)/python -m segae.bench.readme
 
 $(VENV)/.installed: pyproject.toml
-	@$(call install,.[imagenet])
+	$(call install,.[imagenet])
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml
-	@$(call install,.[imagenet$(,)dev])
+	$(call install,.[imagenet$(comma)dev])
 	@touch $(VENV)/.installed $@
 
-, := ,
+comma := ,
+OLD := "segae needs Python 3.10 or newer; name one that you have: make PYTHON=python3.12"
 define install
-$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else "segae needs Python 3.10 or newer, this is %d.%d: make PYTHON=python3.12" % v[:2])'
-$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-echo "installing into $(VENV): about 2 minutes and 6 GB the first time"
-$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable "$(1)"
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo $(OLD); exit 1)
+@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+@echo "installing into $(VENV): about 2 minutes and 6 GB the first time"
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable "$(1)"
 endef
 
 clean:
