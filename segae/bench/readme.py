@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from scipy import stats
+
 from segae.tasks.rows import read_rows
 
 BEGIN, END = "<!-- results: made by `make readme` -->", "<!-- end of results -->"
@@ -20,6 +22,7 @@ _HEADER = (
     "background",
     "border",
     "mean per-image mIoU",
+    "mIoU above random, paired by seed",
 )
 _SETTINGS = (  # rows that agree in all of these are seeds of one thing
     *("experiment", "dataset", "split", "labels", "encoder", "decoder", "init", "transfer", "image_size"),
@@ -29,7 +32,7 @@ _COLUMNS = ("miou", "iou_pet", "iou_background", "iou_border", "per_image_miou")
 
 
 def results_table(rows: Sequence[dict[str, str]]) -> str:
-    """Mean over seeds of each init and schedule, with the spread of mIoU, as a Markdown table.
+    """Mean over seeds of each init and schedule, with spread and gain over random weights, as a Markdown table.
 
     Args:
         rows: result rows of one data set, encoder, decoder and split.
@@ -46,10 +49,27 @@ def results_table(rows: Sequence[dict[str, str]]) -> str:
         values = [f"{_mean(members, column):.3f}" for column in _COLUMNS]
         if len(members) > 1:
             values[0] += f" ± {statistics.stdev(float(row['miou']) for row in members):.3f}"
+        values.append(_above_random(members, rows))
         schedule = f"{first['freeze_epochs']} + {first['epochs']}"
         start = [first["init"], f"{seen:,.0f}", first["labels"], schedule, str(len(members))]
         lines.append("| " + " | ".join([*start, *values]) + " |")
     return "\n".join(lines)
+
+
+def _above_random(members: Sequence[dict[str, str]], rows: Sequence[dict[str, str]]) -> str:
+    """Mean difference to the random init of the same seed and schedule, with its 95 % t-interval over seeds."""
+    names = ("experiment", "dataset", "split", "labels", "encoder", "decoder", "image_size", "freeze_epochs", "epochs")
+    random = {
+        row["seed"]: float(row["miou"])
+        for row in rows
+        if row["init"] == "random" and all(row[name] == members[0][name] for name in names)
+    }
+    gains = [float(row["miou"]) - random[row["seed"]] for row in members if row["seed"] in random]
+    if members[0]["init"] == "random" or len(gains) < 2:
+        return ""
+    half = float(stats.t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
+    mean = statistics.fmean(gains)
+    return f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
 
 
 def render(readme: str, table: str) -> str:

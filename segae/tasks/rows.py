@@ -40,6 +40,7 @@ COLUMNS = (
     "pretrain_images",
     "pretrain_epochs",
     "pretrain_images_seen",
+    "pretrain_commit",
     "settings",
     "seconds",
     "device",
