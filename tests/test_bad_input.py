@@ -255,6 +255,12 @@ def test_a_run_folder_in_use(refused_in_one_paragraph, trained, tmp_path):
     message = refused_in_one_paragraph(*command, "--out", trained / "p", "--resume", "--lr", "0.5")
     assert "lr was 0.001, now 0.5" in message
     assert (trained / "p" / "encoder.safetensors").read_bytes() == before
+    changed = tmp_path / "changed"
+    shutil.copytree(trained / "d", changed)
+    words = ["pretrain", "--data", changed, *TINY, "--out", tmp_path / "run"]
+    main([str(word) for word in words])
+    next((changed / "unlabelled").iterdir()).unlink()
+    assert "images have changed" in refused_in_one_paragraph(*words, "--resume")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     assert "nothing in it is touched" in refused_in_one_paragraph(*command, "--out", tmp_path / "mine", "--overwrite")

@@ -45,7 +45,7 @@ def find_pretraining_images(roots: Sequence[Path], cache_dir: Path | None = None
         if path.resolve() not in kept_back and content not in contents
     ]
     if len(kept) < len(found):
-        logger.info("%d test images are left out of pretraining", len(found) - len(kept))
+        logger.debug("%d test images are left out of pretraining", len(found) - len(kept))
     if not kept:
         raise SegaeError(
             f"all {len(found)} images below {', '.join(map(str, roots))} belong to a test split, and pretraining must "

@@ -81,6 +81,7 @@ def run(config: Pretrain) -> Path:
     from torch.utils.data import DataLoader, Subset
 
     from segae.data.batches import UnlabelledImages
+    from segae.data.dataset import split_hash
     from segae.data.images import Quarantine
     from segae.data.transforms import eval_transform, pretrain_transform
     from segae.models.autoencoder import Autoencoder
@@ -129,7 +130,7 @@ def run(config: Pretrain) -> Path:
     )
     learner = pretraining_learner(loaders, autoencoder, objective, precision=config.precision, seed=config.seed)
     resume = open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite)
-    source = start_provenance(config.out, device, resume=resume)
+    source = start_provenance(config.out, device, split_hash(path.name for path in paths), resume=resume)
     quarantine.report()
     quarantine.write(config.out)
     print(f"encoder {config.encoder}, init {config.init}: {description.source}")

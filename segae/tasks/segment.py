@@ -78,6 +78,7 @@ def run(config: Segment) -> Path:
     Raises:
         SegaeError: see the messages; nothing finished is lost.
     """
+    from segae.data.dataset import split_hash
     from segae.data.images import Quarantine
     from segae.data.open import open_dataset
     from segae.models.encoder import create_encoder, output_stride, require_size
@@ -114,7 +115,8 @@ def run(config: Segment) -> Path:
         seed=config.seed,
     )
     resume = open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite)
-    source = start_provenance(config.out, device, resume=resume)
+    names = split_hash(pair.name for pair in train.pairs)
+    source = start_provenance(config.out, device, names, resume=resume)
     quarantine.report()
     quarantine.write(config.out)
     print(f"encoder {config.encoder}, init {config.init}: {description.source}")

@@ -139,20 +139,32 @@ def open_run_folder(folder: Path, config: Any, *, resume: bool, overwrite: bool)
     return (folder / RESUME_FILE).exists()
 
 
-def start_provenance(folder: Path, device: torch.device, *, resume: bool) -> dict[str, str]:
+def start_provenance(folder: Path, device: torch.device, images: str, *, resume: bool) -> dict[str, str]:
     """The provenance of the code that is about to train, taken before an edit or a commit can change it.
 
     A run that is resumed from another commit names all of them, joined by ``..``.
+
+    Args:
+        folder: the run folder.
+        device: where the run computes.
+        images: a hash of the training images' names.
+        resume: whether the run goes on.
+
+    Raises:
+        SegaeError: a resumed run would go on with other images.
     """
     now = provenance(device)
     path = folder / _STARTED_FILE
     if resume and path.exists():
-        before = json.loads(path.read_text())["commit"]
-        if now["commit"] not in before.split(".."):
-            now["commit"] = f"{before}..{now['commit']}"
-        else:
-            now["commit"] = before
-    write_json(path, now)
+        before = json.loads(path.read_text())
+        if before["images"] != images:
+            raise SegaeError(
+                f"{folder} cannot be resumed: its training images have changed since it began ({before['images']}, "
+                f"now {images}). Put them back, or start again with --overwrite."
+            )
+        commits = before["commit"].split("..")
+        now["commit"] = "..".join(commits if now["commit"] in commits else [*commits, now["commit"]])
+    write_json(path, {**now, "images": images})
     return now
 
 
