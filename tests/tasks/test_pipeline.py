@@ -197,3 +197,19 @@ def test_quickstart_on_a_users_own_folder(pets, tmp_path):
     assert "drawn pets" not in html
     quarantine = next(out.rglob("pretrain*/quarantine.csv")).read_text()
     assert "broken.jpg" in quarantine
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_pipeline_on_a_gpu_comes_near_the_one_on_a_cpu(pets, pretrained, tmp_path):
+    """bfloat16 and another order of sums: near, not equal."""
+    words = [*TINY[:-1], "cuda"]
+    main(["pretrain", "--data", str(pets), "--out", str(tmp_path / "p"), "--epochs", "2", *words])
+    init = str(tmp_path / "p" / "encoder.safetensors")
+    main(["segment", "--data", str(pets), "--out", str(tmp_path / "s"), "--init", init, "--epochs", "2", *words])
+    losses = []
+    for folder in (pretrained, tmp_path / "p", tmp_path / "s"):
+        with (folder / "log.csv").open() as file:
+            losses.append([float(row["train_loss"]) for row in csv.DictReader(file)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.25)
+    assert losses[2][-1] < losses[2][0]
