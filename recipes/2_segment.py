@@ -45,7 +45,7 @@ loaders = segae.make_loaders(
     seed=seed,
 )
 learner = segae.segmentation_learner(loaders, model, classes=len(data.classes), bn_mode="strict", seed=seed)
-lr_ratio = 0.1 if description.init == "imagenet" else 1.0  # ImageNet weights want to be moved gently
+lr_ratio = segae.default_lr_ratio(description.init)  # the encoder moves more gently than the decoder
 phases = segae.make_phases(freeze_epochs=1, epochs=3, lr=4e-3, lr_ratio=lr_ratio)
 segae.fit(learner, phases, report=segae.print_epoch)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +12,7 @@ from segae.tasks.pretrain import run as pretrain
 from segae.tasks.rows import add_per_image, make_row, read_json, read_rows, summary_table, write_rows
 from segae.tasks.segment import Segment
 from segae.tasks.segment import run as segment
+from segae.tasks.settings import digest, settings_of
 
 if TYPE_CHECKING:
     from segae.training.metrics import SegmentationScores
@@ -117,32 +116,6 @@ def _rows_of(config: Compare, target: Path) -> list[dict[str, str]]:
     return [row for row in read_rows(target) if row["experiment"] == config.experiment]
 
 
-def settings_of(config: Compare, arm: str, seed: int) -> tuple[str, str]:
-    """Digests of everything that decides a pretraining and a fine-tuning, the images' names included.
-
-    A run folder or a row with another digest is another run, however alike it looks.
-    """
-    from segae.data.open import open_dataset
-    from segae.data.pretraining import find_pretraining_images
-
-    data = open_dataset(config.data, config.classes)
-    used = {split: [pair.name for pair in pairs] for split, pairs in data.splits.items()}
-    common = {"dataset": data.name, "splits": used, "encoder": config.encoder, "arm": arm, "seed": seed}
-    pretraining: dict[str, Any] = {}
-    if "ae:" in arm:
-        images = find_pretraining_images((config.data, *config.unlabelled))
-        names = ("pretrain_image_size", "pretrain_epochs", "pretrain_batch_size", "pretrain_lr")
-        pretraining = {name: getattr(config, name) for name in names} | {"images": [path.name for path in images]}
-        pretraining["pretrain_image_size"] = config.pretrain_image_size or config.image_size
-    settings = ("decoder", "image_size", "freeze_epochs", "epochs", "batch_size", "lr", "lr_ratio", "labels", "split")
-    fine_tuning = {name: getattr(config, name) for name in settings} | {"classes": data.classes}
-    return _digest([common, pretraining]), _digest([common, pretraining, fine_tuning])
-
-
-def _digest(content: Any) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=5).hexdigest()
-
-
 def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
     """Pretrain if the arm asks for it, fine-tune, score once, return the row."""
     init = str(pretrain_arm(config, arm, seed)) if "ae:" in arm else arm
@@ -222,7 +195,7 @@ def _keep(config: Compare, target: Path, arm: str, seed: int, row: dict[str, Any
     from segae.data.fingerprint import default_cache_dir
 
     default_cache_dir().mkdir(parents=True, exist_ok=True)
-    with FileLock(default_cache_dir() / f"rows-{_digest(str(target.resolve()))}.lock"):
+    with FileLock(default_cache_dir() / f"rows-{digest(str(target.resolve()))}.lock"):
         if config.split == "test":
             lines = read_rows(segment_folder(config, arm, seed) / "test" / "per_image.csv")
             scores = {line["name"]: float(line["miou"]) for line in lines}

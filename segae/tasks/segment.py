@@ -88,7 +88,7 @@ def run(config: Segment) -> Path:
     from segae.training.fit import fit, print_epoch
     from segae.training.learner import segmentation_learner
     from segae.training.run import RESUME_FILE, open_run_folder, seed_everything, start_provenance
-    from segae.training.schedule import check_batchnorm_mode, make_phases
+    from segae.training.schedule import check_batchnorm_mode, default_lr_ratio, make_phases
 
     device = choose_device(config.device)
     data = open_dataset(config.data, config.classes)
@@ -97,7 +97,7 @@ def run(config: Segment) -> Path:
     size = description.image_size if config.image_size is None else config.image_size
     require_size(size, output_stride(encoder))
     require_decoder_size(config.decoder, size)
-    lr_ratio = default_lr_ratio(description) if config.lr_ratio is None else config.lr_ratio
+    lr_ratio = default_lr_ratio(description.init) if config.lr_ratio is None else config.lr_ratio
     phases = make_phases(config.freeze_epochs, config.epochs, config.lr, lr_ratio)
     check_batchnorm_mode(config.bn_mode)
     seed_everything(config.seed)  # the decoder's start must not depend on where the encoder's weights came from
@@ -131,14 +131,6 @@ def run(config: Segment) -> Path:
             report=print_epoch,
         )
     return _finish(config, model, description, data, size, lr_ratio, train, valid, log, cost, source, device)
-
-
-def default_lr_ratio(description: EncoderDescription) -> float:
-    """The learning-rate ratio that suits an encoder's kind of init."""
-    from segae.training.schedule import LR_RATIO
-
-    kind = "autoencoder" if "ae:" in description.init else description.init
-    return LR_RATIO[kind]
 
 
 def cache_labelled(

@@ -79,6 +79,11 @@ def make_phases(freeze_epochs: int = 1, epochs: int = 3, lr: float = 2e-3, lr_ra
     return tuple(phase for phase in phases if phase.epochs)
 
 
+def default_lr_ratio(init: str) -> float:
+    """The learning-rate ratio for an encoder's init, as its description names it: "imagenet", "ae:mask", ..."""
+    return LR_RATIO["autoencoder" if "ae:" in init else init]
+
+
 def parameter_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     """Two groups, the encoder's parameters and all others: what fastai calls a splitter.
 
