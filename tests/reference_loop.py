@@ -48,6 +48,10 @@ AUGMENT = v2.Compose(
         v2.ColorJitter(brightness=0.2, contrast=0.2),
     ]
 )
+# --like-fastai: the curves of fastai's fine_tune, and move and light for every second image only, as segae does. What
+# still differs: reading, resizing, what an affine move uncovers (segae reflects the image), all random numbers.
+AUGMENT_HALF = v2.Compose([AUGMENT.transforms[0], *(v2.RandomApply([step], p=0.5) for step in AUGMENT.transforms[1:])])
+CURVES = {"frozen": (0.99, 25.0), "full": (0.3, 5.0)}  # share of steps in which the rate rises, peak over start
 
 
 def read_names(root: Path, split: str) -> list[str]:
@@ -74,9 +78,11 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def augmented(images: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def augmented(
+    images: torch.Tensor, masks: torch.Tensor, augment: v2.Compose = AUGMENT
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One differently augmented copy of each image of a batch, with its mask."""
-    pairs = [AUGMENT(tv_tensors.Image(image), tv_tensors.Mask(mask)) for image, mask in zip(images, masks, strict=True)]
+    pairs = [augment(tv_tensors.Image(image), tv_tensors.Mask(mask)) for image, mask in zip(images, masks, strict=True)]
     moved_images = torch.stack([image.as_subclass(torch.Tensor) for image, _ in pairs])
     return moved_images, torch.stack([mask.as_subclass(torch.Tensor) for _, mask in pairs])
 
@@ -113,6 +119,7 @@ def fit(
     epochs: int,
     lr: float,
     encoder_lr: float | None,
+    like_fastai: bool = False,
 ) -> None:
     """Train with a new AdamW and one one-cycle over all steps, peaking at `lr` and `encoder_lr`.
 
@@ -128,11 +135,15 @@ def fit(
         peaks.append(encoder_lr)
     optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=WEIGHT_DECAY)
     steps = epochs * -(-len(images) // BATCH_SIZE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peaks, total_steps=steps)
+    curve = {}
+    if like_fastai:
+        rise, start = CURVES["frozen" if frozen else "full"]
+        curve = {"pct_start": rise, "div_factor": start, "final_div_factor": 1e5 / start}
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peaks, total_steps=steps, **curve)
     for epoch in range(epochs):
         losses = []
         for chosen in torch.randperm(len(images)).split(BATCH_SIZE):
-            batch, target = augmented(images[chosen], masks[chosen])
+            batch, target = augmented(images[chosen], masks[chosen], AUGMENT_HALF if like_fastai else AUGMENT)
             loss = nn.functional.cross_entropy(model(normalise(batch)), target.long())
             optimizer.zero_grad()
             loss.backward()
@@ -187,13 +198,14 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     start = time.perf_counter()
     model = build(args.init)
     torch.manual_seed(args.seed)  # again: both inits see the same batches
-    fit(model, images, masks, FREEZE_EPOCHS, args.lr, encoder_lr=None)
+    fit(model, images, masks, FREEZE_EPOCHS, args.lr, encoder_lr=None, like_fastai=args.like_fastai)
     half = args.lr / 2
-    fit(model, images, masks, args.epochs, half, encoder_lr=half * args.ratio)
+    fit(model, images, masks, args.epochs, half, encoder_lr=half * args.ratio, like_fastai=args.like_fastai)
     iou = class_iou(evaluate(model, scored_images, scored_masks))
     seconds = time.perf_counter() - start
 
-    row: dict[str, object] = {"experiment": "reference_loop", "dataset": args.data.resolve().name}
+    suffix = "_like_fastai" if args.like_fastai else ""
+    row: dict[str, object] = {"experiment": f"reference_loop{suffix}", "dataset": args.data.resolve().name}
     row |= {"split": "val" if args.validation else "test", "labels": len(train), "image_size": args.size}
     row |= {"freeze_epochs": FREEZE_EPOCHS, "epochs": args.epochs, "batch_size": BATCH_SIZE}
     row |= {"encoder": "tf_efficientnet_lite0", "decoder": "unet", "transfer": "encoder", "bn_mode": "strict"}
@@ -213,6 +225,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="pixels, a multiple of 32")
     parser.add_argument("--lr", type=float, required=True, help="peak of the frozen epoch; half of it after")
     parser.add_argument("--ratio", type=float, required=True, help="encoder's learning rate over the decoder's")
+    parser.add_argument("--like-fastai", action="store_true", help="curves and augmentation closer to segae's")
     parser.add_argument("--validation", action="store_true", help="hold out and score training images")
     parser.add_argument("--out", type=Path, required=True, help="CSV file that gets the row")
     args = parser.parse_args()

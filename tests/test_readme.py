@@ -52,15 +52,16 @@ def test_different_runs_are_not_averaged_as_seeds():
 
 
 @pytest.mark.parametrize("init", ["random", "imagenet"])
-def test_our_rows_agree_with_the_independent_loop(init):
+@pytest.mark.parametrize("loop", ["reference_loop", "reference_loop_like_fastai"])
+def test_our_rows_agree_with_the_independent_loop(loop, init):
     """Within the spread of seeds: two standard errors of the difference, and never less than 0.01."""
 
-    def scores(name: str) -> list[float]:
+    def scores(name: str, experiment: str) -> list[float]:
         with (ROOT / "results" / name).open() as file:
             rows = [row for row in csv.DictReader(file) if row["init"] == init and row["epochs"] == "3"]
-        return [float(row["miou"]) for row in rows if row["split"] == "test" and row["labels"] == "300"]
+        return [float(row["miou"]) for row in rows if row["experiment"] == experiment and row["labels"] == "300"]
 
-    ours, theirs = scores("pet_sample.csv"), scores("reference_loop.csv")
+    ours, theirs = scores("pet_sample.csv", "pet_sample"), scores("reference_loop.csv", loop)
     assert len(ours) >= 3
     assert len(theirs) >= 3
     error = (statistics.variance(ours) / len(ours) + statistics.variance(theirs) / len(theirs)) ** 0.5
