@@ -44,9 +44,9 @@ loaders = segae.make_loaders(
     device=device,
     seed=seed,
 )
-learner = segae.segmentation_learner(loaders, model, classes=len(data.classes), bn_mode="strict", seed=seed)
-lr_ratio = segae.default_lr_ratio(description.init)  # the encoder moves more gently than the decoder
-phases = segae.make_phases(freeze_epochs=1, epochs=3, lr=4e-3, lr_ratio=lr_ratio)
+protocol = segae.protocol_of(description.init)  # for this kind of init the best one on validation images
+learner = segae.segmentation_learner(loaders, model, classes=len(data.classes), bn_mode=protocol.bn_mode, seed=seed)
+phases = segae.make_phases(1, 3, lr=protocol.lr, lr_ratio=protocol.lr_ratio, warmup=protocol.warmup)
 segae.fit(learner, phases, report=segae.print_epoch)
 
 # 5. The model file knows its classes, colours and normalisation.

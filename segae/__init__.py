@@ -43,7 +43,7 @@ _HOME = {
     "make_loaders": "segae.training.learner",
     "pretraining_learner": "segae.training.learner",
     "segmentation_learner": "segae.training.learner",
-    "default_lr_ratio": "segae.training.schedule",
+    "protocol_of": "segae.training.schedule",
     "make_phases": "segae.training.schedule",
     "make_pretraining_phase": "segae.training.schedule",
     "fit": "segae.training.fit",

@@ -58,10 +58,17 @@ class Compare:
     """Epochs after that, with everything training."""
     batch_size: int = 16
     """Images per fine-tuning step."""
-    lr: float = 4e-3
-    """Peak learning rate of the head in the frozen epochs; the full epochs peak at half of it."""
+    lr: float | None = None
+    """Peak learning rate of the head in the frozen epochs; the full epochs peak at half of it. None takes, here and
+    in the next four settings, what was best on validation images for each kind of init (docs/training.md)."""
     lr_ratio: float | None = None
-    """Encoder over head learning rate in the full epochs; none takes the default of each kind of init."""
+    """Encoder over head learning rate in the full epochs."""
+    bn_mode: Literal["strict", "eval", "train"] | None = None
+    """Encoder BatchNorm: strict rests while frozen, eval never moves its statistics, train always trains."""
+    warmup: float | None = None
+    """Share of the full epochs, in (0, 1), in which the learning rate rises."""
+    recalibrate: bool | None = None
+    """Measure the encoder's BatchNorm statistics on clean training images before fine-tuning."""
     labels: int | None = None
     """Number of labelled training images to use; none takes all."""
     split: Literal["test", "val"] = "test"
@@ -135,6 +142,9 @@ def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
                 batch_size=config.batch_size,
                 lr=config.lr,
                 lr_ratio=config.lr_ratio,
+                bn_mode=config.bn_mode,
+                warmup=config.warmup,
+                recalibrate=config.recalibrate,
                 labels=config.labels,
                 val_fraction=0.0 if config.split == "test" else _VAL_FRACTION,
                 seed=seed,

@@ -29,6 +29,8 @@ COLUMNS = (
     "lr",
     "lr_ratio",
     "bn_mode",
+    "warmup",
+    "recalibrate",
     "seed",
     "miou",
     "dice",

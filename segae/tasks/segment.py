@@ -35,6 +35,8 @@ class Segment:
     """Where the encoder starts: random, imagenet, or the path of an encoder.safetensors."""
     decoder: str = "unet"
     """Any decoder of segmentation-models-pytorch, or linear: a 1x1 convolution on the upsampled features."""
+    transfer: Literal["encoder", "encoder+decoder"] = "encoder"
+    """What a file in --init gives: its encoder, or also the decoder.safetensors that pretraining wrote beside it."""
     classes: tuple[str, ...] = ()
     """Class names in the order of their mask values; not needed for Pets or when the folder has a classes.txt."""
     image_size: int | None = None
@@ -45,12 +47,17 @@ class Segment:
     """Epochs after that, with everything training."""
     batch_size: int = 16
     """Images per optimizer step."""
-    lr: float = 4e-3
-    """Peak learning rate of the head in the frozen epochs; the full epochs peak at half of it."""
+    lr: float | None = None
+    """Peak learning rate of the head in the frozen epochs; the full epochs peak at half of it. None takes, here and
+    in the next four settings, what was best on validation images for the kind of init (docs/training.md)."""
     lr_ratio: float | None = None
-    """Encoder over head learning rate in the full epochs; none takes the default of the kind of init."""
-    bn_mode: Literal["strict", "eval", "train"] = "strict"
+    """Encoder over head learning rate in the full epochs."""
+    bn_mode: Literal["strict", "eval", "train"] | None = None
     """Encoder BatchNorm: strict rests while frozen, eval never moves its statistics, train always trains."""
+    warmup: float | None = None
+    """Share of the full epochs, in (0, 1), in which the learning rate rises."""
+    recalibrate: bool | None = None
+    """Measure the encoder's BatchNorm statistics on clean training images before fine-tuning."""
     labels: int | None = None
     """Number of labelled training images to use, drawn by seed; none takes all."""
     val_fraction: float = 0.1
@@ -81,6 +88,7 @@ def run(config: Segment) -> Path:
     from segae.data.dataset import split_hash
     from segae.data.images import Quarantine
     from segae.data.open import open_dataset
+    from segae.models.decoder import DECODER_FILE, load_decoder_into
     from segae.models.encoder import create_encoder, output_stride, require_size
     from segae.models.segmenter import create_segmenter, require_decoder_size
     from segae.training.cost import measured
@@ -88,20 +96,22 @@ def run(config: Segment) -> Path:
     from segae.training.fit import fit, print_epoch
     from segae.training.learner import segmentation_learner
     from segae.training.run import RESUME_FILE, open_run_folder, seed_everything, start_provenance
-    from segae.training.schedule import check_batchnorm_mode, default_lr_ratio, make_phases
+    from segae.training.schedule import check_batchnorm_mode, make_phases
 
     device = choose_device(config.device)
     data = open_dataset(config.data, config.classes)
     seed_everything(config.seed)
     encoder, description = create_encoder(config.encoder, config.init)
-    size = description.image_size if config.image_size is None else config.image_size
+    config = resolve(config, description)
+    size = config.image_size or description.image_size
     require_size(size, output_stride(encoder))
     require_decoder_size(config.decoder, size)
-    lr_ratio = default_lr_ratio(description.init) if config.lr_ratio is None else config.lr_ratio
-    phases = make_phases(config.freeze_epochs, config.epochs, config.lr, lr_ratio)
-    check_batchnorm_mode(config.bn_mode)
+    phases = make_phases(config.freeze_epochs, config.epochs, **_rates(config))
+    check_batchnorm_mode(str(config.bn_mode))
     seed_everything(config.seed)  # the decoder's start must not depend on where the encoder's weights came from
     model = create_segmenter(encoder, config.encoder, config.decoder, len(data.classes)).to(device)
+    if config.transfer == "encoder+decoder":
+        load_decoder_into(Path(config.init).parent / DECODER_FILE, model, config.encoder, config.decoder)
 
     quarantine = Quarantine()
     train, valid = cache_labelled(data, size, config.labels, config.val_fraction, config.seed, quarantine)
@@ -110,7 +120,7 @@ def run(config: Segment) -> Path:
         loaders,
         model,
         classes=len(data.classes),
-        bn_mode=config.bn_mode,
+        bn_mode=str(config.bn_mode),
         precision=config.precision,
         seed=config.seed,
     )
@@ -121,6 +131,8 @@ def run(config: Segment) -> Path:
     quarantine.write(config.out)
     print(f"encoder {config.encoder}, init {config.init}: {description.source}")
     print(f"{len(train.pairs)} training images, {config.freeze_epochs} + {config.epochs} epochs on {device}")
+    if config.recalibrate and not resume:
+        _recalibrate(config, model, train, description, device)
     with measured(device) as cost:
         log = fit(
             learner,
@@ -130,7 +142,43 @@ def run(config: Segment) -> Path:
             resume=resume,
             report=print_epoch,
         )
-    return _finish(config, model, description, data, size, lr_ratio, train, valid, log, cost, source, device)
+    return _finish(config, model, description, data, train, valid, log, cost, source, device)
+
+
+def resolve(config: Segment, description: EncoderDescription) -> Segment:
+    """The configuration with every setting that was left open filled in for this init."""
+    from dataclasses import asdict, replace
+
+    from segae.training.schedule import protocol_of
+
+    defaults = asdict(protocol_of(description.init)) | {"image_size": description.image_size}
+    return replace(
+        config,
+        **{name: value for name, value in defaults.items() if getattr(config, name) is None},
+    )
+
+
+def _rates(config: Segment) -> dict[str, float]:
+    values = {"lr": config.lr, "lr_ratio": config.lr_ratio, "warmup": config.warmup}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _recalibrate(
+    config: Segment, model: nn.Module, train: CachedPairs, description: EncoderDescription, device: torch.device
+) -> None:
+    """BatchNorm statistics of what was transferred, measured on the training images without augmentation."""
+    from torch.utils.data import DataLoader
+
+    from segae.data.batches import UnlabelledImages
+    from segae.data.transforms import eval_transform
+    from segae.training.batchnorm import recalibrate_batchnorm
+
+    transform = eval_transform(config.image_size or description.image_size, description.mean, description.std)
+    clean = UnlabelledImages(train.images, transform, config.seed)
+    # a last batch of one image has no variance to measure
+    batches = DataLoader(clean, config.batch_size, drop_last=len(clean) > config.batch_size)
+    part = model if config.transfer == "encoder+decoder" else model.encoder
+    recalibrate_batchnorm(part, batches, device)  # type: ignore[arg-type]
 
 
 def cache_labelled(
@@ -177,8 +225,6 @@ def _finish(
     model: nn.Module,
     description: EncoderDescription,
     data: SegmentationData,
-    size: int,
-    lr_ratio: float,
     train: CachedPairs,
     valid: CachedPairs | None,
     log: Sequence[dict[str, Any]],
@@ -195,11 +241,12 @@ def _finish(
     from segae.training.panels import segmentation_sheet
     from segae.training.run import DONE_FILE
 
-    details: dict[str, str | int | float] = {
+    size = config.image_size or description.image_size
+    details: dict[str, Any] = {
         "init": description.init,
         "source": description.source,
         **{f"pretrain_{name}": value for name, value in description.pretraining.items()},
-        "transfer": "encoder",
+        "transfer": config.transfer,
         "dataset": data.name,
         "labels": len(train.pairs),
         "label_fraction": len(train.pairs) / len(data.splits["train"]),
@@ -211,8 +258,10 @@ def _finish(
         "epochs": config.epochs,
         "batch_size": config.batch_size,
         "lr": config.lr,
-        "lr_ratio": lr_ratio,
+        "lr_ratio": config.lr_ratio,
         "bn_mode": config.bn_mode,
+        "warmup": config.warmup,
+        "recalibrate": int(bool(config.recalibrate)),
         "seed": config.seed,
         "seconds": sum(row["seconds"] for row in log),
         "peak_memory_mb": cost.peak_memory_mb,

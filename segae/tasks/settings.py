@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ def settings_of(config: Compare, arm: str, seed: int) -> tuple[str, str]:
     """
     from segae.data.open import open_dataset
     from segae.data.pretraining import find_pretraining_images
+    from segae.training.schedule import protocol_of
 
     data = open_dataset(config.data, config.classes)
     used = {split: [pair.name for pair in pairs] for split, pairs in data.splits.items()}
@@ -27,8 +29,12 @@ def settings_of(config: Compare, arm: str, seed: int) -> tuple[str, str]:
         names = ("pretrain_image_size", "pretrain_epochs", "pretrain_batch_size", "pretrain_lr")
         pretraining = {name: getattr(config, name) for name in names} | {"images": [path.name for path in images]}
         pretraining["pretrain_image_size"] = config.pretrain_image_size or config.image_size
-    settings = ("decoder", "image_size", "freeze_epochs", "epochs", "batch_size", "lr", "lr_ratio", "labels", "split")
+    settings = ("decoder", "image_size", "freeze_epochs", "epochs", "batch_size", "labels", "split")
     fine_tuning = {name: getattr(config, name) for name in settings} | {"classes": data.classes}
+    protocol = asdict(protocol_of(arm))
+    fine_tuning |= {
+        name: value if getattr(config, name) is None else getattr(config, name) for name, value in protocol.items()
+    }
     return digest([common, pretraining]), digest([common, pretraining, fine_tuning])
 
 

@@ -17,14 +17,44 @@ eval: their running statistics never move; the affine parameters train once the 
 train: they always train, in the frozen epochs too (fastai's default).
 """
 
-LR_RATIO: dict[str, float] = {"random": 1.0, "imagenet": 0.1, "autoencoder": 0.1}
-"""Encoder learning rate over head learning rate once everything trains, for each kind of init.
 
-fastai's own default (0.01 at the first layer) starves an encoder that comes from a short pretraining. The values
-are the best ones on validation images, averaged over results/pet_sample_validation.csv and
-results/reference_loop_validation.csv; 0.1 and 1 differ by less than 0.01 for random and autoencoder weights.
-"autoencoder" is also what an autoencoder pretraining that began with ImageNet weights gets, untuned so far.
+@dataclass(frozen=True)
+class Protocol:
+    """How a segmenter is fine-tuned; each kind of init has its own, chosen with the same budget of trials.
+
+    Attributes:
+        lr: peak learning rate of the head while the encoder is frozen; the full epochs peak at half of it.
+        lr_ratio: encoder over head learning rate once everything trains.
+        bn_mode: see ``BatchNormMode``.
+        warmup: share of the full epochs, in (0, 1), in which the rate rises.
+        recalibrate: whether the encoder's BatchNorm statistics are measured on clean training images first.
+    """
+
+    lr: float = 4e-3
+    lr_ratio: float = 0.1
+    bn_mode: BatchNormMode = "strict"
+    warmup: float = 0.3
+    recalibrate: bool = False
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "random": Protocol(lr_ratio=1.0),
+    "imagenet": Protocol(),
+    "autoencoder": Protocol(),
+    "imagenet+autoencoder": Protocol(),
+}
+"""The fine-tuning protocol of each kind of init.
+
+fastai's own ratio (0.01 at the first layer) starves an encoder that comes from a short pretraining.
 """
+
+
+def protocol_of(init: str) -> Protocol:
+    """The fine-tuning protocol for an encoder's init, as its description names it: "imagenet", "ae:mask", ..."""
+    start, _, objective = init.rpartition("ae:")
+    if not objective or init in PROTOCOLS:
+        return PROTOCOLS[init]
+    return PROTOCOLS["imagenet+autoencoder" if start.startswith("imagenet") else "autoencoder"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +80,9 @@ class Phase:
     train_encoder: bool
 
 
-def make_phases(freeze_epochs: int = 1, epochs: int = 3, lr: float = 2e-3, lr_ratio: float = 1.0) -> tuple[Phase, ...]:
+def make_phases(
+    freeze_epochs: int = 1, epochs: int = 3, lr: float = 4e-3, lr_ratio: float = 1.0, warmup: float = 0.3
+) -> tuple[Phase, ...]:
     """The two phases of freeze-then-fine-tune.
 
     The curve follows fastai's ``fine_tune``: the frozen epochs rise almost to their end, then the full ones
@@ -61,6 +93,7 @@ def make_phases(freeze_epochs: int = 1, epochs: int = 3, lr: float = 2e-3, lr_ra
         epochs: epochs with everything training, 0 or more.
         lr: peak learning rate of the head while the encoder is frozen, above 0.
         lr_ratio: encoder rate over head rate in the full epochs, above 0.
+        warmup: share of the full epochs in which the rate rises, in (0, 1).
 
     Raises:
         SegaeError: a value out of range, or no epoch at all.
@@ -71,17 +104,14 @@ def make_phases(freeze_epochs: int = 1, epochs: int = 3, lr: float = 2e-3, lr_ra
             f"at least 1, for example --freeze-epochs 1 --epochs 3."
         )
     if lr <= 0 or lr_ratio <= 0:
-        raise SegaeError(f"lr is {lr} and lr_ratio is {lr_ratio}; both must be above 0, for example --lr 0.002.")
+        raise SegaeError(f"lr is {lr} and lr_ratio is {lr_ratio}; both must be above 0, for example --lr 0.004.")
+    if not 0 < warmup < 1:
+        raise SegaeError(f"warmup is {warmup}; a share of the full epochs in (0, 1) is wanted, such as --warmup 0.3.")
     phases = (
         Phase("frozen", freeze_epochs, lr * lr_ratio, lr, 0.99, 25.0, train_encoder=False),
-        Phase("full", epochs, lr / 2 * lr_ratio, lr / 2, 0.3, 5.0, train_encoder=True),
+        Phase("full", epochs, lr / 2 * lr_ratio, lr / 2, warmup, 5.0, train_encoder=True),
     )
     return tuple(phase for phase in phases if phase.epochs)
-
-
-def default_lr_ratio(init: str) -> float:
-    """The learning-rate ratio for an encoder's init, as its description names it: "imagenet", "ae:mask", ..."""
-    return LR_RATIO["autoencoder" if "ae:" in init else init]
 
 
 def parameter_groups(model: nn.Module) -> list[list[nn.Parameter]]:

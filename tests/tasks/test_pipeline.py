@@ -21,7 +21,7 @@ from PIL import Image
 
 from segae.cli import main
 from segae.models.weights import read_weights
-from segae.training.schedule import LR_RATIO
+from segae.training.schedule import PROTOCOLS
 
 TINY = ["--encoder", "test_resnet", "--image-size", "64", "--device", "cpu"]
 
@@ -91,8 +91,7 @@ def test_the_encoder_file_starts_the_segmenter(pretrained, segmented):
     assert details["init"] == "ae:mask"
     assert details["image_size"] == 64  # from the file: none was asked for
     config = json.loads((segmented / "config.json").read_text())
-    assert config["lr_ratio"] is None
-    assert details["lr_ratio"] == LR_RATIO["autoencoder"]
+    assert config["lr_ratio"] == details["lr_ratio"] == PROTOCOLS["autoencoder"].lr_ratio  # as it was resolved
     assert 10 <= details["labels"] < 20  # the others are for validation
     with (segmented / "log.csv").open() as file:
         rows = list(csv.DictReader(file))

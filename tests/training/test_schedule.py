@@ -9,7 +9,7 @@ from torch import nn
 from segae.errors import SegaeError
 from segae.training.callbacks import Callback
 from segae.training.fit import fit
-from segae.training.schedule import LR_RATIO, make_phases, make_pretraining_phase, parameter_groups
+from segae.training.schedule import PROTOCOLS, make_phases, make_pretraining_phase, parameter_groups
 
 
 class Snapshots(Callback):
@@ -133,7 +133,7 @@ def test_learning_rates_reach_the_optimizer_in_the_ratio_asked_for(segmentation)
 
 
 def test_an_autoencoder_is_not_starved_by_default():
-    assert LR_RATIO["autoencoder"] >= 0.1  # ten times what fastai would give its first layer
+    assert PROTOCOLS["autoencoder"].lr_ratio >= 0.1  # ten times what fastai would give its first layer
 
 
 @pytest.mark.parametrize("bad", [{"epochs": -1}, {"freeze_epochs": 0, "epochs": 0}, {"lr": 0.0}, {"lr_ratio": -1.0}])

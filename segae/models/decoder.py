@@ -1,0 +1,70 @@
+"""A pretrained decoder on its way into a segmenter: whole-model transfer takes it along with the encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from segae.errors import SegaeError
+from segae.models.described import load_described, save_described
+from segae.models.weights import load_strictly
+
+DECODER_FILE = "decoder.safetensors"
+"""Its name in a run folder, beside encoder.safetensors."""
+
+
+@dataclass(frozen=True)
+class DecoderDescription:
+    """What must agree before a decoder is taken over; stored in the header of its file.
+
+    Attributes:
+        encoder: timm's name of the encoder that it was trained with.
+        decoder: its name in `segae.models.segmenter.DECODERS`.
+        objective: what it was trained for.
+    """
+
+    encoder: str
+    decoder: str
+    objective: str
+
+
+def save_decoder(path: Path, decoder: nn.Module, description: DecoderDescription) -> None:
+    """Write a decoder, without its head, with its description in the header and the same JSON beside it.
+
+    Raises:
+        SegaeError: It cannot be written; the old files survive.
+    """
+    save_described(path, "decoder", decoder.state_dict(), description)
+
+
+def load_decoder_into(path: Path, segmenter: nn.Module, architecture: str, decoder: str) -> DecoderDescription:
+    """Load every tensor of a pretrained decoder into a segmenter; its head and encoder stay as they are.
+
+    Args:
+        path: What `save_decoder` wrote.
+        segmenter: From `segae.models.segmenter.create_segmenter`, changed in place.
+        architecture: timm's name of the segmenter's encoder.
+        decoder: The name of the segmenter's decoder.
+
+    Raises:
+        SegaeError: No such file, or it holds another decoder or one for another encoder.
+    """
+    if not path.is_file():
+        raise SegaeError(
+            f"there is no pretrained decoder {path}. Pretrain one that segments too, for example "
+            f"segae pretrain --decoder {decoder}, or take the encoder alone: --transfer encoder."
+        )
+    state, description = load_described(path, "decoder", DecoderDescription)
+    for name, seen, wanted in (
+        ("encoder", description.encoder, architecture),
+        ("decoder", description.decoder, decoder),
+    ):
+        if seen != wanted:
+            raise SegaeError(
+                f"{path} was pretrained with {name} {seen}, but the segmenter has {wanted}. "
+                f"Segment with --{name} {seen}, or take the encoder alone: --transfer encoder."
+            )
+    load_strictly(segmenter.decoder, state, str(path))  # type: ignore[arg-type]
+    return description
