@@ -3,7 +3,8 @@
     python benchmarks/finetune_epoch.py [--write]
 
 Both train the same model on the same batches with the same transforms, loss and optimizer, turn by turn in one
-process; the ratio of the medians is what counts (wanted: at most 1.15). ``--write`` adds rows to results/.
+process; the median of the ratios, one for each pair of turns, is what counts (wanted: at most 1.15). ``--write`` adds
+rows to results/.
 """
 
 from __future__ import annotations

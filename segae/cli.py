@@ -8,6 +8,7 @@ import logging
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,9 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         config = tyro.cli(_Command, prog="segae", description=_ABOUT, args=_with_config_file(given))
-        for kind, run in _TASKS.values():
-            if isinstance(config, kind):
-                run(config)
+        with warnings.catch_warnings():
+            # from fastai's import, once in every command that trains, and nothing a user could mend
+            warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
+            for kind, run in _TASKS.values():
+                if isinstance(config, kind):
+                    run(config)
     except SegaeError as error:
         print(f"segae: {error}", file=sys.stderr)
         sys.exit(2)
@@ -110,14 +114,17 @@ def _with_config_file(arguments: list[str]) -> list[str]:
     rest = arguments[1:position] + arguments[position + 2 :]
     if command not in _TASKS:
         raise SegaeError(f"{command!r} takes no --config; the commands that do are {', '.join(_TASKS)}.")
-    content = _read_config(path, _TASKS[command][0])
+    kind = _TASKS[command][0]
+    content = _read_config(path, kind)
     flags_given = [word.partition("=")[0] for word in rest if word.startswith("--")]
     given = {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags_given}
-    flags = [word for key, value in content.items() if key not in given for word in _as_flag(key, value)]
+    flags = [word for key, value in content.items() if key not in given for word in _as_flag(kind, key, value)]
     return [command, *flags, *rest]
 
 
 def _read_config(path: Path, kind: type) -> dict[str, Any]:
+    from segae.training.run import TYPED_IN
+
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -125,6 +132,7 @@ def _read_config(path: Path, kind: type) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SegaeError(f"{path} holds a {type(content).__name__}, wanted an object of settings.")
     task = content.pop("task", kind.__name__)
+    content.pop(TYPED_IN, None)  # relative paths begin where this command is typed, as those of flags do
     if task != kind.__name__:
         raise SegaeError(f"{path} is the configuration of {task}, not of {kind.__name__}; use it with that command.")
     known = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
@@ -136,9 +144,10 @@ def _read_config(path: Path, kind: type) -> dict[str, Any]:
     return content
 
 
-def _as_flag(key: str, value: Any) -> list[str]:
+def _as_flag(kind: type, key: str, value: Any) -> list[str]:
     flag = f"--{key.replace('_', '-')}"
-    if isinstance(value, bool):
+    may_be_none = kind.__dataclass_fields__[key].default is None  # type: ignore[attr-defined]
+    if isinstance(value, bool) and not may_be_none:  # else tyro wants --flag True
         return [flag if value else f"--no-{key.replace('_', '-')}"]
     if isinstance(value, list):
         return [flag, *map(str, value)] if value else []

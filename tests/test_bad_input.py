@@ -234,6 +234,16 @@ def test_a_damaged_checkpoint(refused_in_one_paragraph, trained, tmp_path):
         assert "damaged" in refused_in_one_paragraph(*command, "--model", model, "--out", tmp_path / "o")
 
 
+def test_a_file_of_the_other_stage(refused_in_one_paragraph, trained, tmp_path):
+    encoder, model = trained / "p" / "encoder.safetensors", trained / "s" / "model.safetensors"
+    for command in (["evaluate", "--data", trained / "d"], ["predict", "--input", trained / "d" / "images"]):
+        message = refused_in_one_paragraph(*command, "--model", encoder, "--out", tmp_path / "o")
+        assert "its kind is encoder. Give the model.safetensors that segae segment wrote" in message
+    command = ["segment", "--data", trained / "d", "--out", tmp_path / "o", *TINY]
+    message = refused_in_one_paragraph(*command, "--init", model)
+    assert "its kind is segmenter. Give the encoder.safetensors that segae pretrain wrote" in message
+
+
 def test_a_pickle_checkpoint_is_refused_and_not_run(refused_in_one_paragraph, trained, tmp_path):
     class Evil:
         def __reduce__(self):

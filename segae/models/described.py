@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Description = TypeVar("Description", bound="DataclassInstance")
 
+_WRITTEN = {"encoder": "encoder.safetensors that segae pretrain", "segmenter": "model.safetensors that segae segment"}
+
 
 def save_described(path: Path, kind: str, state: Mapping[str, Tensor], description: DataclassInstance) -> None:
     """Write `state` with its description; the JSON takes the file's name with the suffix .json.
@@ -52,8 +54,9 @@ def load_described(path: Path, kind: str, description_type: type[Description]) -
     seen = metadata.get("kind")
     if seen != kind:
         what = f"its kind is {seen}" if seen else "its header has no description"
+        wanted = _WRITTEN.get(kind, f"{kind}.safetensors that a run")
         raise SegaeError(
-            f"{path} is not a segae {kind} file: {what}. Give the {kind}.safetensors that a run wrote, "
+            f"{path} is not a segae {kind} file: {what}. Give the {wanted} wrote, "
             f"or write one with save_{kind} of segae.models.{kind}."
         )
     try:

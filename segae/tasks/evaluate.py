@@ -114,10 +114,10 @@ def choose_split(data: SegmentationData, split: str) -> tuple[Pair, ...]:
 
 
 def describe_scores(scores: SegmentationScores) -> str:
-    """The scores as lines for a terminal, in per cent."""
+    """The scores as lines for a terminal, in [0, 1] as in every table."""
     rows = {name.replace("_", " "): value for name, value in scores.as_row().items()}
     width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {100 * value:6.2f} %" for name, value in rows.items())
+    return "\n".join(f"{name:<{width}}  {value:.3f}" for name, value in rows.items())
 
 
 def _masks(pairs: Sequence[Pair], mask_values: Sequence[int]) -> Iterator[np.ndarray]:
@@ -207,4 +207,4 @@ def _write_pictures(
 
 def _row_label(rank: int, count: int, miou: float) -> str:
     place = "worst" if rank == 0 else "best" if rank == count - 1 else f"{rank + 1} of {count}"
-    return f"{place}\nmIoU {miou:.2f}"
+    return f"{place}\nmIoU {miou:.3f}"

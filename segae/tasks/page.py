@@ -33,6 +33,7 @@ def write_page(
 
     from segae.data.open import open_dataset
     from segae.files import write_atomically
+    from segae.training.run import commit
 
     data = open_dataset(comparison.data, comparison.classes)
     seed = comparison.seeds[0]
@@ -54,6 +55,8 @@ def write_page(
         reconstructions=[(name, _inline(folder / "reconstructions.png")) for name, folder in encoders.items()],
         masks=_inline(masks_figure(folders, data, comparison.image_size, path.parent / "masks.png")),
         run=rows[0],
+        commits=commits_of(rows),
+        current=commit(),
     )
     write_atomically(path, lambda file: file.write(html.encode()))
     return path
@@ -73,6 +76,11 @@ def headline(rows: Sequence[dict[str, str]]) -> str:
     parts = ", ".join(f"{row['name']} {row['miou']:.3f}" for row in best_first)
     schedule = f"{rows[0]['freeze_epochs']} + {rows[0]['epochs']} epochs on {rows[0]['labels']} labelled images"
     return f"Mean IoU after {schedule}: {parts}."
+
+
+def commits_of(rows: Sequence[dict[str, str]]) -> list[str]:
+    """The commits whose code made the rows, pretraining included, each once; none outside a checkout."""
+    return list(dict.fromkeys(row[name] for row in rows for name in ("pretrain_commit", "commit") if row[name]))
 
 
 def table(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:

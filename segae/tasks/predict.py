@@ -53,6 +53,11 @@ def run(config: Predict) -> tuple[Path, ...]:
     from segae.training.run import require_no_training_run, resolved_config
 
     require_no_training_run(config.out, "predict")
+    if not config.input.exists():
+        raise SegaeError(
+            f"There is no {config.input}. An image or a folder of images is wanted: correct --input, for example "
+            "--input photo.jpg."
+        )
     device = choose_device(config.device)
     model, description = load_segmenter(config.model)
     paths = find_images([config.input])
@@ -85,8 +90,8 @@ def run(config: Predict) -> tuple[Path, ...]:
     quarantine.write(config.out)
     if not masks:
         raise SegaeError(
-            f"None of the {len(paths)} image(s) in {config.input} can be read, at least 1 is wanted: "
-            f"{config.out / 'quarantine.csv'} gives each reason. Mend them, or choose another --input."
+            f"None of the {len(paths)} image{'' if len(paths) == 1 else 's'} in {config.input} can be read, at least 1 "
+            f"is wanted: {config.out / 'quarantine.csv'} gives each reason. Mend them, or choose another --input."
         )
-    print(f"wrote {len(masks)} masks to {config.out}")
+    print(f"wrote {len(masks)} mask{'' if len(masks) == 1 else 's'} to {config.out}")
     return tuple(masks)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segae.errors import SegaeError
-from segae.tasks.compare import Compare
+from segae.tasks.compare import Compare, segment_folder
 from segae.tasks.compare import run as compare
 
 
@@ -16,6 +16,7 @@ class Quickstart:
     """Pretrain an autoencoder, fine-tune from it, from random and from ImageNet weights, and compare.
 
     Draws pets unless --data is given. Takes a few minutes on two CPU cores and writes index.html into the run folder.
+    The same command again reuses the runs that are finished; another --out starts afresh.
     """
 
     data: Path | None = None
@@ -73,6 +74,9 @@ def run(config: Quickstart) -> Path:
         pretrain_epochs=pretraining_epochs((data, *unlabelled), config.pretrain_images),
         device=config.device,
     )
+    if finished := finished_arms(comparison):
+        names = ", ".join(finished)
+        print(f"finished runs are reused: {names}. To start afresh, remove {config.out} or give another --out.")
     rows = compare(comparison)
     page = write_page(config.out / "index.html", comparison, rows, note=missing, drawn=config.data is None)
     print(f"open {page.resolve().as_uri()}")
@@ -92,6 +96,15 @@ def pretraining_epochs(roots: Sequence[Path], images_seen: int) -> int:
     from segae.data.pretraining import find_pretraining_images
 
     return max(1, round(images_seen / len(find_pretraining_images(roots))))
+
+
+def finished_arms(comparison: Compare) -> list[str]:
+    """The arms of a comparison that an earlier command has fine-tuned with every seed."""
+    return [
+        arm
+        for arm in comparison.arms
+        if all((segment_folder(comparison, arm, seed) / "metrics.json").exists() for seed in comparison.seeds)
+    ]
 
 
 def available_arms(encoder: str, objective: str) -> tuple[tuple[str, ...], str]:

@@ -27,6 +27,8 @@ _RUN_FILES = (
     *("reconstructions.png", "encoder.safetensors", "encoder.json", "model.safetensors", "model.json"),
 )
 _FREE = ("device", "workers")  # may differ between the parts of one run
+TYPED_IN = "typed_in"
+"""Key in config.json of the folder in which the command was typed: relative paths begin there."""
 _PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "fastai", "albumentations", "numpy")
 
 
@@ -129,14 +131,40 @@ def open_run_folder(folder: Path, config: Any, *, resume: bool, overwrite: bool)
             f"{folder} already holds a run; add --resume to go on with it, --overwrite to start it again, "
             f"or choose another --out."
         )
-    elif different := [key for key in resolved if key not in _FREE and old.get(key) != resolved[key]]:
+    elif different := _changed(config, old, resolved):
         seen = "; ".join(f"{key} was {old.get(key)!r}, now {resolved[key]!r}" for key in different)
         raise SegaeError(
             f"{folder} cannot be resumed with another configuration ({seen}); repeat the first command with "
             f"--resume, or choose another --out."
         )
-    write_json(config_file, resolved)
+    write_json(config_file, {**resolved, TYPED_IN: str(Path.cwd())})
     return (folder / RESUME_FILE).exists()
+
+
+def _changed(config: Any, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Names of the settings that are not what they were; of a path counts where it leads, not how it was typed."""
+    then, now = Path(old.get(TYPED_IN, ".")), Path.cwd()
+
+    def same(name: str) -> bool:
+        return old.get(name) == new[name] or (
+            _holds_paths(getattr(config, name, None)) and _places(old.get(name), then) == _places(new[name], now)
+        )
+
+    return [name for name in new if name not in _FREE and not same(name)]
+
+
+def _holds_paths(value: Any) -> bool:
+    """Whether a setting is a path, several of them, or a text that names a file, as ``--init FILE`` does."""
+    if isinstance(value, tuple):
+        return any(isinstance(item, Path) for item in value)
+    return isinstance(value, Path) or (isinstance(value, str) and Path(value).is_file())
+
+
+def _places(typed: Any, here: Path) -> Any:
+    """A path as typed in the folder ``here``, or a list of them, made absolute; anything else as it is."""
+    if isinstance(typed, list):
+        return [_places(item, here) for item in typed]
+    return str((here / typed).resolve()) if isinstance(typed, str) else typed
 
 
 def start_provenance(folder: Path, device: torch.device, images: str, *, resume: bool) -> dict[str, str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +114,17 @@ def test_the_results_folder_tells_the_scores_and_where_they_come_from(
         with Image.open(out / picture) as image:
             assert min(image.size) > 300
     assert not (out / "quarantine.csv").exists()
+
+
+def test_scores_are_printed_as_fractions_like_those_of_every_table(
+    make_segmenter: MakeSegmenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = run(Evaluate(make_segmenter(), write_pets(tmp_path / "pets"), device="cpu"))
+    shown = dict(re.findall(r"^(\D+?) +(\d\.\d{3})$", capsys.readouterr().out, re.MULTILINE))
+    assert {name.replace(" ", "_"): float(value) for name, value in shown.items()} == {
+        name: round(value, 3) for name, value in scores.as_row().items()
+    }
+    assert 0 < scores.miou < 1
 
 
 def test_a_class_that_is_nowhere_is_null(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_bad_values_are_errors(make_segmenter: MakeSegmenter, tmp_path: Path) ->
     model, image = make_segmenter(), draw(tmp_path / "cat.png")
     with pytest.raises(SegaeError, match="batch size is 0"):
         run(Predict(model, image, tmp_path / "out", batch_size=0, device="cpu"))
-    with pytest.raises(SegaeError, match="There is no"):
+    with pytest.raises(SegaeError, match=r"There is no .*nowhere\. An image or a folder of images is wanted"):
         run(Predict(model, tmp_path / "nowhere", tmp_path / "out", device="cpu"))
     with pytest.raises(SegaeError, match=r"weight file .*nowhere"):
         run(Predict(tmp_path / "nowhere.safetensors", image, tmp_path / "out", device="cpu"))

@@ -1,0 +1,32 @@
+"""What the command line shows beside what its tasks print."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_COMMAND = """
+import warnings
+from segae import cli
+
+def work(config):
+    import segae.training.fit  # and fastai, which scripts functions when it is imported
+    warnings.warn("something that a user should know", FutureWarning)
+
+cli._TASKS = {"data-drawn": (cli.data.DataDrawn, work)}
+cli.main(["data", "drawn"])
+
+import torch
+warnings.simplefilter("always")
+torch.jit.script(torch.nn.Identity())
+print("done")
+"""
+
+
+def test_one_warning_of_a_library_is_not_shown_and_all_others_are():
+    done = subprocess.run([sys.executable, "-c", _COMMAND], capture_output=True, text=True)
+    assert done.stdout == "done\n", done.stderr
+    command, _, after = done.stderr.partition("something that a user should know")
+    assert "torch.jit.script" not in command
+    assert after, "another FutureWarning was hidden"
+    assert "torch.jit.script" in after  # outside the command line nothing is silenced

@@ -1,0 +1,83 @@
+"""Which runs may be resumed from where."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from segae.errors import SegaeError
+from segae.tasks.pretrain import Pretrain
+from segae.tasks.segment import Segment
+from segae.training.run import RESUME_FILE, open_run_folder
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Two working directories, the first one entered, with a data set, an encoder and an interrupted run in it."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (home / "data", home / "more", home / "other", elsewhere):
+        folder.mkdir(parents=True)
+    (home / "encoder.safetensors").write_bytes(b"weights")
+    (home / "other.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(home)
+    return home, elsewhere
+
+
+def begin(config: Segment | Pretrain) -> None:
+    assert not open_run_folder(config.out, config, resume=False, overwrite=False)
+    (config.out / RESUME_FILE).touch()
+
+
+def goes_on(config: Segment | Pretrain) -> bool:
+    return open_run_folder(config.out, config, resume=True, overwrite=False)
+
+
+def test_a_run_is_resumed_with_its_paths_typed_in_another_way(places, monkeypatch):
+    home, elsewhere = places
+    typed = Segment(data=Path("data"), out=Path("run"), init="encoder.safetensors")
+    begin(typed)
+    absolute = replace(typed, data=home / "data", out=home / "run", init=str(home / "encoder.safetensors"))
+    assert goes_on(absolute)
+    assert goes_on(typed)
+    monkeypatch.chdir(elsewhere)
+    assert goes_on(absolute)
+    up = Path("..") / "home"
+    assert goes_on(replace(typed, data=up / "data", out=up / "run", init=str(up / "encoder.safetensors")))
+    config = json.loads((home / "run" / "config.json").read_text())
+    assert config["data"] == str(up / "data")
+    monkeypatch.chdir(home)
+    assert goes_on(typed)
+
+
+def test_several_folders_count_by_where_they_lead(places, monkeypatch):
+    home, elsewhere = places
+    begin(Pretrain(data=(Path("data"), Path("more")), out=Path("run")))
+    monkeypatch.chdir(elsewhere)
+    assert goes_on(Pretrain(data=(home / "data", home / "more"), out=home / "run"))
+    for data in ((home / "data",), (home / "data", home / "other")):
+        with pytest.raises(SegaeError, match="data was"):
+            goes_on(Pretrain(data=data, out=home / "run"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("data", "other"), ("init", "other.safetensors"), ("init", "imagenet"), ("encoder", "resnet18")]
+)
+def test_another_path_or_name_is_still_another_run(places, name, value):
+    typed = Segment(data=Path("data"), out=Path("run"), init="encoder.safetensors")
+    begin(typed)
+    with pytest.raises(SegaeError, match=f"{name} was .*{value}"):
+        goes_on(replace(typed, **{name: Path(value) if name == "data" else value}))
+
+
+def test_a_name_is_no_path(places):
+    """A file that happens to be called like an init does not make it another one, nor the same as another."""
+    home, _ = places
+    begin(Segment(data=Path("data"), out=Path("run"), init="imagenet"))
+    (home / "imagenet").write_bytes(b"a file")
+    (home / "random").write_bytes(b"a file")
+    assert goes_on(Segment(data=Path("data"), out=Path("run"), init="imagenet"))
+    with pytest.raises(SegaeError, match="init was 'imagenet', now 'random'"):
+        goes_on(Segment(data=Path("data"), out=Path("run"), init="random"))
