@@ -41,7 +41,7 @@ loaders = segae.make_loaders(images, None, batch_size=batch_size, device=device,
 
 # 5. Train: a fastai Learner through one cycle of the learning rate.
 learner = segae.pretraining_learner(loaders, autoencoder, objective, seed=seed)
-log = segae.fit(learner, segae.make_pretraining_phase(epochs, lr=1e-3), report=segae.print_epoch)
+log = segae.fit(learner, segae.make_pretraining_phases(epochs, lr=1e-3), report=segae.print_epoch)
 
 # 6. BatchNorm has seen corrupted images only: measure its statistics again on clean ones.
 clean = segae.UnlabelledImages(cached.images, segae.eval_transform(*normalisation), seed)

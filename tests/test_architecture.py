@@ -23,7 +23,13 @@ ALLOWED = {
 }
 ONLY_HERE = {
     "albumentations": {"data/transforms.py"},
-    "fastai": {"training/learner.py", "training/callbacks.py", "training/recording.py", "training/fit.py"},
+    "fastai": {
+        "training/learner.py",
+        "training/callbacks.py",
+        "training/pretraining_callbacks.py",
+        "training/recording.py",
+        "training/fit.py",
+    },
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

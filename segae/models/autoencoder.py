@@ -38,9 +38,6 @@ class Autoencoder(nn.Module):
         SegaeError: An unknown choice, or a number of decoder stages that does not undo the stride.
     """
 
-    mean_1c11: Tensor
-    std_1c11: Tensor
-
     def __init__(
         self,
         encoder: nn.Module,
@@ -58,14 +55,8 @@ class Autoencoder(nn.Module):
         deepest: int = encoder.out_channels[-1]  # type: ignore[index,assignment]
         self.code_channels = code_channels or deepest
         self.bottleneck = nn.Conv2d(deepest, code_channels, 1) if code_channels else nn.Identity()
-        widths = (self.code_channels, *decoder_channels)
-        self.decoder = nn.Sequential(
-            *(upsampling_block(inside, outside, upsampling) for inside, outside in pairwise(widths)),
-            nn.Conv2d(widths[-1], len(mean), 3, padding=1),
-        )
-        self.output_activation = output_activation
-        self.register_buffer("mean_1c11", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std_1c11", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.decoder = plain_decoder(self.code_channels, len(mean), decoder_channels, upsampling)
+        self.image_range = ImageRange(output_activation, mean, std)
 
     def encode(self, image_bchw: Tensor) -> Tensor:
         """Map normalised images (B, C, H, W) to codes (B, code_channels, H/stride, W/stride).
@@ -79,18 +70,58 @@ class Autoencoder(nn.Module):
 
     def decode(self, code_bchw: Tensor) -> Tensor:
         """Map codes to images (B, C, H, W) in normalised image space."""
-        output_bchw = self.decoder(code_bchw)
-        if self.output_activation == "none":
-            return output_bchw
-        if self.output_activation == "sigmoid":
-            pixels_bchw = output_bchw.sigmoid()
-        else:
-            pixels_bchw = (output_bchw.tanh() + 1) / 2
-        return (pixels_bchw - self.mean_1c11) / self.std_1c11
+        return self.image_range(self.decoder(code_bchw))
 
     def forward(self, image_bchw: Tensor) -> Tensor:
         """Reconstruct normalised images (B, C, H, W) through the code."""
         return self.decode(self.encode(image_bchw))
+
+
+class ImageRange(nn.Module):
+    """Bound an output to images in [0, 1], expressed in normalised image space.
+
+    Args:
+        activation: `sigmoid`, `tanh`, or `none` to leave the output as it is.
+        mean: Per channel, of the encoder's description.
+        std: Per channel, of the encoder's description.
+    """
+
+    mean_1c11: Tensor
+    std_1c11: Tensor
+
+    def __init__(self, activation: OutputActivation, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.activation = activation
+        self.register_buffer("mean_1c11", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std_1c11", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, output_bchw: Tensor) -> Tensor:
+        """Map any (B, C, H, W) into the range."""
+        if self.activation == "none":
+            return output_bchw
+        pixels_bchw = output_bchw.sigmoid() if self.activation == "sigmoid" else (output_bchw.tanh() + 1) / 2
+        return (pixels_bchw - self.mean_1c11) / self.std_1c11
+
+
+def plain_decoder(
+    code_channels: int,
+    out_channels: int,
+    decoder_channels: Sequence[int] = DECODER_CHANNELS,
+    upsampling: Upsampling = "nearest",
+) -> nn.Sequential:
+    """Build the decoder without skips: (B, code_channels, H, W) to (B, out_channels, 2**n H, 2**n W).
+
+    Args:
+        code_channels: Channels of the code.
+        out_channels: Channels of the output.
+        decoder_channels: Channels after each of the n doublings.
+        upsampling: `nearest` or `transposed`, as in `Autoencoder`.
+    """
+    widths = (code_channels, *decoder_channels)
+    return nn.Sequential(
+        *(upsampling_block(inside, outside, upsampling) for inside, outside in pairwise(widths)),
+        nn.Conv2d(widths[-1], out_channels, 3, padding=1),
+    )
 
 
 def upsampling_block(in_channels: int, out_channels: int, upsampling: Upsampling) -> nn.Sequential:

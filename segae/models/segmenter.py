@@ -118,8 +118,8 @@ def create_segmenter(encoder: nn.Module, architecture: str, decoder: str, classe
     _check_decoder(decoder)
     if decoder == "linear":
         return LinearSegmenter(copy.deepcopy(encoder), classes)
-    first = next(module for module in encoder.modules() if isinstance(module, nn.Conv2d))
-    segmenter = _build_smp(architecture, decoder, classes, first.in_channels)
+    # not from the first convolution: some networks fold pixels into channels before it
+    segmenter = build_smp(architecture, decoder, classes, encoder._in_channels)  # type: ignore[arg-type]
     load_strictly(segmenter.encoder, encoder.state_dict(), f"the encoder {architecture}")  # type: ignore[arg-type]
     return segmenter
 
@@ -149,7 +149,12 @@ def require_decoder_size(decoder: str, image_size: int) -> None:
         )
 
 
-def _build_smp(architecture: str, decoder: str, classes: int, in_channels: int) -> nn.Module:
+def build_smp(architecture: str, decoder: str, classes: int, in_channels: int) -> nn.Module:
+    """Build smp's randomly initialised segmenter, with attributes `encoder`, `decoder` and `segmentation_head`.
+
+    Raises:
+        SegaeError: The decoder does not work with this encoder.
+    """
     try:
         return smp.create_model(
             decoder,

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from segae.errors import SegaeError
-from segae.objectives.corruption import Corruption, GaussianNoise, Identity, PatchMask
-from segae.objectives.reconstruction import MeanSquaredError, Reconstruction
+from segae.objectives.catalogue import DEFAULTS, OBJECTIVES, TARGETS, Values
+from segae.objectives.corruption import Corruption, GaussianNoise, Identity, PatchMask, ScaledNoise
+from segae.objectives.degradation import Blur, ColourRemoval, Shrink
+from segae.objectives.frequency import FrequencyError
+from segae.objectives.gradients import PixelsAndGradients
+from segae.objectives.mixture import Mixture
+from segae.objectives.reconstruction import MeanSquaredError, PatchNormalisedError, Reconstruction, Where
 
-OBJECTIVES = ("reconstruct", "denoise", "mask")
+JUDGED_WHERE_HIDDEN = ("mask", "sparse_mask", "a2mim")
 
 
 @dataclass(frozen=True)
@@ -19,37 +26,110 @@ class Objective:
     Attributes:
         name: Name of the preset, or your own.
         corruption: Called with the clean images and a generator.
-        reconstruction: Called with prediction, clean images and the hidden mask.
+        reconstruction: Called with prediction, target and the hidden mask.
+        masking: How the encoder treats hidden pixels: `dense` (it reads what the corruption put there), `sparse`
+            (it skips them) or `token` (a learned value replaces their features inside the encoder).
+        decoder: Name of the decoder that suits it.
+        frozen_encoder: Whether only the decoder learns.
+
+    Raises:
+        SegaeError: The masking is unknown.
     """
 
     name: str
     corruption: Corruption
     reconstruction: Reconstruction
+    masking: Literal["dense", "sparse", "token"] = "dense"
+    decoder: str = "plain"
+    frozen_encoder: bool = False
+
+    def __post_init__(self) -> None:
+        if self.masking not in ("dense", "sparse", "token"):
+            raise _unknown("masking", self.masking, ("dense", "sparse", "token"))
 
 
-def make_objective(name: str, *, noise_sigma: float, patch: int, mask_ratio: float) -> Objective:
+def make_objective(
+    name: str,
+    *,
+    noise_sigma: float | None = None,
+    patch: int | None = None,
+    mask_ratio: float | None = None,
+    target: str | None = None,
+) -> Objective:
     """Build a named objective; values that it does not use are ignored.
 
-    `reconstruct` gives back the clean image. `denoise` removes Gaussian noise. `mask` paints in hidden
-    patches and is judged there only.
-
     Args:
-        name: One of `OBJECTIVES`.
-        noise_sigma: For `denoise`: standard deviation in normalised image space, above 0.
-        patch: For `mask`: side of a hidden patch in pixels.
-        mask_ratio: For `mask`: share of the patches that is hidden, in (0, 1).
+        name: One of `OBJECTIVES`, which says what each does.
+        noise_sigma: For `denoise`, `mixture` and `decoder_denoise`: standard deviation in normalised image space,
+            above 0. None takes the objective's default from `DEFAULTS`, here and below.
+        patch: For `mask`, `sparse_mask`, `a2mim` and `mixture`: side of a hidden patch in pixels; for target
+            `patch-normalised`: side of a normalised one.
+        mask_ratio: For the same four: share of the patches that is hidden, in (0, 1).
+        target: One of `TARGETS`; None keeps the objective's own.
 
     Raises:
-        SegaeError: The name is unknown or a value that it uses is out of range.
+        SegaeError: A name is unknown, a value that it uses is out of range, or the objective has one target only.
     """
+    if name not in DEFAULTS:
+        raise _unknown("objective", name, OBJECTIVES)
+    default = DEFAULTS[name]
+    values = Values(
+        noise_sigma=default["noise_sigma"] if noise_sigma is None else noise_sigma,
+        patch=default["patch"] if patch is None else patch,
+        mask_ratio=default["mask_ratio"] if mask_ratio is None else mask_ratio,
+    )
+    objective = _preset(name, values)
+    if target is None:
+        return objective
+    if isinstance(objective.corruption, ScaledNoise) and objective.corruption.predict == "noise":
+        raise SegaeError(f"objective {name} predicts the noise; target {target} does not go with it. Leave it out.")
+    where: Where = "hidden" if name in JUDGED_WHERE_HIDDEN else "all"
+    return replace(objective, reconstruction=_reconstruction(target, values["patch"], where))
+
+
+def _preset(name: str, values: Values) -> Objective:
+    """The objective with its own target; only the values that it uses are looked at."""
+    sigma, patch, ratio = values["noise_sigma"], values["patch"], values["mask_ratio"]
+    if name in JUDGED_WHERE_HIDDEN and ratio == 0:
+        raise SegaeError(f"mask ratio is 0: objective {name} would have nothing to judge. Try 0.6, or reconstruct.")
     if name == "reconstruct":
         return Objective(name, Identity(), MeanSquaredError())
     if name == "denoise":
-        return Objective(name, GaussianNoise(noise_sigma), MeanSquaredError())
+        return Objective(name, GaussianNoise(sigma), MeanSquaredError())
     if name == "mask":
-        if mask_ratio == 0:
-            raise SegaeError("mask ratio is 0: objective mask would have nothing to judge. Try 0.6, or reconstruct.")
-        return Objective(name, PatchMask(patch, mask_ratio), MeanSquaredError(where="hidden"))
-    close = difflib.get_close_matches(name, OBJECTIVES, n=1)
+        return Objective(name, PatchMask(patch, ratio), MeanSquaredError("hidden"))
+    if name == "sparse_mask":
+        return Objective(name, PatchMask(patch, ratio), PatchNormalisedError(patch), "sparse", "hierarchical")
+    if name == "a2mim":
+        return Objective(name, PatchMask(patch, ratio, "mean"), FrequencyError(0.5), "token", "linear")
+    if name == "mixture":
+        parts = (
+            ColourRemoval(0.3),
+            Blur(0.3, (0.5, 2.0)),
+            Shrink(0.3, (2, 4)),
+            ScaledNoise(sigma, "image"),
+            PatchMask(patch, ratio, "mean"),
+        )
+        return Objective(name, Mixture(parts), PixelsAndGradients(), decoder="unet")
+    if name == "decoder_denoise":
+        noise = ScaledNoise(sigma, "noise")
+        return Objective(name, noise, MeanSquaredError(), decoder="unet", frozen_encoder=True)
+    raise _unknown("objective", name, OBJECTIVES)
+
+
+def _reconstruction(target: str, patch: int, where: Where) -> Reconstruction:
+    if target == "pixels":
+        return MeanSquaredError(where)
+    if target == "patch-normalised":
+        return PatchNormalisedError(patch, where)
+    if target == "gradients":
+        return PixelsAndGradients(where=where)
+    if target == "frequency":
+        return FrequencyError(where=where)
+    raise _unknown("target", target, TARGETS)
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> SegaeError:
+    close = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
-    raise SegaeError(f'objective "{name}" is not known. {hint}Use one of {", ".join(OBJECTIVES)}.')
+    return SegaeError(f'{what} "{name}" is not known. {hint}Use one of {", ".join(known)}.')

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segae.errors import SegaeError
-from segae.tasks.pretrain import Pretrain
+from segae.tasks.arms import parse_arm, pretraining_of
 from segae.tasks.pretrain import run as pretrain
 from segae.tasks.rows import add_per_image, make_row, read_json, read_rows, summary_table, write_rows
 from segae.tasks.segment import Segment
@@ -39,7 +39,8 @@ class Compare:
     experiment: str = "compare"
     """Name of the study in the rows."""
     arms: tuple[str, ...] = ("random", "imagenet", "ae:mask")
-    """Inits to compare: random, imagenet, ae:<objective>, imagenet+ae:<objective>."""
+    """Inits to compare: random, imagenet, ae:<objective>, imagenet+ae:<objective>; the last two with +decoder behind
+    them transfer the decoder too."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each arm is run once with each seed."""
     encoder: str = "tf_efficientnet_lite0"
@@ -50,8 +51,6 @@ class Compare:
     """Class names in the order of their mask values; not needed for Pets or when the folder has a classes.txt."""
     image_size: int = 128
     """Side of the square input in pixels while fine-tuning."""
-    pretrain_image_size: int | None = None
-    """The same while pretraining; none takes --image-size."""
     freeze_epochs: int = 1
     """Epochs with the encoder frozen."""
     epochs: int = 3
@@ -73,12 +72,21 @@ class Compare:
     """Number of labelled training images to use; none takes all."""
     split: Literal["test", "val"] = "test"
     """Images that are scored: test, once; or val, a fifth of the training images kept apart, to choose settings on."""
-    pretrain_epochs: int = 20
+    pretrain_config: Path | None = None
+    """Settings of the pretraining: a JSON file such as recipes/pretrain_cpu.json or the config.json of a run; its data,
+    encoder, init, objective and seed are the arms'. What is given below wins over it."""
+    pretrain_image_size: int | None = None
+    """Side of the square input while pretraining; none takes the file's, or --image-size."""
+    pretrain_epochs: int | None = None
     """Passes over the unlabelled images."""
-    pretrain_batch_size: int = 32
+    pretrain_batch_size: int | None = None
     """Images per pretraining step."""
-    pretrain_lr: float = 1e-3
+    pretrain_lr: float | None = None
     """Peak learning rate of the pretraining."""
+    pretrain_decoder: str | None = None
+    """Decoder of the pretraining; where it is transferred it is --decoder."""
+    pretrain_seed: int | None = None
+    """One pretraining, with this seed, for all seeds; none pretrains anew for each."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
@@ -93,7 +101,7 @@ def run(config: Compare) -> list[dict[str, str]]:
         SegaeError: an arm is unknown or a run fails; the rows finished before that are on the disk.
     """
     for arm in config.arms:
-        check_arm(arm)
+        parse_arm(arm)
     if config.split not in ("test", "val"):
         raise SegaeError(f"the split is {config.split!r}; score on test, or choose settings on val: --split val.")
     target = config.rows or config.out / "rows.csv"
@@ -109,23 +117,14 @@ def run(config: Compare) -> list[dict[str, str]]:
     return rows
 
 
-def check_arm(arm: str) -> None:
-    """Raise SegaeError unless ``arm`` is random, imagenet, ae:<objective> or imagenet+ae:<objective>."""
-    start, _, objective = arm.rpartition("ae:")
-    if arm not in ("random", "imagenet") and (start not in ("", "imagenet+") or not objective):
-        raise SegaeError(
-            f"the arm {arm!r} is unknown; use random, imagenet, ae:<objective> or imagenet+ae:<objective>, "
-            f"for example --arms random imagenet ae:mask."
-        )
-
-
 def _rows_of(config: Compare, target: Path) -> list[dict[str, str]]:
     return [row for row in read_rows(target) if row["experiment"] == config.experiment]
 
 
 def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
     """Pretrain if the arm asks for it, fine-tune, score once, return the row."""
-    init = str(pretrain_arm(config, arm, seed)) if "ae:" in arm else arm
+    parsed = parse_arm(arm)
+    init = str(pretrain_arm(config, arm, seed)) if parsed.objective else parsed.start
     folder = segment_folder(config, arm, seed)
     if not (folder / "metrics.json").exists():
         segment(
@@ -135,6 +134,7 @@ def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
                 encoder=config.encoder,
                 init=init,
                 decoder=config.decoder,
+                transfer=parsed.transfer,  # type: ignore[arg-type]
                 classes=config.classes,
                 image_size=config.image_size,
                 freeze_epochs=config.freeze_epochs,
@@ -215,25 +215,11 @@ def _keep(config: Compare, target: Path, arm: str, seed: int, row: dict[str, Any
 
 def pretrain_arm(config: Compare, arm: str, seed: int) -> Path:
     """The encoder file of an autoencoder arm, pretrained now unless it is there already."""
-    start, _, objective = arm.rpartition("ae:")
-    folder = config.out / f"pretrain-{_plain(arm)}-{seed}-{settings_of(config, arm, seed)[0]}"
+    wanted = pretraining_of(config, parse_arm(arm), seed)
+    name = f"pretrain-{_plain(parse_arm(arm).init)}-{wanted.seed}-{settings_of(config, arm, seed)[0]}"
+    folder = config.out / name
     if not (folder / "metrics.json").exists():  # written last
-        pretrain(
-            Pretrain(
-                data=(config.data, *config.unlabelled),
-                out=folder,
-                encoder=config.encoder,
-                init=start.rstrip("+") or "random",
-                objective=objective,
-                image_size=config.pretrain_image_size or config.image_size,
-                epochs=config.pretrain_epochs,
-                batch_size=config.pretrain_batch_size,
-                lr=config.pretrain_lr,
-                seed=seed,
-                device=config.device,
-                resume=True,
-            )
-        )
+        pretrain(replace(wanted, out=folder, resume=True))
     return folder / "encoder.safetensors"
 
 
@@ -243,4 +229,4 @@ def segment_folder(config: Compare, arm: str, seed: int) -> Path:
 
 
 def _plain(arm: str) -> str:
-    return arm.replace(":", "-")
+    return arm.replace(":", "-").replace("+", "-")

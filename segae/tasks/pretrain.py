@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from segae.models.autoencoder import Autoencoder
-    from segae.models.encoder import EncoderDescription
     from segae.objectives.presets import Objective
+    from segae.training.schedule import Phase
+
+_MEASURED_IMAGES = 2048  # enough for BatchNorm statistics; a pass over millions would cost an epoch
 
 
 @dataclass(frozen=True)
 class Pretrain:
     """Pretrain a convolutional autoencoder on unlabelled images, without looking at a label.
 
-    Writes encoder.safetensors, log.csv, curves.png and reconstructions.png into the run folder.
+    Writes encoder.safetensors, log.csv, curves.png and reconstructions.png into the run folder, and
+    decoder.safetensors where the decoder is one that can segment.
     """
 
     data: tuple[Path, ...]
@@ -31,7 +30,13 @@ class Pretrain:
     init: str = "random"
     """Where the encoder starts: random, imagenet, or the path of an encoder.safetensors."""
     objective: str = "mask"
-    """What the autoencoder is asked to do: reconstruct (copy its input), denoise, or mask (fill hidden patches)."""
+    """What the autoencoder is asked to do: reconstruct, denoise, mask, sparse_mask, a2mim, mixture or decoder_denoise
+    (docs/pretraining.md)."""
+    target: Literal["pixels", "patch-normalised", "gradients", "frequency"] | None = None
+    """What the output is compared with; none takes the objective's own."""
+    decoder: str | None = None
+    """plain (no skips), linear, hierarchical (skips, light), or a decoder of segmentation-models-pytorch, which can be
+    transferred to the segmenter; none takes the objective's own."""
     image_size: int = 128
     """Side of the square input in pixels, a multiple of the encoder's stride (usually 32)."""
     epochs: int = 20
@@ -40,20 +45,43 @@ class Pretrain:
     """Images per optimizer step."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
-    noise_sigma: float = 0.5
-    """denoise: standard deviation of the noise, in units of normalised pixels."""
-    patch: int = 16
-    """mask: side of a hidden patch in pixels."""
-    mask_ratio: float = 0.6
-    """mask: share of the patches that is hidden, in [0, 1)."""
+    warmup: float = 0.1
+    """Share of the steps, in (0, 1), in which the learning rate rises."""
+    weight_decay: float = 0.05
+    """AdamW's."""
+    freeze_epochs: int | None = None
+    """Epochs before the others in which only the decoder trains; none takes 1 from ImageNet weights, else 0."""
+    encoder_lr_ratio: float | None = None
+    """Encoder over decoder learning rate; none takes 0.1 from ImageNet weights, else 1."""
+    bn_mode: Literal["train", "eval"] = "train"
+    """Encoder BatchNorm: train measures the corrupted images' statistics, eval keeps those it came with."""
+    distance_penalty: float = 0.0
+    """Weight of the squared distance between the encoder and its start: keeps what ImageNet taught (L2-SP)."""
+    noise_sigma: float | None = None
+    """denoise, mixture, decoder_denoise: standard deviation of the noise, in units of normalised pixels."""
+    patch: int | None = None
+    """mask, sparse_mask, a2mim, mixture: side of a hidden patch in pixels."""
+    mask_ratio: float | None = None
+    """mask, sparse_mask, a2mim, mixture: share of the patches that is hidden, in [0, 1)."""
+    hard_mask_share: float = 0.0
+    """Share of the hidden patches, at the end of training, that are chosen where the loss is high, in [0, 1]."""
     upsampling: Literal["nearest", "transposed"] = "nearest"
-    """How the decoder grows: nearest neighbour + convolution, or transposed convolution."""
+    """How the plain decoder grows: nearest neighbour + convolution, or transposed convolution."""
     output_activation: Literal["none", "sigmoid", "tanh"] = "none"
-    """Last function of the decoder."""
+    """Last function of the decoder; sigmoid and tanh bound a reconstruction of pixels to image values."""
     code_channels: int | None = None
-    """Width of the bottleneck; none keeps the encoder's own."""
+    """Width of the plain decoder's bottleneck; none keeps the encoder's own."""
     val_fraction: float = 0.05
     """Share of the images kept apart for the validation loss and the panels, in [0, 1)."""
+    patience: int | None = None
+    """Stop when the validation loss has not improved for so many epochs; none trains to the end."""
+    probe: Path | None = None
+    """A data set with masks: log how well a linear probe of the frozen encoder segments a fifth of its training images.
+    Its test split stays closed."""
+    probe_every: int = 1
+    """Epochs between two probes."""
+    classes: tuple[str, ...] = ()
+    """Class names of the probe's masks; not needed for Pets or when the folder has a classes.txt."""
     seed: int = 0
     """Seed of weights, order, augmentation and corruption."""
     device: str = "auto"
@@ -68,6 +96,41 @@ class Pretrain:
     """Throw away an earlier run in the run folder."""
 
 
+def resolve(config: Pretrain, init: str) -> Pretrain:
+    """The configuration with every setting that was left open filled in.
+
+    Args:
+        config: what was asked for.
+        init: the init as the encoder's description names it.
+
+    Raises:
+        SegaeError: the objective is unknown.
+    """
+    from segae.objectives.presets import DEFAULTS
+
+    objective = _objective(config)
+    imagenet = init.startswith("imagenet")
+    defaults: dict[str, Any] = {
+        **DEFAULTS[config.objective],
+        "decoder": objective.decoder,
+        "freeze_epochs": 1 if imagenet and not objective.frozen_encoder else 0,
+        "encoder_lr_ratio": 0.1 if imagenet else 1.0,
+    }
+    return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
+
+
+def _objective(config: Pretrain) -> Objective:
+    from segae.objectives.presets import make_objective
+
+    return make_objective(
+        config.objective,
+        noise_sigma=config.noise_sigma,
+        patch=config.patch,
+        mask_ratio=config.mask_ratio,
+        target=config.target,
+    )
+
+
 def run(config: Pretrain) -> Path:
     """Pretrain as configured.
 
@@ -77,42 +140,28 @@ def run(config: Pretrain) -> Path:
     Raises:
         SegaeError: see the messages; nothing finished is lost.
     """
-    import torch
     from torch.utils.data import DataLoader, Subset
 
     from segae.data.batches import UnlabelledImages
     from segae.data.dataset import split_hash
     from segae.data.images import Quarantine
     from segae.data.transforms import eval_transform, pretrain_transform
-    from segae.models.autoencoder import Autoencoder
-    from segae.models.encoder import create_encoder, output_stride, require_size
-    from segae.objectives.presets import make_objective
+    from segae.models.encoder import create_encoder
+    from segae.tasks.finish import finish_pretraining
+    from segae.tasks.prepare import build_pretrainer, cache_unlabelled, make_probe
     from segae.training.batchnorm import recalibrate_batchnorm
     from segae.training.device import choose_device
     from segae.training.fit import fit, print_epoch
     from segae.training.learner import make_loaders, pretraining_learner
     from segae.training.run import RESUME_FILE, open_run_folder, seed_everything, start_provenance
-    from segae.training.schedule import make_pretraining_phase
 
     device = choose_device(config.device)
-    objective = make_objective(
-        config.objective, noise_sigma=config.noise_sigma, patch=config.patch, mask_ratio=config.mask_ratio
-    )
-    phases = make_pretraining_phase(config.epochs, config.lr)
     seed_everything(config.seed)
     encoder, description = create_encoder(config.encoder, config.init)
-    require_size(config.image_size, output_stride(encoder))
-    probe = torch.zeros(1, description.in_channels, config.image_size, config.image_size)
-    objective.corruption(probe, torch.Generator())  # refuses a patch that hides nothing, before anything is written
-    seed_everything(config.seed)  # the decoder's start must not depend on where the encoder's weights came from
-    autoencoder = Autoencoder(
-        encoder,
-        description.mean,
-        description.std,
-        upsampling=config.upsampling,
-        output_activation=config.output_activation,
-        code_channels=config.code_channels,
-    ).to(device)
+    config = resolve(config, description.init)
+    objective, phases = _objective(config), make_phases(config)
+    model = build_pretrainer(config, encoder, description, objective).to(device)
+    probe = make_probe(config, description, device)
     quarantine = Quarantine()
     images, train, valid, paths = cache_unlabelled(
         config.data, config.image_size, config.val_fraction, config.seed, quarantine
@@ -128,13 +177,27 @@ def run(config: Pretrain) -> Path:
         seed=config.seed,
         train_indices=train.tolist(),
     )
-    learner = pretraining_learner(loaders, autoencoder, objective, precision=config.precision, seed=config.seed)
+    learner = pretraining_learner(
+        loaders,
+        model,
+        objective,
+        weight_decay=config.weight_decay,
+        precision=config.precision,
+        seed=config.seed,
+        bn_mode=config.bn_mode,
+        distance_penalty=config.distance_penalty,
+        hard_mask_share=config.hard_mask_share,
+        patience=config.patience,
+        probe=probe,
+        probe_every=config.probe_every,
+    )
     resume = open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite)
     source = start_provenance(config.out, device, split_hash(path.name for path in paths), resume=resume)
     quarantine.report()
     quarantine.write(config.out)
     print(f"encoder {config.encoder}, init {config.init}: {description.source}")
-    print(f"{len(train)} training and {len(valid)} validation images, {config.epochs} epochs on {device}")
+    length = " + ".join(f"{phase.epochs} ({phase.name})" for phase in phases)
+    print(f"{len(train)} training and {len(valid)} validation images, epochs: {length}, on {device}")
     log = fit(
         learner,
         phases,
@@ -143,84 +206,24 @@ def run(config: Pretrain) -> Path:
         resume=resume,
         report=print_epoch,
     )
-    several = len(train) > config.batch_size  # a last batch of one image has no variance to measure
-    batches = DataLoader(Subset(clean, train.tolist()), config.batch_size, drop_last=several)
-    recalibrate_batchnorm(autoencoder.encoder, batches, device)
+    measured = train.tolist()[:_MEASURED_IMAGES]
+    # a last batch of one image has no variance to measure
+    batches = DataLoader(Subset(clean, measured), config.batch_size, drop_last=len(measured) > config.batch_size)
+    part = model.decoder if objective.frozen_encoder else model
+    recalibrate_batchnorm(part, batches, device, through=model)  # type: ignore[arg-type]
     panel_images = images[(valid if len(valid) else train)[:5]]
-    return _finish(config, autoencoder, description, objective, panel_images, paths, log, source)
+    return finish_pretraining(config, model, description, objective, panel_images, paths, log, source)
 
 
-def cache_unlabelled(
-    roots: Sequence[Path], size: int, val_fraction: float, seed: int, quarantine: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[Path, ...]]:
-    """The images below ``roots``, decoded once to ``size`` pixels: (images, training and validation indices, paths).
+def make_phases(config: Pretrain) -> tuple[Phase, ...]:
+    """The phases of a resolved configuration."""
+    from segae.training.schedule import make_pretraining_phases
 
-    Raises:
-        SegaeError: a folder is missing or empty, no image can be read, or ``val_fraction`` is out of range.
-    """
-    import numpy as np
-
-    from segae.data.cache import cache_images
-    from segae.data.dataset import choose_by_hash
-    from segae.data.pretraining import find_pretraining_images
-
-    cached = cache_images(find_pretraining_images(roots), size, quarantine)
-    names = sorted({f"{path.parent.name}/{path.name}" for path in cached.paths})
-    held_out = choose_by_hash(names, val_fraction, seed, "validation")
-    valid = np.array([f"{path.parent.name}/{path.name}" in held_out for path in cached.paths])
-    return cached.images, np.flatnonzero(~valid), np.flatnonzero(valid), cached.paths
-
-
-def _finish(
-    config: Pretrain,
-    autoencoder: Autoencoder,
-    description: EncoderDescription,
-    objective: Objective,
-    panel_images: np.ndarray,
-    paths: Sequence[Path],
-    log: list[dict[str, Any]],
-    source: dict[str, str],
-) -> Path:
-    """Measure BatchNorm on clean images, write the encoder file, the pictures and the metrics."""
-    from dataclasses import replace
-
-    from segae.data.dataset import split_hash
-    from segae.files import write_json
-    from segae.models.encoder import save_encoder
-    from segae.training.figures import training_curves
-    from segae.training.panels import reconstruction_sheet
-    from segae.training.run import DONE_FILE
-
-    last = log[-1]
-    final_loss = last.get("valid_loss", last["train_loss"])
-    previous = "" if description.init == "random" else f"{description.init}+"
-    described = replace(
-        description,
-        image_size=config.image_size,
-        init=f"{previous}ae:{config.objective}",
-        source=f"segae pretrain --objective {config.objective} from {description.source}",
-        pretraining={
-            "objective": config.objective,
-            "dataset": "+".join(root.name or str(root.resolve().name) for root in config.data),
-            "images": len(paths),
-            "epochs": config.epochs,
-            "images_seen": sum(row["images"] for row in log),
-            "seed": config.seed,
-            "split_hash": split_hash(path.name for path in paths),
-            "commit": source["commit"],
-            "versions": source["versions"],
-            "final_loss": final_loss,
-        },
+    return make_pretraining_phases(
+        config.epochs,
+        config.lr,
+        config.warmup,
+        freeze_epochs=config.freeze_epochs or 0,
+        encoder_lr_ratio=config.encoder_lr_ratio or 1.0,
+        frozen_encoder=_objective(config).frozen_encoder,
     )
-    target = config.out / "encoder.safetensors"
-    save_encoder(target, autoencoder.encoder, described)
-    reconstruction_sheet(
-        autoencoder, objective, panel_images, described.mean, described.std, config.out / "reconstructions.png"
-    )
-    training_curves(config.out / "log.csv", config.out / "curves.png")
-    write_json(
-        config.out / DONE_FILE,
-        {"final_loss": final_loss, "seconds": sum(r["seconds"] for r in log), **source},
-    )
-    print(f"wrote {target}")
-    return target

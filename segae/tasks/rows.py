@@ -42,6 +42,13 @@ COLUMNS = (
     "pretrain_images",
     "pretrain_epochs",
     "pretrain_images_seen",
+    "pretrain_image_size",
+    "pretrain_batch_size",
+    "pretrain_lr",
+    "pretrain_decoder",
+    "pretrain_target",
+    "pretrain_seed",
+    "pretrain_seconds",
     "pretrain_commit",
     "settings",
     "seconds",
@@ -127,21 +134,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def summary_table(rows: Sequence[dict[str, str]]) -> str:
     """Mean over seeds of each init and schedule, best first, as text columns."""
-    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
     for row in rows:
-        groups.setdefault((row["init"], f"{row['freeze_epochs']} + {row['epochs']}"), []).append(row)
+        group = (row["init"], row["transfer"], f"{row['freeze_epochs']} + {row['epochs']}")
+        groups.setdefault(group, []).append(row)
     classes = sorted({name for row in rows for name in row if name.startswith("iou_") and row[name]})
-    header = ["init", "epochs", "seeds", "mIoU", *(name.removeprefix("iou_") for name in classes)]
+    header = ["init", "transfer", "epochs", "seeds", "mIoU", *(name.removeprefix("iou_") for name in classes)]
     table = [
         [
             init,
+            transfer,
             schedule,
             str(len(members)),
             *(f"{sum(float(row[name]) for row in members) / len(members):.3f}" for name in ("miou", *classes)),
         ]
-        for (init, schedule), members in groups.items()
+        for (init, transfer, schedule), members in groups.items()
     ]
-    table.sort(key=lambda line: -float(line[3]))
+    table.sort(key=lambda line: -float(line[4]))
     widths = [max(len(line[column]) for line in [header, *table]) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *table]

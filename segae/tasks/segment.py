@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from segae.data.cache import CachedPairs
     from segae.data.dataset import SegmentationData
     from segae.models.encoder import EncoderDescription
-    from segae.training.cost import Cost
 
 
 @dataclass(frozen=True)
@@ -91,6 +89,7 @@ def run(config: Segment) -> Path:
     from segae.models.decoder import DECODER_FILE, load_decoder_into
     from segae.models.encoder import create_encoder, output_stride, require_size
     from segae.models.segmenter import create_segmenter, require_decoder_size
+    from segae.tasks.finish import finish_segmentation
     from segae.training.cost import measured
     from segae.training.device import choose_device
     from segae.training.fit import fit, print_epoch
@@ -142,7 +141,7 @@ def run(config: Segment) -> Path:
             resume=resume,
             report=print_epoch,
         )
-    return _finish(config, model, description, data, train, valid, log, cost, source, device)
+    return finish_segmentation(config, model, description, data, train, valid, log, cost, source, device)
 
 
 def resolve(config: Segment, description: EncoderDescription) -> Segment:
@@ -218,76 +217,3 @@ def labelled_loaders(
         workers=workers,
         seed=seed,
     )
-
-
-def _finish(
-    config: Segment,
-    model: nn.Module,
-    description: EncoderDescription,
-    data: SegmentationData,
-    train: CachedPairs,
-    valid: CachedPairs | None,
-    log: Sequence[dict[str, Any]],
-    cost: Cost,
-    source: dict[str, str],
-    device: torch.device,
-) -> Path:
-    """Write the model file, the pictures and the metrics of the last epoch."""
-    from segae.data.dataset import split_hash
-    from segae.files import write_json
-    from segae.models.segmenter import SegmenterDescription, save_segmenter
-    from segae.training.evaluation import predict_masks
-    from segae.training.figures import training_curves
-    from segae.training.panels import segmentation_sheet
-    from segae.training.run import DONE_FILE
-
-    size = config.image_size or description.image_size
-    details: dict[str, Any] = {
-        "init": description.init,
-        "source": description.source,
-        **{f"pretrain_{name}": value for name, value in description.pretraining.items()},
-        "transfer": config.transfer,
-        "dataset": data.name,
-        "labels": len(train.pairs),
-        "label_fraction": len(train.pairs) / len(data.splits["train"]),
-        "encoder": config.encoder,
-        "decoder": config.decoder,
-        "image_size": size,
-        "split_hash": split_hash(pair.name for pair in train.pairs),
-        "freeze_epochs": config.freeze_epochs,
-        "epochs": config.epochs,
-        "batch_size": config.batch_size,
-        "lr": config.lr,
-        "lr_ratio": config.lr_ratio,
-        "bn_mode": config.bn_mode,
-        "warmup": config.warmup,
-        "recalibrate": int(bool(config.recalibrate)),
-        "seed": config.seed,
-        "seconds": sum(row["seconds"] for row in log),
-        "peak_memory_mb": cost.peak_memory_mb,
-        **source,
-    }
-    target = config.out / "model.safetensors"
-    described = SegmenterDescription(
-        encoder=config.encoder,
-        decoder=config.decoder,
-        classes=data.classes,
-        palette=data.palette,
-        mask_values=data.mask_values,
-        in_channels=description.in_channels,
-        mean=description.mean,
-        std=description.std,
-        image_size=size,
-        details=details,
-    )
-    save_segmenter(target, model, described)
-    shown = train if valid is None else valid
-    images, truths = shown.images[:8], shown.masks[:8]
-    predictions = predict_masks(model, images, described.mean, described.std, device=device)
-    segmentation_sheet(
-        list(images), list(truths), list(predictions), data.classes, data.palette, config.out / "sheet.png"
-    )
-    training_curves(config.out / "log.csv", config.out / "curves.png")
-    write_json(config.out / DONE_FILE, {"last_epoch": log[-1], "split": "val" if valid else "train", **details})
-    print(f"wrote {target}")
-    return target

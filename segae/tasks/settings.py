@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from segae.tasks.compare import Compare
 
+_NO_MATTER = ("data", "out", "device", "workers", "resume", "overwrite", "probe", "probe_every", "classes")
+
 
 def settings_of(config: Compare, arm: str, seed: int) -> tuple[str, str]:
     """Digests of everything that decides a pretraining and a fine-tuning, the images' names included.
@@ -18,23 +20,25 @@ def settings_of(config: Compare, arm: str, seed: int) -> tuple[str, str]:
     """
     from segae.data.open import open_dataset
     from segae.data.pretraining import find_pretraining_images
+    from segae.tasks.arms import parse_arm, pretraining_of
     from segae.training.schedule import protocol_of
 
+    parsed = parse_arm(arm)
     data = open_dataset(config.data, config.classes)
     used = {split: [pair.name for pair in pairs] for split, pairs in data.splits.items()}
-    common = {"dataset": data.name, "splits": used, "encoder": config.encoder, "arm": arm, "seed": seed}
+    common = {"dataset": data.name, "splits": used, "encoder": config.encoder, "init": parsed.init}
     pretraining: dict[str, Any] = {}
-    if "ae:" in arm:
+    if parsed.objective:
+        wanted = asdict(pretraining_of(config, parsed, seed))
         images = find_pretraining_images((config.data, *config.unlabelled))
-        names = ("pretrain_image_size", "pretrain_epochs", "pretrain_batch_size", "pretrain_lr")
-        pretraining = {name: getattr(config, name) for name in names} | {"images": [path.name for path in images]}
-        pretraining["pretrain_image_size"] = config.pretrain_image_size or config.image_size
+        pretraining = {name: str(value) for name, value in wanted.items() if name not in _NO_MATTER}
+        pretraining["images"] = [path.name for path in images]
     settings = ("decoder", "image_size", "freeze_epochs", "epochs", "batch_size", "labels", "split")
-    fine_tuning = {name: getattr(config, name) for name in settings} | {"classes": data.classes}
-    protocol = asdict(protocol_of(arm))
-    fine_tuning |= {
-        name: value if getattr(config, name) is None else getattr(config, name) for name, value in protocol.items()
-    }
+    fine_tuning = {name: getattr(config, name) for name in settings}
+    fine_tuning |= {"classes": data.classes, "transfer": parsed.transfer, "seed": seed}
+    for name, value in asdict(protocol_of(parsed.init)).items():
+        given = getattr(config, name)
+        fine_tuning[name] = value if given is None else given
     return digest([common, pretraining]), digest([common, pretraining, fine_tuning])
 
 

@@ -10,37 +10,41 @@ import torch
 from torch import Tensor, nn
 
 
-def recalibrate_batchnorm(encoder: nn.Module, batches: Iterable[Tensor], device: torch.device) -> int:
+def recalibrate_batchnorm(
+    part: nn.Module, batches: Iterable[Tensor], device: torch.device, through: nn.Module | None = None
+) -> int:
     """Replace the running statistics of every BatchNorm layer by the plain average over ``batches``.
 
     Pretraining on corrupted images leaves the statistics of corrupted images behind; a frozen encoder would
     normalise clean images with them.
 
     Args:
-        encoder: changed in place; its training mode is restored.
+        part: its layers are changed in place; every training mode is restored.
         batches: clean, normalised image batches (B, C, H, W).
-        device: where the encoder is.
+        device: where the model is.
+        through: the model that ``part`` belongs to, called with the images; ``part`` itself when None.
 
     Returns:
         The number of images seen.
     """
-    layers = [layer for layer in encoder.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    model = part if through is None else through
+    layers = [layer for layer in part.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     if not layers:
         return 0
     images = 0
-    with _averaging(encoder, layers), torch.no_grad():
+    with _averaging(model, layers), torch.no_grad():
         for image_bchw in batches:
-            encoder(image_bchw.to(device))
+            model(image_bchw.to(device))
             images += len(image_bchw)
     return images
 
 
 @contextmanager
-def _averaging(encoder: nn.Module, layers: list[Any]) -> Any:
+def _averaging(model: nn.Module, layers: list[Any]) -> Any:
     """Only the BatchNorm layers in training mode, with a cumulative average (momentum None) started afresh."""
-    modes = {module: module.training for module in encoder.modules()}
+    modes = {module: module.training for module in model.modules()}
     momenta = [layer.momentum for layer in layers]
-    encoder.eval()
+    model.eval()
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None

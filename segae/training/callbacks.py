@@ -9,7 +9,6 @@ import torch
 from fastai.callback.core import Callback, CancelFitException
 
 from segae.errors import SegaeError
-from segae.objectives.presets import Objective
 from segae.training.run import epoch_seed, seed_everything
 from segae.training.schedule import set_encoder_mode
 
@@ -20,15 +19,19 @@ class EpochClock(Callback):
     Attributes:
         phase: name of the running phase.
         offset: epochs finished in earlier phases.
+        epochs: epochs of all phases together; 0 where only the running phase is known.
         log: one dict per finished epoch, what log.csv holds.
+        extra: further columns of the running epoch's row; callbacks fill it in ``after_validate``, or in
+            ``after_epoch`` with an order below EpochLog's.
         failure: what stopped the training, to be raised once fastai has cleaned up.
     """
 
     order = -20
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed, self.phase, self.offset = seed, "full", 0
+        self.seed, self.phase, self.offset, self.epochs = seed, "full", 0, 0
         self.log: list[dict[str, Any]] = []
+        self.extra: dict[str, Any] = {}
         self.failure: SegaeError | None = None
         self.running = False
 
@@ -42,9 +45,15 @@ class EpochClock(Callback):
         """Index of the running epoch, counted over all phases."""
         return self.offset + self.learn.epoch
 
+    @property
+    def end(self) -> int:
+        """How many epochs there will have been, as far as is known."""
+        return max(self.epochs, self.offset + self.learn.n_epoch)
+
     def before_train(self) -> None:
         """Seed everything that draws numbers in this epoch."""
         self.running = True
+        self.extra = {}
         seed_everything(epoch_seed(self.seed, self.now))
         loader = self.learn.dls.train
         for part in (loader.dataset, loader.sampler):
@@ -68,35 +77,6 @@ class EncoderMode(Callback):
     def before_train(self) -> None:
         """Apply the mode for this epoch."""
         set_encoder_mode(self.learn.model, self.bn_mode, frozen=self.learn.epoch_clock.frozen)
-
-
-class CorruptInput(Callback):
-    """Shows the model a corrupted image and asks for the clean one.
-
-    A validation epoch always draws the same corruption, so its losses can be compared between epochs.
-    """
-
-    def __init__(self, objective: Objective, seed: int = 0) -> None:
-        self.objective, self.corruption_seed = objective, seed
-
-    def _seed(self, epoch: int) -> None:
-        device = next(self.learn.model.parameters()).device
-        self.generator = torch.Generator(device).manual_seed(epoch_seed(self.corruption_seed, epoch))
-
-    def before_train(self) -> None:
-        """Start this epoch's own stream of random numbers."""
-        self._seed(self.learn.epoch_clock.now)
-
-    def before_validate(self) -> None:
-        """Start the one stream that all validation epochs share."""
-        self._seed(2**31)
-
-    def before_batch(self) -> None:
-        """Replace (image,) by input (corrupted,) and target (image, hidden)."""
-        clean_bchw = self.learn.xb[0]
-        corrupted = self.objective.corruption(clean_bchw, self.generator)
-        self.learn.xb = (corrupted.image_bchw,)
-        self.learn.yb = (clean_bchw, corrupted.hidden_b1hw)
 
 
 class Bfloat16Autocast(Callback):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segae.errors import SegaeError
+from segae.training.forward import evaluating
 from segae.training.metrics import SegmentationMetrics, SegmentationScores
 
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def predict_logits(
     model.to(device)
     for start in range(0, len(images), batch_size):
         image_bchw = normalise(images[start : start + batch_size], mean, std, device)
-        with _evaluating(model), torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             logits_bkhw = model(image_bchw).float()
         yield logits_bkhw
 
@@ -180,15 +180,3 @@ def require_batch_size(batch_size: int) -> None:
     """Raise SegaeError unless ``batch_size`` is at least 1."""
     if batch_size < 1:
         raise SegaeError(f"The batch size is {batch_size}, at least 1 is wanted: type --batch-size 16.")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; outside each module has its own mode again, frozen parts included."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -33,6 +33,12 @@ OKABE_ITO: dict[str, str] = {  # told apart by colour-blind readers: Okabe and I
 }
 INK, FAINT = "#222222", "#8A8A8A"
 DPI = 144
+_SCORES = {  # columns of a log with a panel of their own: label, colour, upper end of the scale
+    "miou": ("mean IoU (validation)", "green", 1.0),
+    "probe_miou": ("mean IoU of a linear probe", "purple", 1.0),
+    "feature_rank": ("effective rank of the features", "orange", float("inf")),
+}
+_FROZEN = ("frozen", "decoder")  # phases in which the encoder rests
 LARGEST_LABELLED_CONFUSION = 12  # classes; with more, numbers in the cells would not be legible
 
 
@@ -77,12 +83,12 @@ def contact_sheet(
 
 
 def training_curves(log: Path | pd.DataFrame, path: Path) -> None:
-    """Draw a run's losses, and its validation mIoU where there is one, over the epochs, as PNG.
+    """Draw a run's losses and, beside them, whatever scores its log has, over the epochs, as PNG.
 
     Args:
         log: CSV file or table, one row per epoch: ``epoch`` (counted from 1), ``train_loss``; where they
-            exist ``valid_loss``, ``miou`` in [0, 1], and ``phase``, "frozen" or "full": a line stands where
-            the encoder is unfrozen.
+            exist ``valid_loss``, ``miou`` and ``probe_miou`` in [0, 1], ``feature_rank``, and ``phase``: a line
+            stands where the encoder is unfrozen. Rows may lack a score.
         path: where the PNG goes.
 
     Raises:
@@ -93,19 +99,20 @@ def training_curves(log: Path | pd.DataFrame, path: Path) -> None:
         raise SegaeError(f"The log has the columns {list(table.columns)} and lacks {sorted(missing)}: add them.")
     if table.empty:
         raise SegaeError("The log has 0 epochs, at least 1 is wanted: train first.")
-    scored = "miou" in table and bool(table["miou"].notna().any())
-    figure = Figure(figsize=(9.2 if scored else 5.2, 3.4), dpi=DPI, facecolor="white", layout="constrained")
-    panels = figure.subplots(1, 2 if scored else 1, squeeze=False, gridspec_kw={"wspace": 0.08})[0]
+    scores = [column for column in _SCORES if column in table and table[column].notna().any()]
+    figure = Figure(figsize=(5.2 + 4.0 * len(scores), 3.4), dpi=DPI, facecolor="white", layout="constrained")
+    panels = figure.subplots(1, 1 + len(scores), squeeze=False, gridspec_kw={"wspace": 0.08})[0]
     curves = [("train_loss", "training", "blue", "o"), ("valid_loss", "validation", "vermillion", "s")]
     for column, label, colour, marker in curves:
         if column in table and table[column].notna().any():
             _curve(panels[0], table, column, label, colour, marker)
     _dress(panels[0], table, "loss")
     panels[0].legend(frameon=False, fontsize=9)
-    if scored:
-        _curve(panels[1], table, "miou", "validation", "green", "s")
-        _dress(panels[1], table, "mean IoU (validation)")
-        panels[1].set_ylim(bottom=0, top=max(0.05, min(1.0, 1.15 * float(table["miou"].max()))))
+    for axes, column in zip(panels[1:], scores, strict=True):
+        label, colour, highest = _SCORES[column]
+        _curve(axes, table, column, label, colour, "s")
+        _dress(axes, table, label)
+        axes.set_ylim(bottom=0, top=max(0.05, min(highest, 1.15 * float(table[column].max()))))
     save_figure(figure, path)
 
 
@@ -180,7 +187,7 @@ def _dress(axes: Axes, table: pd.DataFrame, label: str) -> None:
     axes.grid(axis="y", color="#E6E6E6", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    frozen = table.loc[table["phase"] == "frozen", "epoch"] if "phase" in table else table["epoch"][:0]
+    frozen = table.loc[table["phase"].isin(_FROZEN), "epoch"] if "phase" in table else table["epoch"][:0]
     if 0 < len(frozen) < len(table):
         axes.axvline(frozen.max() + 0.5, color=FAINT, lw=1, ls="--")
         axes.annotate(

@@ -53,6 +53,7 @@ def fit(
     if resume_file is not None:
         extra.append(SaveResume(resume_file))
     clock.offset = 0 if done else len(clock.log)  # a second fit of the same learner counts on
+    clock.epochs = clock.offset + sum(phase.epochs for phase in phases)
     try:
         with learner.added_cbs(extra), learner.no_logging(), learner.no_bar():
             for phase in phases:
@@ -74,6 +75,8 @@ def print_epoch(row: dict[str, Any]) -> None:
         parts.append(f"valid loss {row['valid_loss']:.4f}")
     if "miou" in row:
         parts.append(f"valid mIoU {row['miou']:.3f}")
+    if "probe_miou" in row:
+        parts.append(f"probe mIoU {row['probe_miou']:.3f}")
     print("  ".join([*parts, f"{row['images_per_second']:.0f} images/s"]), flush=True)
 
 

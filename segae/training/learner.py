@@ -1,8 +1,8 @@
-"""fastai Learners for pretraining and segmentation. Besides this module only callbacks and recording import fastai."""
+"""fastai Learners for pretraining and segmentation. Besides them only callbacks, recording and fit import fastai."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segae.errors import SegaeError
 from segae.objectives.presets import Objective
-from segae.training.callbacks import Bfloat16Autocast, CorruptInput, EncoderMode, EpochClock, StopOnNaN
+from segae.training.callbacks import Bfloat16Autocast, EncoderMode, EpochClock, StopOnNaN
+from segae.training.pretraining_callbacks import (
+    CorruptInput,
+    DistancePenalty,
+    FeatureRank,
+    ProbeCurve,
+    StopOnPlateau,
+)
 from segae.training.recording import MeanIoU
 from segae.training.schedule import check_batchnorm_mode, parameter_groups
 
@@ -94,34 +101,82 @@ def _collate(items: list) -> tuple[Tensor, ...]:
 
 def pretraining_learner(
     dls: DataLoaders,
-    autoencoder: nn.Module,
+    model: nn.Module,
     objective: Objective,
     *,
     weight_decay: float = 0.05,
     precision: str = "auto",
     seed: int = 0,
+    bn_mode: str = "train",
+    distance_penalty: float = 0.0,
+    hard_mask_share: float = 0.0,
+    patience: int | None = None,
+    probe: Callable[[nn.Module], float] | None = None,
+    probe_every: int = 1,
 ) -> Learner:
-    """A Learner that pretrains an autoencoder without labels.
+    """A Learner that pretrains an encoder without labels.
+
+    Its two parameter groups are the encoder and the rest; in a phase with ``train_encoder`` false the encoder does
+    not change by a bit, BatchNorm statistics included, in either ``bn_mode``.
 
     Args:
         dls: loaders whose batches are (image (B, 3, H, W),), normalised.
-        autoencoder: maps a corrupted image batch to a reconstruction of the same shape.
+        model: has an ``encoder``; called as model(corrupted, hidden) where its forward takes ``hidden_b1hw`` (1 =
+            hidden, or None), else as model(corrupted); returns what the objective's loss judges.
         objective: the corruption and the loss, from ``segae.make_objective``.
         weight_decay: AdamW's, 0 or more.
         precision: "auto" (bfloat16 on CUDA devices that have it, else float32), "float32" or "bfloat16".
         seed: decides corruptions, augmentations and order.
+        bn_mode: of a training encoder's BatchNorm layers: "train", or "eval" whose running statistics never move,
+            for a pretraining that starts from ImageNet weights.
+        distance_penalty: pull of the encoder's weights to where they are now, 0 or more; see ``DistancePenalty``.
+        hard_mask_share: share of the mask, in [0, 1], that follows the loss at the end; see ``CorruptInput``.
+        patience: epochs without a lower validation loss after which training ends; None never ends early.
+        probe: score of the encoder for the log's column ``probe_miou``; see ``ProbeCurve``.
+        probe_every: in epochs.
+
+    Raises:
+        SegaeError: a model without an encoder, a value out of range, or ``patience`` without validation images.
     """
-    callbacks = [CorruptInput(objective, seed), *_callbacks(dls.device, precision, seed)]
-    _place(autoencoder, dls.device)
+    _check_pretraining(model, bn_mode, distance_penalty, patience, len(dls.valid))
+    _place(model, dls.device)
+    callbacks = [
+        # "strict" differs from "train" in a frozen encoder only, which must not move at all
+        EncoderMode("strict" if bn_mode == "train" else bn_mode),
+        CorruptInput(objective, model, seed, hard_mask_share),
+        FeatureRank(),
+        *([DistancePenalty(model.encoder, distance_penalty)] if distance_penalty > 0 else []),  # type: ignore[arg-type]
+        *([StopOnPlateau(patience)] if patience is not None else []),
+        *([ProbeCurve(probe, probe_every)] if probe is not None else []),
+        *_callbacks(dls.device, precision, seed),
+    ]
     return Learner(
         dls,
-        autoencoder,
+        model,
         loss_func=objective.reconstruction,
         opt_func=_adamw,
-        splitter=_one_group,
+        splitter=parameter_groups,
         wd=weight_decay,
+        train_bn=False,
         cbs=callbacks,
     )
+
+
+def _check_pretraining(model: nn.Module, bn_mode: str, penalty: float, patience: int | None, valid: int) -> None:
+    if not isinstance(getattr(model, "encoder", None), nn.Module):
+        raise SegaeError(
+            f"{type(model).__name__} has no attribute 'encoder', which pretraining is for; pass a segae.Autoencoder, "
+            f"or name your backbone 'encoder'."
+        )
+    if bn_mode not in ("train", "eval"):
+        raise SegaeError(f"bn_mode is {bn_mode!r}; pretraining knows train and eval, for example --bn-mode eval.")
+    if penalty < 0:
+        raise SegaeError(f"distance_penalty is {penalty}; wanted 0 or more, for example --distance-penalty 0.01.")
+    if patience is not None and not valid:
+        raise SegaeError(
+            f"patience is {patience}, but there are no validation images to judge by; keep some apart, for example "
+            f"--val-fraction 0.05, or leave --patience out."
+        )
 
 
 def segmentation_learner(
@@ -167,10 +222,6 @@ def segmentation_learner(
 
 def _adamw(params: list, lr: float) -> OptimWrapper:
     return OptimWrapper(params, opt=partial(torch.optim.AdamW), lr=lr)
-
-
-def _one_group(model: nn.Module) -> list[list[nn.Parameter]]:
-    return [list(model.parameters())]
 
 
 def _callbacks(device: torch.device, precision: str, seed: int) -> list:

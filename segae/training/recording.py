@@ -72,10 +72,10 @@ class EpochLog(Callback):
             values = self.learn.recorder.metrics  # fastai's means over the validation set
             row["valid_loss"] = float(self.learn.recorder.loss.value)
             row.update({metric.name: float(metric.value) for metric in values})
-        return row
+        return {**row, **clock.extra}
 
     def _write(self, clock: EpochClock, path: Path) -> None:
-        columns = list(clock.log[-1])
+        columns = list(dict.fromkeys(name for row in clock.log for name in row))  # some come in some epochs only
         lines = [",".join(columns)] + [",".join(str(row.get(name, "")) for name in columns) for row in clock.log]
         try:
             write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))

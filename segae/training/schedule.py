@@ -150,13 +150,27 @@ def set_encoder_mode(model: nn.Module, bn_mode: str, *, frozen: bool) -> None:
                 layer.eval()
 
 
-def make_pretraining_phase(epochs: int, lr: float, warmup: float = 0.1) -> tuple[Phase, ...]:
-    """One phase in which everything trains: a short rise, then a cosine down to nothing.
+def make_pretraining_phases(
+    epochs: int,
+    lr: float,
+    warmup: float = 0.1,
+    *,
+    freeze_epochs: int = 0,
+    encoder_lr_ratio: float = 1.0,
+    frozen_encoder: bool = False,
+) -> tuple[Phase, ...]:
+    """A short rise of the learning rate, then a cosine down to nothing; if asked, the decoder alone before that.
+
+    An encoder that is worth keeping (ImageNet weights) would first be taught to serve a random decoder: let the
+    decoder go ahead for ``freeze_epochs``, and move the encoder more slowly, by ``encoder_lr_ratio``.
 
     Args:
         epochs: 1 or more.
         lr: peak learning rate, above 0.
         warmup: share of the steps in which the rate rises, in (0, 1).
+        freeze_epochs: epochs before ``epochs`` in which the encoder is frozen, 0 or more.
+        encoder_lr_ratio: encoder rate over decoder rate, above 0.
+        frozen_encoder: the encoder never trains; then ``freeze_epochs`` count like the others.
 
     Raises:
         SegaeError: a value out of range.
@@ -166,4 +180,16 @@ def make_pretraining_phase(epochs: int, lr: float, warmup: float = 0.1) -> tuple
             f"epochs is {epochs}, lr is {lr} and warmup is {warmup}; wanted epochs of 1 or more, lr above 0 and "
             f"warmup between 0 and 1, for example --epochs 20 --lr 0.001."
         )
-    return (Phase("pretrain", epochs, lr, lr, warmup, 25.0, train_encoder=True),)
+    if freeze_epochs < 0 or encoder_lr_ratio <= 0:
+        raise SegaeError(
+            f"freeze_epochs is {freeze_epochs} and encoder_lr_ratio is {encoder_lr_ratio}; wanted 0 or more and above "
+            f"0, for example --freeze-epochs 1 --encoder-lr-ratio 0.1."
+        )
+    lr_encoder = lr * encoder_lr_ratio
+    if frozen_encoder:
+        return (Phase("decoder", epochs + freeze_epochs, lr_encoder, lr, warmup, 25.0, train_encoder=False),)
+    phases = (
+        Phase("decoder", freeze_epochs, lr_encoder, lr, 0.5, 25.0, train_encoder=False),
+        Phase("pretrain", epochs, lr_encoder, lr, warmup, 25.0, train_encoder=True),
+    )
+    return tuple(phase for phase in phases if phase.epochs)

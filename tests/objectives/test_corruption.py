@@ -7,9 +7,15 @@ import torch
 from torch import Tensor
 
 from segae.errors import SegaeError
-from segae.objectives.corruption import GaussianNoise, Identity, PatchMask
+from segae.objectives.corruption import GaussianNoise, Identity, PatchMask, ScaledNoise
+from segae.objectives.degradation import Blur, ColourRemoval, Shrink
+from segae.objectives.mixture import Mixture
 
-ALL = [Identity(), GaussianNoise(0.5), PatchMask(8, 0.6), PatchMask(8, 0.6, "noise")]
+DEGRADATIONS = [ColourRemoval(0.5), Blur(0.5, (0.5, 2.0)), Shrink(0.5, (2, 4))]
+MASKS = [PatchMask(8, 0.6), PatchMask(8, 0.6, "mean"), PatchMask(8, 0.6, "noise")]
+NOISES = [GaussianNoise(0.5), ScaledNoise(0.22), ScaledNoise(0.22, "image")]
+MIXED = Mixture((*DEGRADATIONS, ScaledNoise(0.22, "image"), PatchMask(8, 0.6, "mean")))
+ALL = [Identity(), *NOISES, *MASKS, *DEGRADATIONS, MIXED]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -48,6 +54,28 @@ def test_the_clean_image_is_left_alone(corruption) -> None:
     assert torch.equal(clean, images())
 
 
+@pytest.mark.parametrize("corruption", ALL, ids=repr)
+def test_the_memory_format_is_kept_and_changes_nothing(corruption) -> None:
+    plain = corruption(images(), generator(1)).image_bchw
+    assert plain.is_contiguous()
+    last = corruption(images().to(memory_format=torch.channels_last), generator(1)).image_bchw
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(plain, last, atol=1e-5)
+
+
+@pytest.mark.parametrize("corruption", ALL, ids=repr)
+def test_half_precision_stays_half_and_autocast_changes_nothing(corruption) -> None:
+    assert corruption(images().bfloat16(), generator()).image_bchw.dtype == torch.bfloat16
+    expected = corruption(images(), generator()).image_bchw
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(corruption(images(), generator()).image_bchw, expected)
+
+
+@pytest.mark.parametrize("corruption", [part for part in ALL if part != NOISES[1]], ids=repr)
+def test_the_target_is_the_clean_image(corruption) -> None:
+    assert corruption(images(), generator()).target_bchw is None
+
+
 def test_identity_is_the_image() -> None:
     corrupted = Identity()(images(), generator())
     assert torch.equal(corrupted.image_bchw, images())
@@ -60,6 +88,26 @@ def test_noise_has_its_sigma_and_no_mean(sigma: float) -> None:
     noise = GaussianNoise(sigma)(clean, generator()).image_bchw
     assert noise.std().item() == pytest.approx(sigma, rel=0.02)
     assert abs(noise.mean().item()) < 0.02 * sigma
+
+
+@pytest.mark.parametrize("sigma", [0.22, 1.0])
+def test_scaled_noise_and_its_target_give_the_image_back(sigma: float) -> None:
+    corrupted = ScaledNoise(sigma)(images(), generator())
+    restored = corrupted.image_bchw * (1 + sigma**2) ** 0.5 - sigma * corrupted.target_bchw
+    assert torch.allclose(restored, images(), atol=1e-5)
+    assert corrupted.target_bchw.std().item() == pytest.approx(1.0, abs=0.03)
+    assert corrupted.hidden_b1hw is None
+
+
+def test_scaled_noise_keeps_the_variance() -> None:
+    clean = torch.randn(8, 3, 64, 64, generator=generator(3))
+    noisy = ScaledNoise(1.5)(clean, generator()).image_bchw
+    assert noisy.std().item() == pytest.approx(clean.std().item(), rel=0.02)
+
+
+def test_what_is_predicted_does_not_change_the_input() -> None:
+    noise, image = (ScaledNoise(0.22, predict)(images(), generator()) for predict in ("noise", "image"))
+    assert torch.equal(noise.image_bchw, image.image_bchw)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 0.6, 0.95])
@@ -82,7 +130,7 @@ def test_every_patch_is_as_likely() -> None:
     assert torch.allclose(hidden.mean(dim=0), torch.tensor(0.5), atol=0.05)
 
 
-@pytest.mark.parametrize("fill", ["zero", "noise"])
+@pytest.mark.parametrize("fill", ["zero", "mean", "noise"])
 def test_hidden_pixels_do_not_influence_the_input(fill: str) -> None:
     mask = PatchMask(8, 0.6, fill)
     hidden = mask(images(), generator()).hidden_b1hw
@@ -100,6 +148,14 @@ def test_visible_pixels_stay_and_hidden_ones_are_filled(fill: str) -> None:
     filled = corrupted.image_bchw[hidden]  # the images' mean is 5
     assert abs(filled.mean().item()) < 0.1
     assert filled.std().item() == pytest.approx(0.0 if fill == "zero" else 1.0, abs=0.1)
+
+
+def test_the_mean_fill_is_each_images_mean_of_what_is_visible() -> None:
+    clean = images() * torch.tensor([1.0, 2.0, 3.0, -4.0]).view(4, 1, 1, 1)
+    corrupted = PatchMask(8, 0.6, "mean")(clean, generator())
+    for image, hidden, seen in zip(clean, corrupted.hidden_b1hw.bool(), corrupted.image_bchw, strict=True):
+        for channel in range(3):
+            assert torch.allclose(seen[channel][hidden[0]], image[channel][~hidden[0]].mean(), atol=1e-5)
 
 
 def test_patches_at_the_edge_are_smaller() -> None:
@@ -129,6 +185,8 @@ def test_a_mask_that_hides_nothing_is_an_error() -> None:
         (lambda: GaussianNoise(0.0), "noise sigma is 0.0"),
         (lambda: GaussianNoise(-1.0), "noise sigma is -1.0"),
         (lambda: GaussianNoise(float("nan")), "noise sigma is nan"),
+        (lambda: ScaledNoise(0.0), "noise sigma is 0.0"),
+        (lambda: ScaledNoise(0.2, "clean"), '"clean" cannot be predicted'),
         (lambda: PatchMask(0, 0.5), "mask patch is 0 px"),
         (lambda: PatchMask(8, 1.0), "mask ratio is 1.0"),
         (lambda: PatchMask(8, -0.1), "mask ratio is -0.1"),
@@ -147,4 +205,4 @@ def test_a_cpu_generator_draws_the_same_on_a_gpu(corruption) -> None:
     there = corruption(images().cuda(), generator())
     assert there.image_bchw.is_cuda
     here = corruption(images(), generator())
-    assert torch.allclose(there.image_bchw.cpu(), here.image_bchw, atol=1e-6)
+    assert torch.allclose(there.image_bchw.cpu(), here.image_bchw, atol=1e-5)

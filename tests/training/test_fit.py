@@ -10,7 +10,7 @@ from segae.errors import SegaeError
 from segae.training.callbacks import Callback
 from segae.training.checkpoint import load_resume_file, save_resume_file
 from segae.training.fit import fit
-from segae.training.schedule import make_phases, make_pretraining_phase
+from segae.training.schedule import make_phases, make_pretraining_phases
 
 
 class KillAfter(Callback):
@@ -51,7 +51,7 @@ def test_resumed_segmentation_is_bit_for_bit_the_uninterrupted_one(segmentation,
 
 
 def test_resumed_pretraining_is_bit_for_bit_the_uninterrupted_one(pretraining, tmp_path):
-    phases = make_pretraining_phase(3, 1e-3)
+    phases = make_pretraining_phases(3, 1e-3)
     whole = pretraining()
     expected = fit(whole, phases)
     first = pretraining()
@@ -70,7 +70,7 @@ def test_seeds_decide_order_and_corruption_too(pretraining):
     one, same_seed, other = pretraining(seed=0), pretraining(seed=0), pretraining(seed=1)
     other.model.load_state_dict(one.model.state_dict())
     for learner in (one, same_seed, other):
-        fit(learner, make_pretraining_phase(1, 1e-3))
+        fit(learner, make_pretraining_phases(1, 1e-3))
     assert same(one.model, same_seed.model)
     assert not same(one.model, other.model)
 
@@ -80,7 +80,7 @@ def test_training_learns_something(segmentation, pretraining):
     log = fit(learner, make_phases(1, 8, lr=1e-2))
     assert log[-1]["train_loss"] < 0.8 * log[0]["train_loss"]
     assert log[-1]["miou"] > log[0]["miou"]
-    log = fit(pretraining("reconstruct"), make_pretraining_phase(12, 3e-3))
+    log = fit(pretraining("reconstruct"), make_pretraining_phases(12, 3e-3))
     assert log[-1]["train_loss"] < 0.95 * log[0]["train_loss"]
 
 

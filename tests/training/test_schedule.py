@@ -9,7 +9,7 @@ from torch import nn
 from segae.errors import SegaeError
 from segae.training.callbacks import Callback
 from segae.training.fit import fit
-from segae.training.schedule import PROTOCOLS, make_phases, make_pretraining_phase, parameter_groups
+from segae.training.schedule import PROTOCOLS, make_phases, make_pretraining_phases, parameter_groups
 
 
 class Snapshots(Callback):
@@ -144,7 +144,7 @@ def test_impossible_schedules_are_refused(bad):
 
 def test_impossible_pretraining_is_refused():
     with pytest.raises(SegaeError, match="epochs is 0"):
-        make_pretraining_phase(0, 1e-3)
+        make_pretraining_phases(0, 1e-3)
 
 
 def test_unknown_batchnorm_mode_is_refused(segmentation):

@@ -1,0 +1,50 @@
+"""Names, meanings and default values of the objectives. Imports no library, so --help can show them at once."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+OBJECTIVES = {
+    "reconstruct": "give back the image as it is (the plain autoencoder)",
+    "denoise": "remove Gaussian noise",
+    "mask": "fill hidden patches; the network sees zeros in their place",
+    "sparse_mask": "fill hidden patches that no convolution of the encoder sees (SparK, arXiv 2301.03580)",
+    "a2mim": "fill patches hidden behind the mean colour, judged by pixels and frequencies (A2MIM, arXiv 2205.13943)",
+    "mixture": "undo hidden patches, noise, missing colour, blur and low resolution at once, and find the edges",
+    "decoder_denoise": "train the decoder alone to predict the noise in an image (DDeP, arXiv 2205.11423)",
+}
+"""What each objective asks of the autoencoder."""
+
+TARGETS = {
+    "pixels": "the image's own values",
+    "patch-normalised": "the image with every patch brought to mean 0 and variance 1",
+    "gradients": "the image and histograms of its oriented gradients",
+    "frequency": "the image, its spectrum included",
+}
+"""What an objective's output can be compared with instead of the objective's own target."""
+
+
+class Values(TypedDict):
+    """Values of an objective.
+
+    Attributes:
+        noise_sigma: Standard deviation of the noise in normalised image space.
+        patch: Side of a hidden patch in pixels, also of the patches of target `patch-normalised`.
+        mask_ratio: Share of the patches that is hidden.
+    """
+
+    noise_sigma: float
+    patch: int
+    mask_ratio: float
+
+
+DEFAULTS: dict[str, Values] = {
+    "reconstruct": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
+    "denoise": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
+    "mask": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
+    "sparse_mask": {"noise_sigma": 0.5, "patch": 32, "mask_ratio": 0.6},
+    "a2mim": {"noise_sigma": 0.5, "patch": 32, "mask_ratio": 0.6},
+    "mixture": {"noise_sigma": 0.22, "patch": 16, "mask_ratio": 0.4},
+    "decoder_denoise": {"noise_sigma": 0.22, "patch": 16, "mask_ratio": 0.6},
+}
+"""Default values of each objective; those that it does not use are never read."""

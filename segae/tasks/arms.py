@@ -1,0 +1,111 @@
+"""The arms of a comparison: where an encoder starts, what it was pretrained for, what of it is transferred."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segae.errors import SegaeError
+from segae.tasks.pretrain import Pretrain, resolve
+
+if TYPE_CHECKING:
+    from segae.tasks.compare import Compare
+
+_DECODER = "+decoder"
+_THE_ARMS = ("data", "out", "encoder", "init", "objective", "seed", "device", "probe", "classes", "resume", "overwrite")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to start a segmenter.
+
+    Attributes:
+        start: `random` or `imagenet`: before any pretraining of ours.
+        objective: what our pretraining asks for; empty where there is none.
+        transfer: `encoder` or `encoder+decoder`.
+    """
+
+    start: str
+    objective: str
+    transfer: str
+
+    @property
+    def init(self) -> str:
+        """As result rows name it: `random`, `imagenet`, `ae:<objective>` or `imagenet+ae:<objective>`."""
+        if not self.objective:
+            return self.start
+        return ("imagenet+" if self.start == "imagenet" else "") + f"ae:{self.objective}"
+
+
+def parse_arm(text: str) -> Arm:
+    """Read `random`, `imagenet`, `ae:<objective>` or `imagenet+ae:<objective>`, the last two also with `+decoder`.
+
+    Raises:
+        SegaeError: it is none of these, or the objective is unknown or trains nothing of what is transferred.
+    """
+    from segae.objectives.presets import OBJECTIVES, make_objective
+
+    bare = text.removesuffix(_DECODER)
+    start, mark, objective = bare.rpartition("ae:")
+    if text in ("random", "imagenet"):
+        return Arm(text, "", "encoder")
+    if not mark or start not in ("", "imagenet+") or not objective:
+        raise SegaeError(
+            f"the arm {text!r} is unknown; use random, imagenet, ae:<objective> or imagenet+ae:<objective>, with "
+            f"{_DECODER} behind it to transfer the decoder too, for example --arms random imagenet ae:mask."
+        )
+    if objective not in OBJECTIVES:
+        close = difflib.get_close_matches(objective, list(OBJECTIVES), n=1)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise SegaeError(f"the arm {text!r} has an unknown objective. {hint}Use one of {', '.join(OBJECTIVES)}.")
+    transfer = "encoder+decoder" if text.endswith(_DECODER) else "encoder"
+    frozen = make_objective(objective, noise_sigma=None, patch=None, mask_ratio=None).frozen_encoder
+    if frozen and transfer == "encoder":
+        raise SegaeError(
+            f"the arm {text!r} would transfer an encoder that {objective} leaves as it was; transfer the decoder "
+            f"too: --arms {text}{_DECODER}."
+        )
+    return Arm("imagenet" if start else "random", objective, transfer)
+
+
+def pretraining_of(config: Compare, arm: Arm, seed: int) -> Pretrain:
+    """The pretraining that an arm asks for, every setting filled in."""
+    settings = read_pretraining(config.pretrain_config) if config.pretrain_config else {}
+    given = {
+        name: getattr(config, f"pretrain_{name}") for name in ("image_size", "epochs", "batch_size", "lr", "decoder")
+    }
+    settings = {"image_size": config.image_size, **settings, **{n: v for n, v in given.items() if v is not None}}
+    if arm.transfer == "encoder+decoder":
+        settings["decoder"] = config.decoder
+    own = {
+        "data": (config.data, *config.unlabelled),
+        "encoder": config.encoder,
+        "init": arm.start,
+        "objective": arm.objective,
+        "seed": seed if config.pretrain_seed is None else config.pretrain_seed,
+        "device": config.device,
+    }
+    return resolve(Pretrain(**{**settings, **own}), arm.start)
+
+
+def read_pretraining(path: Path) -> dict[str, Any]:
+    """Settings of a pretraining from a JSON file, without those that say what, where and from which start.
+
+    Raises:
+        SegaeError: the file cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or content.pop("task", "Pretrain") != "Pretrain":
+            raise ValueError("it is of another task")
+        if unknown := set(content) - {field.name for field in fields(Pretrain)}:
+            raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
+    except (OSError, ValueError) as error:
+        raise SegaeError(
+            f"{path} does not configure a pretraining ({error}). Give a file such as recipes/pretrain_cpu.json or the "
+            f"config.json of a pretraining's run folder."
+        ) from error
+    return {name: value for name, value in content.items() if name not in _THE_ARMS}

@@ -1,0 +1,161 @@
+"""What a finished training leaves in its run folder: weights, where they come from, pictures of what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segae.files import write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from segae.data.cache import CachedPairs
+    from segae.data.dataset import SegmentationData
+    from segae.models.encoder import EncoderDescription
+    from segae.objectives.presets import Objective
+    from segae.tasks.pretrain import Pretrain
+    from segae.tasks.segment import Segment
+    from segae.training.cost import Cost
+
+
+def finish_pretraining(
+    config: Pretrain,
+    model: Any,
+    description: EncoderDescription,
+    objective: Objective,
+    panel_images: np.ndarray,
+    paths: Sequence[Path],
+    log: list[dict[str, Any]],
+    source: dict[str, str],
+) -> Path:
+    """Write the encoder, the decoder if it can segment, the pictures and the metrics; return the encoder's path."""
+    from segae.models.decoder import DECODER_FILE, DecoderDescription, save_decoder
+    from segae.models.encoder import save_encoder
+    from segae.models.segmenter import DECODERS
+    from segae.training.figures import training_curves
+    from segae.training.panels import reconstruction_sheet
+    from segae.training.run import DONE_FILE
+
+    described = replace(
+        description,
+        image_size=config.image_size,
+        init=("" if description.init == "random" else f"{description.init}+") + f"ae:{config.objective}",
+        source=f"segae pretrain --objective {config.objective} from {description.source}",
+        pretraining=_pretraining(config, paths, log, source),
+    )
+    target = config.out / "encoder.safetensors"
+    save_encoder(target, model.encoder, described)
+    if config.decoder in DECODERS and config.decoder != "linear":  # here linear is no segmenter's
+        about = DecoderDescription(config.encoder, config.decoder, config.objective)
+        save_decoder(config.out / DECODER_FILE, model.decoder, about)
+    reconstruction_sheet(
+        model, objective, panel_images, described.mean, described.std, config.out / "reconstructions.png"
+    )
+    training_curves(config.out / "log.csv", config.out / "curves.png")
+    measured = {name: described.pretraining[name] for name in ("final_loss", "images_seen", "seconds")}
+    write_json(config.out / DONE_FILE, {**measured, **source})
+    print(f"wrote {target}")
+    return target
+
+
+def _pretraining(
+    config: Pretrain, paths: Sequence[Path], log: list[dict[str, Any]], source: dict[str, str]
+) -> dict[str, str | int | float]:
+    from segae.data.dataset import split_hash
+
+    last = log[-1]
+    return {
+        "objective": config.objective,
+        "decoder": str(config.decoder),
+        "target": config.target or "",
+        "dataset": "+".join(root.name or str(root.resolve().name) for root in config.data),
+        "images": len(paths),
+        "image_size": config.image_size,
+        "epochs": len(log),
+        "images_seen": sum(row["images"] for row in log),
+        "batch_size": config.batch_size,
+        "lr": config.lr,
+        "seed": config.seed,
+        "seconds": round(sum(row["seconds"] for row in log), 1),
+        "split_hash": split_hash(path.name for path in paths),
+        "commit": source["commit"],
+        "versions": source["versions"],
+        "final_loss": last.get("valid_loss", last["train_loss"]),
+    }
+
+
+def finish_segmentation(
+    config: Segment,
+    model: nn.Module,
+    description: EncoderDescription,
+    data: SegmentationData,
+    train: CachedPairs,
+    valid: CachedPairs | None,
+    log: Sequence[dict[str, Any]],
+    cost: Cost,
+    source: dict[str, str],
+    device: torch.device,
+) -> Path:
+    """Write the model, the pictures and the metrics of the last epoch; return the model's path."""
+    from segae.data.dataset import split_hash
+    from segae.models.segmenter import SegmenterDescription, save_segmenter
+    from segae.training.evaluation import predict_masks
+    from segae.training.figures import training_curves
+    from segae.training.panels import segmentation_sheet
+    from segae.training.run import DONE_FILE
+
+    size = config.image_size or description.image_size
+    details: dict[str, Any] = {
+        "init": description.init,
+        "source": description.source,
+        **{f"pretrain_{name}": value for name, value in description.pretraining.items()},
+        "transfer": config.transfer,
+        "dataset": data.name,
+        "labels": len(train.pairs),
+        "label_fraction": len(train.pairs) / len(data.splits["train"]),
+        "encoder": config.encoder,
+        "decoder": config.decoder,
+        "image_size": size,
+        "split_hash": split_hash(pair.name for pair in train.pairs),
+        "freeze_epochs": config.freeze_epochs,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "lr": config.lr,
+        "lr_ratio": config.lr_ratio,
+        "bn_mode": config.bn_mode,
+        "warmup": config.warmup,
+        "recalibrate": int(bool(config.recalibrate)),
+        "seed": config.seed,
+        "seconds": sum(row["seconds"] for row in log),
+        "peak_memory_mb": cost.peak_memory_mb,
+        **source,
+    }
+    target = config.out / "model.safetensors"
+    described = SegmenterDescription(
+        encoder=config.encoder,
+        decoder=config.decoder,
+        classes=data.classes,
+        palette=data.palette,
+        mask_values=data.mask_values,
+        in_channels=description.in_channels,
+        mean=description.mean,
+        std=description.std,
+        image_size=size,
+        details=details,
+    )
+    save_segmenter(target, model, described)
+    shown = train if valid is None else valid
+    images, truths = shown.images[:8], shown.masks[:8]
+    predictions = predict_masks(model, images, described.mean, described.std, device=device)
+    segmentation_sheet(
+        list(images), list(truths), list(predictions), data.classes, data.palette, config.out / "sheet.png"
+    )
+    training_curves(config.out / "log.csv", config.out / "curves.png")
+    write_json(config.out / DONE_FILE, {"last_epoch": log[-1], "split": "val" if valid else "train", **details})
+    print(f"wrote {target}")
+    return target

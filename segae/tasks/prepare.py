@@ -1,0 +1,117 @@
+"""What a pretraining needs before it starts: its images, its model, and the labelled images of its probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segae.errors import SegaeError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from segae.models.encoder import EncoderDescription
+    from segae.objectives.presets import Objective
+    from segae.tasks.pretrain import Pretrain
+
+
+def build_pretrainer(
+    config: Pretrain, encoder: nn.Module, description: EncoderDescription, objective: Objective
+) -> nn.Module:
+    """The model that is pretrained, its size and its objective checked before anything is written."""
+    import torch
+    from torch import nn
+
+    from segae.models.autoencoder import ImageRange
+    from segae.models.encoder import output_stride, require_size
+    from segae.models.pretrainer import create_pretrainer
+    from segae.training.run import seed_everything
+
+    require_size(config.image_size, output_stride(encoder))
+    probe = torch.zeros(2, description.in_channels, config.image_size, config.image_size)
+    corrupted = objective.corruption(probe, torch.Generator())  # refuses a patch that hides nothing
+    seed_everything(config.seed)  # the decoder's start must not depend on where the encoder's weights came from
+    model = create_pretrainer(
+        encoder,
+        config.encoder,
+        image_channels=description.in_channels,
+        out_channels=objective.reconstruction.out_channels(description.in_channels),
+        masking=objective.masking,
+        decoder=config.decoder or objective.decoder,
+        upsampling=config.upsampling,
+        code_channels=config.code_channels,
+    )
+    if config.output_activation != "none":
+        _require_pixels(config, objective)
+        model.head = nn.Sequential(model.head, ImageRange(config.output_activation, description.mean, description.std))
+        model.to(next(encoder.parameters()).device)
+    was_training = model.training
+    with torch.no_grad():
+        model.eval()(corrupted.image_bchw, corrupted.hidden_b1hw)  # refuses a patch that the encoder cannot mask
+    return model.train(was_training)
+
+
+def _require_pixels(config: Pretrain, objective: Objective) -> None:
+    from segae.objectives.reconstruction import MeanSquaredError
+
+    if isinstance(objective.reconstruction, MeanSquaredError) and not objective.frozen_encoder:
+        return
+    raise SegaeError(
+        f"output_activation is {config.output_activation}, which bounds an output to image values, and objective "
+        f"{config.objective} asks for something else. Leave it out, or judge pixels: --target pixels."
+    )
+
+
+def make_probe(
+    config: Pretrain, description: EncoderDescription, device: torch.device
+) -> Callable[[nn.Module], float] | None:
+    """A function from an encoder to the mIoU of its linear probe on training images of ``config.probe``."""
+    if config.probe is None:
+        return None
+    from functools import partial
+
+    from segae.data.cache import cache_pairs
+    from segae.data.dataset import choose_by_hash
+    from segae.data.images import Quarantine
+    from segae.data.open import open_dataset
+    from segae.training.probe import linear_probe
+
+    data = open_dataset(config.probe, config.classes)
+    cached = cache_pairs(data.splits["train"], config.image_size, data.mask_values, Quarantine())
+    held_out = choose_by_hash([pair.name for pair in cached.pairs], 0.2, config.seed, "validation")
+    valid = [index for index, pair in enumerate(cached.pairs) if pair.name in held_out]
+    return partial(
+        linear_probe,
+        images=cached.images,
+        masks=cached.masks,
+        train_indices=sorted(set(range(len(cached.pairs))) - set(valid)),
+        valid_indices=valid,
+        classes=len(data.classes),
+        mean=description.mean,
+        std=description.std,
+        device=device,
+    )
+
+
+def cache_unlabelled(
+    roots: Sequence[Path], size: int, val_fraction: float, seed: int, quarantine: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[Path, ...]]:
+    """The images below ``roots``, decoded once to ``size`` pixels: (images, training and validation indices, paths).
+
+    Raises:
+        SegaeError: a folder is missing or empty, no image can be read, or ``val_fraction`` is out of range.
+    """
+    import numpy as np
+
+    from segae.data.cache import cache_images
+    from segae.data.dataset import choose_by_hash
+    from segae.data.pretraining import find_pretraining_images
+
+    cached = cache_images(find_pretraining_images(roots), size, quarantine)
+    names = sorted({f"{path.parent.name}/{path.name}" for path in cached.paths})
+    held_out = choose_by_hash(names, val_fraction, seed, "validation")
+    valid = np.array([f"{path.parent.name}/{path.name}" in held_out for path in cached.paths])
+    return cached.images, np.flatnonzero(~valid), np.flatnonzero(valid), cached.paths
