@@ -25,11 +25,17 @@ segae.seed_everything(seed)
 device = segae.choose_device("auto")
 encoder, description = segae.create_encoder(architecture, "random")
 
-# 2. The autoencoder: encoder, then a decoder without skips, so that the code has to carry the image.
-autoencoder = segae.Autoencoder(encoder, description.mean, description.std, upsampling="nearest").to(device)
+# 2. What it is asked to do: 60 % of the 32 px patches are hidden, and it is judged where they were.
+objective = segae.make_objective("sparse_mask", patch=32, mask_ratio=0.6)
 
-# 3. What it is asked to do: 60 % of the 16 px patches are hidden, and it is judged where they were.
-objective = segae.make_objective("mask", noise_sigma=0.5, patch=16, mask_ratio=0.6)
+# 3. The model: the encoder sees visible positions only, a light decoder fills the holes with learned tokens.
+model = segae.create_pretrainer(
+    encoder,
+    architecture,
+    out_channels=objective.reconstruction.out_channels(3),
+    masking=objective.masking,
+    decoder=objective.decoder,
+).to(device)
 
 # 4. The images, decoded once; files that cannot be read are named and left out. No test image gets in.
 quarantine = segae.Quarantine()
@@ -40,17 +46,16 @@ images = segae.UnlabelledImages(cached.images, segae.pretrain_transform(*normali
 loaders = segae.make_loaders(images, None, batch_size=batch_size, device=device, seed=seed)
 
 # 5. Train: a fastai Learner through one cycle of the learning rate.
-learner = segae.pretraining_learner(loaders, autoencoder, objective, seed=seed)
+learner = segae.pretraining_learner(loaders, model, objective, seed=seed)
 log = segae.fit(learner, segae.make_pretraining_phases(epochs, lr=1e-3), report=segae.print_epoch)
 
-# 6. BatchNorm has seen corrupted images only: measure its statistics again on clean ones.
+# 6. The encoder is a plain dense one again, but its BatchNorm knows corrupted images only: measure clean ones.
 clean = segae.UnlabelledImages(cached.images, segae.eval_transform(*normalisation), seed)
 segae.recalibrate_batchnorm(encoder, DataLoader(clean, batch_size, drop_last=len(clean) > batch_size), device)
 
 # 7. The file that every later stage takes: weights and, in its header, where they come from.
-pretraining = {"objective": "mask", "dataset": folder.name, "images": len(images), "epochs": epochs, "seed": seed}
-description = replace(
-    description, image_size=image_size, init="ae:mask", source="recipes/1_pretrain.py", pretraining=pretraining
-)
+pretraining = {"objective": objective.name, "dataset": folder.name, "images": len(images), "epochs": epochs}
+init, source = f"ae:{objective.name}", "recipes/1_pretrain.py"
+description = replace(description, image_size=image_size, init=init, source=source, pretraining=pretraining)
 segae.save_encoder(target, encoder, description)
 print(f"wrote {target}")

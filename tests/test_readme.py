@@ -9,14 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from segae.bench.readme import readme_with_results, results_table
+from segae.bench.readme import pages_with_results, render
+from segae.bench.tables import protocol_table, results_table
 from segae.tasks.rows import COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_readmes_table_is_that_of_the_rows():
-    assert (ROOT / "README.md").read_text() == readme_with_results(ROOT), "stale: run `make readme`"
+def test_every_table_is_that_of_the_rows():
+    for page, text in pages_with_results(ROOT).items():
+        assert page.read_text() == text, f"{page.name} is stale: run `make readme`"
+
+
+def test_a_page_without_a_place_for_its_table_is_refused():
+    with pytest.raises(ValueError, match="no place for the table 'results'"):
+        render("a page", "results", "a table")
 
 
 def test_a_changed_row_makes_the_table_stale():
@@ -26,7 +33,7 @@ def test_a_changed_row_makes_the_table_stale():
     assert results_table(changed) != results_table(rows)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("pet_sample*.csv")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("p[er]*.csv")), ids=lambda path: path.name)
 def test_every_row_has_its_provenance(path):
     with path.open() as file:
         rows = list(csv.DictReader(file))
@@ -37,7 +44,20 @@ def test_every_row_has_its_provenance(path):
             assert row[name] != ""
         assert "+changes" not in row["commit"]
         assert 0 < float(row["miou"]) < 1
-    names = ("experiment", "split", "init", "seed", "labels", "epochs", "lr", "lr_ratio", "pretrain_epochs")
+    names = (
+        "experiment",
+        "split",
+        "init",
+        "transfer",
+        "seed",
+        "labels",
+        "epochs",
+        "lr",
+        "lr_ratio",
+        "bn_mode",
+        "warmup",
+    )
+    names += ("recalibrate", "pretrain_epochs", "pretrain_decoder", "pretrain_target")
     runs = [tuple(row[name] for name in names) for row in rows]
     assert len(runs) == len(set(runs)), "a run stands twice in the table"
 
@@ -80,3 +100,20 @@ def test_links_in_the_documentation_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_protocol_table_shows_each_search_where_it_stood():
+    base = {"init": "random", "transfer": "encoder", "lr_ratio": "1.0", "lr": "0.004", "bn_mode": "strict"}
+    base |= {"recalibrate": "0", "warmup": "0.3"}
+    rows = [
+        {**base, "miou": "0.4"},
+        {**base, "miou": "0.5"},
+        {**base, "lr_ratio": "0.1", "miou": "0.3"},
+        {**base, "bn_mode": "eval", "miou": "0.2"},
+        {**base, "lr_ratio": "0.1", "bn_mode": "eval", "miou": "0.9"},  # of no stage of the search
+    ]
+    line = protocol_table(rows).splitlines()[2]
+    assert line.startswith(
+        "| random | **1.0: 0.450**, 0.1: 0.300 | **0.004: 0.450** | **strict: 0.450**, eval: 0.200 |"
+    )
+    assert "0.900" not in line

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from segae.errors import SegaeError
+
 
 class Transform(Protocol):
     """What is asked of a transform: albumentations' Compose has it."""
@@ -67,13 +69,27 @@ class UnlabelledImages(_AugmentedItems):
         images: uint8 (N, S, S, 3), for example a cache's memory map.
         transform: from `segae.data.transforms`.
         seed: with the epoch and the index, the only source of randomness.
+        repeats: times that every image occurs, each time augmented anew. An epoch of a small set is over in
+            moments on a fast device, and what happens between epochs would take most of the time.
 
-    Item `index` is a float32 tensor (3, S, S), normalised.
+    Item `index` is a float32 tensor (3, S, S), normalised: image `index % N`.
+
+    Raises:
+        SegaeError: repeats is below 1.
     """
+
+    def __init__(self, images: np.ndarray, transform: Transform, seed: int, repeats: int = 1) -> None:
+        super().__init__(images, transform, seed)
+        if repeats < 1:
+            raise SegaeError(f"repeats is {repeats}; 1 or more is wanted, for example --repeats 10.")
+        self._repeats = repeats
+
+    def __len__(self) -> int:
+        return len(self._images) * self._repeats
 
     def __getitem__(self, index: int) -> Tensor:
         index = _position(index, len(self))
-        return self._apply(index, image=self._images[index])["image"]
+        return self._apply(index, image=self._images[index % len(self._images)])["image"]
 
 
 class LabelledImages(_AugmentedItems):

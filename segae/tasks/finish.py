@@ -77,6 +77,7 @@ def _pretraining(
         "images": len(paths),
         "image_size": config.image_size,
         "epochs": len(log),
+        "repeats": config.repeats,
         "images_seen": sum(row["images"] for row in log),
         "batch_size": config.batch_size,
         "lr": config.lr,

@@ -40,7 +40,9 @@ class Pretrain:
     image_size: int = 128
     """Side of the square input in pixels, a multiple of the encoder's stride (usually 32)."""
     epochs: int = 20
-    """Passes over the images."""
+    """Epochs; after each one the run can be resumed."""
+    repeats: int = 1
+    """Passes over the images in an epoch; more than one where a few thousand images meet a fast device."""
     batch_size: int = 32
     """Images per optimizer step."""
     lr: float = 1e-3
@@ -169,13 +171,13 @@ def run(config: Pretrain) -> Path:
     normalisation = (config.image_size, description.mean, description.std)
     clean = UnlabelledImages(images, eval_transform(*normalisation), config.seed)
     loaders = make_loaders(
-        UnlabelledImages(images, pretrain_transform(*normalisation), config.seed),
+        UnlabelledImages(images, pretrain_transform(*normalisation), config.seed, config.repeats),
         Subset(clean, valid.tolist()),
         batch_size=config.batch_size,
         device=device,
         workers=config.workers,
         seed=config.seed,
-        train_indices=train.tolist(),
+        train_indices=[place + turn * len(images) for turn in range(config.repeats) for place in train.tolist()],
     )
     learner = pretraining_learner(
         loaders,

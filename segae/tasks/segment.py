@@ -150,7 +150,7 @@ def resolve(config: Segment, description: EncoderDescription) -> Segment:
 
     from segae.training.schedule import protocol_of
 
-    defaults = asdict(protocol_of(description.init)) | {"image_size": description.image_size}
+    defaults = asdict(protocol_of(description.init, config.transfer)) | {"image_size": description.image_size}
     return replace(
         config,
         **{name: value for name, value in defaults.items() if getattr(config, name) is None},

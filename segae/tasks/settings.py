@@ -36,7 +36,7 @@ def settings_of(config: Compare, arm: str, seed: int) -> tuple[str, str]:
     settings = ("decoder", "image_size", "freeze_epochs", "epochs", "batch_size", "labels", "split")
     fine_tuning = {name: getattr(config, name) for name in settings}
     fine_tuning |= {"classes": data.classes, "transfer": parsed.transfer, "seed": seed}
-    for name, value in asdict(protocol_of(parsed.init)).items():
+    for name, value in asdict(protocol_of(parsed.init, parsed.transfer)).items():
         given = getattr(config, name)
         fine_tuning[name] = value if given is None else given
     return digest([common, pretraining]), digest([common, pretraining, fine_tuning])

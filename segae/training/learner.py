@@ -76,6 +76,7 @@ def make_loaders(
     indices = range(len(train)) if train_indices is None else train_indices  # type: ignore[arg-type]
     count = len(indices)
     common: dict[str, Any] = {"batch_size": batch_size, "num_workers": workers, "collate_fn": _collate}
+    common["persistent_workers"] = workers > 0  # starting them anew would cost seconds in every epoch
     pinned = device.type == "cuda"
     loaders: list[DataLoader] = [
         DataLoader(

@@ -39,9 +39,11 @@ class Protocol:
 
 PROTOCOLS: dict[str, Protocol] = {
     "random": Protocol(lr_ratio=1.0),
-    "imagenet": Protocol(),
+    "imagenet": Protocol(lr_ratio=0.3),
     "autoencoder": Protocol(),
+    "autoencoder+decoder": Protocol(),
     "imagenet+autoencoder": Protocol(),
+    "imagenet+autoencoder+decoder": Protocol(),
 }
 """The fine-tuning protocol of each kind of init.
 
@@ -49,12 +51,23 @@ fastai's own ratio (0.01 at the first layer) starves an encoder that comes from 
 """
 
 
-def protocol_of(init: str) -> Protocol:
-    """The fine-tuning protocol for an encoder's init, as its description names it: "imagenet", "ae:mask", ..."""
-    start, _, objective = init.rpartition("ae:")
-    if not objective or init in PROTOCOLS:
-        return PROTOCOLS[init]
-    return PROTOCOLS["imagenet+autoencoder" if start.startswith("imagenet") else "autoencoder"]
+def kind_of(init: str, transfer: str = "encoder") -> str:
+    """The kind of init, a key of ``PROTOCOLS``.
+
+    Args:
+        init: as an encoder's description names it: "imagenet", "ae:mask", "imagenet+ae:a2mim", ...
+        transfer: "encoder" or "encoder+decoder".
+    """
+    start, mark, _ = init.rpartition("ae:")
+    if not mark:
+        return init
+    kind = "imagenet+autoencoder" if start.startswith("imagenet") else "autoencoder"
+    return f"{kind}+decoder" if transfer == "encoder+decoder" else kind
+
+
+def protocol_of(init: str, transfer: str = "encoder") -> Protocol:
+    """The fine-tuning protocol for an encoder's init and what is transferred, named as in ``kind_of``."""
+    return PROTOCOLS[kind_of(init, transfer)]
 
 
 @dataclass(frozen=True)

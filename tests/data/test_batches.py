@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from segae.data.batches import LabelledImages, UnlabelledImages
 from segae.data.transforms import eval_transform, pretrain_transform, train_transform
+from segae.errors import SegaeError
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -115,3 +116,16 @@ def test_wrong_use_is_an_error() -> None:
         labelled()[8]
     with pytest.raises(IndexError):
         labelled()[-9]
+
+
+def test_repeated_images_are_augmented_anew_each_time():
+    images = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8)
+    transform = pretrain_transform(32, (0.5,) * 3, (0.5,) * 3)
+    once, thrice = UnlabelledImages(images, transform, 0), UnlabelledImages(images, transform, 0, repeats=3)
+    assert (len(once), len(thrice)) == (3, 9)
+    assert torch.equal(once[1], thrice[1])
+    assert not torch.equal(thrice[1], thrice[4])
+    still = UnlabelledImages(images, eval_transform(32, (0.5,) * 3, (0.5,) * 3), 0, repeats=3)
+    assert torch.equal(still[1], still[7])
+    with pytest.raises(SegaeError, match="repeats is 0"):
+        UnlabelledImages(images, transform, 0, repeats=0)

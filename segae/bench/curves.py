@@ -1,0 +1,81 @@
+"""How much the number of images seen in pretraining matters: a figure made from result rows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from segae.training.figures import OKABE_ITO
+
+Row = Mapping[str, str]
+
+_COLOURS = [colour for name, colour in OKABE_ITO.items() if name != "yellow"]  # yellow is too faint on white
+_REFERENCES = {"random": ":", "imagenet": "--"}
+
+
+def curves_of(rows: Sequence[Row], schedule: str) -> dict[tuple[str, str], list[tuple[int, float, float]]]:
+    """For each autoencoder init and transfer its points (images seen, mean mIoU, standard deviation over seeds).
+
+    Args:
+        rows: result rows of one data set, encoder and decoder.
+        schedule: such as ``1 + 3``.
+    """
+    scores: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for row in rows:
+        if "ae:" in row["init"] and _schedule(row) == schedule:
+            points = scores.setdefault((row["init"], row["transfer"]), {})
+            points.setdefault(int(row["pretrain_images_seen"]), []).append(float(row["miou"]))
+    return {
+        key: [(seen, statistics.fmean(found), _spread(found)) for seen, found in sorted(points.items())]
+        for key, points in scores.items()
+    }
+
+
+def draw_curves(rows: Sequence[Row], path: Path) -> None:
+    """Write an SVG: test mIoU against images seen, one panel for each schedule, random and ImageNet as lines.
+
+    Args:
+        rows: result rows of one data set, encoder and decoder.
+        path: the .svg file.
+    """
+    schedules = sorted({_schedule(row) for row in rows}, key=lambda text: int(text.split()[-1]))
+    figure = Figure(figsize=(4.8 * max(len(schedules), 1), 3.6), layout="constrained")
+    names = sorted({key for schedule in schedules for key in curves_of(rows, schedule)})
+    colours = {key: _COLOURS[index % len(_COLOURS)] for index, key in enumerate(names)}
+    for column, schedule in enumerate(schedules, start=1):
+        axes = figure.add_subplot(1, len(schedules), column)
+        for init, style in _REFERENCES.items():
+            found = [float(row["miou"]) for row in rows if row["init"] == init and _schedule(row) == schedule]
+            if found:
+                axes.axhline(statistics.fmean(found), color="grey", linestyle=style, linewidth=1, label=init)
+        for (init, transfer), points in curves_of(rows, schedule).items():
+            seen, means, spreads = zip(*points, strict=True)
+            style = "-" if transfer == "encoder" else "-."
+            label = init if transfer == "encoder" else f"{init}, decoder too"
+            colour = colours[init, transfer]
+            axes.errorbar(seen, means, spreads, color=colour, linestyle=style, marker="o", capsize=2, label=label)
+        axes.set(title=f"{schedule} epochs", xlabel="images seen in pretraining", xscale="log")
+        if column == 1:
+            axes.set_ylabel("test mIoU (mean and standard deviation of seeds)")
+        axes.grid(alpha=0.3)
+    handles = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # words as words, and the same bytes for the same rows
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "segae"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _schedule(row: Row) -> str:
+    return f"{row['freeze_epochs']} + {row['epochs']}"
+
+
+def _spread(scores: Sequence[float]) -> float:
+    return statistics.stdev(scores) if len(scores) > 1 else 0.0

@@ -1,0 +1,128 @@
+"""Markdown tables made from result rows: means over seeds with spread, and what chose a fine-tuning protocol."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scipy import stats
+
+from segae.training.schedule import PROTOCOLS, Protocol, kind_of
+
+Row = Mapping[str, str]
+
+_HEADER = (
+    "init",
+    "transferred",
+    "images seen in pretraining",
+    "labels",
+    "schedule",
+    "seeds",
+    "mIoU",
+    "pet",
+    "background",
+    "border",
+    "mean per-image mIoU",
+    "mIoU above random, paired by seed",
+)
+_SETTINGS = (  # rows that agree in all of these are seeds of one thing
+    *("experiment", "dataset", "split", "labels", "encoder", "decoder", "init", "transfer", "image_size"),
+    *("freeze_epochs", "epochs", "batch_size", "lr", "lr_ratio", "bn_mode", "warmup", "recalibrate"),
+    *("pretrain_dataset", "pretrain_epochs", "pretrain_image_size", "pretrain_batch_size", "pretrain_lr"),
+    *("pretrain_decoder", "pretrain_target"),
+)
+_COLUMNS = ("miou", "iou_pet", "iou_background", "iou_border", "per_image_miou")
+_BASE = {"lr_ratio": "", "lr": 0.004, "bn_mode": "strict", "recalibrate": 0, "warmup": 0.3}
+"""The order in which a protocol is searched, and where the search of each setting starts."""
+
+
+def results_table(rows: Sequence[Row]) -> str:
+    """Mean over seeds of each init and schedule, with spread and gain over random weights, as a Markdown table.
+
+    Args:
+        rows: result rows of one data set, encoder, decoder and split.
+
+    Raises:
+        ValueError: two rows of one setting share a seed.
+    """
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(name, "") for name in _SETTINGS), []).append(row)
+    lines = [*_head(_HEADER)]
+    for members in sorted(groups.values(), key=lambda group: (int(group[0]["epochs"]), _mean(group, "miou"))):
+        first = members[0]
+        if len({row["seed"] for row in members}) < len(members):
+            raise ValueError(f"two rows of {first['init']} share a seed; they are no independent runs")
+        seen = sum(int(row["pretrain_images_seen"] or 0) for row in members) / len(members)
+        values = [f"{_mean(members, column):.3f}" for column in _COLUMNS]
+        if len(members) > 1:
+            values[0] += f" ± {statistics.stdev(float(row['miou']) for row in members):.3f}"
+        values.append(_above_random(members, rows))
+        schedule = f"{first['freeze_epochs']} + {first['epochs']}"
+        taken = first["transfer"].replace("+", " + ") if "ae:" in first["init"] else ""
+        start = [first["init"], taken, f"{seen:,.0f}", first["labels"], schedule, str(len(members))]
+        lines.append(_line([*start, *values]))
+    return "\n".join(lines)
+
+
+def protocol_table(rows: Sequence[Row]) -> str:
+    """What was tried for each kind of init, one setting after the other, the chosen value in bold.
+
+    Args:
+        rows: validation rows of the search.
+    """
+    kinds = dict.fromkeys(kind_of(row["init"], row["transfer"]) for row in rows)
+    lines = [*_head(("init", *_BASE))]
+    for kind in kinds:
+        mine = [row for row in rows if kind_of(row["init"], row["transfer"]) == kind]
+        lines.append(_line([kind, *(_tried(mine, PROTOCOLS[kind], name) for name in _BASE)]))
+    return "\n".join(lines)
+
+
+def _tried(rows: Sequence[Row], chosen: Protocol, setting: str) -> str:
+    """Mean validation mIoU of each value of one setting; those before it as chosen, those after it as at the start."""
+    order = list(_BASE)
+    fixed = {name: getattr(chosen, name) for name in order[: order.index(setting)]}
+    fixed |= {name: _BASE[name] for name in order[order.index(setting) + 1 :]}
+    scores: dict[Any, list[float]] = {}
+    for row in rows:
+        if all(_same(row[name], value) for name, value in fixed.items()):
+            scores.setdefault(row[setting], []).append(float(row["miou"]))
+    cells = []
+    for value, found in scores.items():
+        cell = f"{value}: {statistics.fmean(found):.3f}"
+        cells.append(f"**{cell}**" if _same(value, getattr(chosen, setting)) else cell)
+    return ", ".join(cells)
+
+
+def _same(text: str, value: Any) -> bool:
+    return text == value if isinstance(value, str) else float(text) == float(value)
+
+
+def _above_random(members: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Mean difference to the random init of the same seed and schedule, with its 95 % t-interval over seeds."""
+    names = ("dataset", "split", "labels", "encoder", "decoder", "image_size", "freeze_epochs", "epochs")
+    random = {
+        row["seed"]: float(row["miou"])
+        for row in rows
+        if row["init"] == "random" and all(row[name] == members[0][name] for name in names)
+    }
+    gains = [float(row["miou"]) - random[row["seed"]] for row in members if row["seed"] in random]
+    if members[0]["init"] == "random" or len(gains) < 2:
+        return ""
+    half = float(stats.t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
+    mean = statistics.fmean(gains)
+    return f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
+
+
+def _mean(rows: Sequence[Row], column: str) -> float:
+    return statistics.fmean(float(row[column]) for row in rows)
+
+
+def _head(names: Sequence[str]) -> tuple[str, str]:
+    return _line(names), "|" + "---|" * len(names)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

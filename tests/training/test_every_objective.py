@@ -1,0 +1,60 @@
+"""Every objective through the training loop, on a ResNet, a ConvNeXt and an EfficientNet-Lite."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from segae.models.encoder import build_encoder, create_encoder
+from segae.models.pretrainer import create_pretrainer
+from segae.models.weights import load_strictly
+from segae.objectives.presets import OBJECTIVES, make_objective
+from segae.training.fit import fit
+from segae.training.learner import make_loaders, pretraining_learner
+from segae.training.run import seed_everything
+from segae.training.schedule import make_pretraining_phases
+
+FAMILIES = ("test_resnet", "test_convnext", "tf_efficientnet_lite0")
+
+
+def pictures(count: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    coarse = torch.randn(count, 3, 8, 8, generator=generator)
+    return list(torch.nn.functional.interpolate(coarse, size=64, mode="bilinear"))
+
+
+def state_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_trains_and_leaves_a_plain_encoder(name, architecture):
+    seed_everything(0)
+    objective = make_objective(name)
+    encoder, _ = create_encoder(architecture)
+    model = create_pretrainer(
+        encoder,
+        architecture,
+        out_channels=objective.reconstruction.out_channels(3),
+        masking=objective.masking,
+        decoder=objective.decoder,
+    )
+    before, kind = state_of(model.encoder), type(encoder)
+    loaders = make_loaders(pictures(12), pictures(4), batch_size=4, device=torch.device("cpu"))
+    learner = pretraining_learner(loaders, model, objective)
+    log = fit(learner, make_pretraining_phases(3, 2e-3, frozen_encoder=objective.frozen_encoder))
+    assert log[-1]["train_loss"] < log[0]["train_loss"]
+    assert log[-1]["feature_rank"] >= 1
+
+    after = state_of(model.encoder)
+    moved = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    assert moved == set() if objective.frozen_encoder else len(moved) > 0.9 * len(after)
+    fresh = build_encoder(architecture)
+    load_strictly(fresh, after, "the trained encoder")
+    assert type(model.encoder) is kind
+    hooks = [module for module in model.encoder.modules() if module._forward_hooks or module._forward_pre_hooks]
+    assert hooks == []
+    image_bchw = torch.stack(pictures(2))
+    for mine, theirs in zip(model.encoder.eval()(image_bchw), fresh.eval()(image_bchw), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
