@@ -39,3 +39,10 @@ def test_the_readmes_snippet_gives_a_segmenter_with_imagenet_weights():
     exec(compile(snippet, "README.md", "exec"), names)
     assert names["description"].init == "imagenet"
     assert names["model"].segmentation_head[0].out_channels == 3
+
+
+@pytest.mark.parametrize("snippet", snippets("docs/pretraining.md"))
+def test_the_snippets_about_pretraining_run(snippet):
+    names: dict = {}
+    exec(compile(snippet, "docs/pretraining.md", "exec"), names)
+    assert names["objective"].name == "mine"

@@ -58,3 +58,22 @@ def test_an_objective_trains_and_leaves_a_plain_encoder(name, architecture):
     image_bchw = torch.stack(pictures(2))
     for mine, theirs in zip(model.encoder.eval()(image_bchw), fresh.eval()(image_bchw), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_convnext"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_trains_in_bfloat16_with_hard_masks(name, architecture):
+    """What a GPU does by default; masks that follow the loss where there are masks."""
+    seed_everything(0)
+    objective = make_objective(name)
+    encoder, _ = create_encoder(architecture)
+    channels = objective.reconstruction.out_channels(3)
+    model = create_pretrainer(
+        encoder, architecture, out_channels=channels, masking=objective.masking, decoder=objective.decoder
+    )
+    loaders = make_loaders(pictures(8), pictures(4), batch_size=4, device=torch.device("cpu"))
+    share = 0.5 if "mask" in name or name in ("a2mim", "mixture") else 0.0
+    learner = pretraining_learner(loaders, model, objective, precision="bfloat16", hard_mask_share=share)
+    log = fit(learner, make_pretraining_phases(3, 2e-3, frozen_encoder=objective.frozen_encoder))
+    assert log[-1]["train_loss"] < 1.05 * log[0]["train_loss"]
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
