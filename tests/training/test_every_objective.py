@@ -60,9 +60,14 @@ def test_an_objective_trains_and_leaves_a_plain_encoder(name, architecture):
         assert torch.allclose(mine, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["test_resnet", "test_convnext"])
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+PLACES = [("cpu", "test_resnet"), ("cpu", "test_convnext")]
+PLACES += [pytest.param("cuda", family, marks=[pytest.mark.gpu, GPU]) for family in FAMILIES]
+
+
+@pytest.mark.parametrize(("device", "architecture"), PLACES)
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_an_objective_trains_in_bfloat16_with_hard_masks(name, architecture):
+def test_an_objective_trains_in_bfloat16_with_hard_masks(name, device, architecture):
     """What a GPU does by default; masks that follow the loss where there are masks."""
     seed_everything(0)
     objective = make_objective(name)
@@ -71,7 +76,7 @@ def test_an_objective_trains_in_bfloat16_with_hard_masks(name, architecture):
     model = create_pretrainer(
         encoder, architecture, out_channels=channels, masking=objective.masking, decoder=objective.decoder
     )
-    loaders = make_loaders(pictures(8), pictures(4), batch_size=4, device=torch.device("cpu"))
+    loaders = make_loaders(pictures(8), pictures(4), batch_size=4, device=torch.device(device))
     share = 0.5 if "mask" in name or name in ("a2mim", "mixture") else 0.0
     learner = pretraining_learner(loaders, model, objective, precision="bfloat16", hard_mask_share=share)
     log = fit(learner, make_pretraining_phases(3, 2e-3, frozen_encoder=objective.frozen_encoder))
