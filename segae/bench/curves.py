@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from segae.bench.tables import images_seen, seeds_of_one_thing
 from segae.training.figures import OKABE_ITO
 
 Row = Mapping[str, str]
@@ -17,22 +18,20 @@ _COLOURS = [colour for name, colour in OKABE_ITO.items() if name != "yellow"]  #
 _REFERENCES = {"random": ":", "imagenet": "--"}
 
 
-def curves_of(rows: Sequence[Row], schedule: str) -> dict[tuple[str, str], list[tuple[int, float, float]]]:
+def curves_of(rows: Sequence[Row], schedule: str) -> dict[tuple[str, str], list[tuple[float, float, float]]]:
     """For each autoencoder init and transfer its points (images seen, mean mIoU, standard deviation over seeds).
 
     Args:
-        rows: result rows of one data set, encoder and decoder.
+        rows: result rows of one data set, encoder and decoder; of each init one way to pretrain, at several lengths.
         schedule: such as ``1 + 3``.
     """
-    scores: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for row in rows:
-        if "ae:" in row["init"] and _schedule(row) == schedule:
-            points = scores.setdefault((row["init"], row["transfer"]), {})
-            points.setdefault(int(row["pretrain_images_seen"]), []).append(float(row["miou"]))
-    return {
-        key: [(seen, statistics.fmean(found), _spread(found)) for seen, found in sorted(points.items())]
-        for key, points in scores.items()
-    }
+    curves: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    pretrained = [row for row in rows if "ae:" in row["init"] and _schedule(row) == schedule]
+    for members in seeds_of_one_thing(pretrained):
+        scores = [float(row["miou"]) for row in members]
+        point = (images_seen(members), statistics.fmean(scores), _spread(scores))
+        curves.setdefault((members[0]["init"], members[0]["transfer"]), []).append(point)
+    return {key: sorted(points) for key, points in curves.items()}
 
 
 def draw_curves(rows: Sequence[Row], path: Path) -> None:

@@ -30,7 +30,7 @@ _SETTINGS = (  # rows that agree in all of these are seeds of one thing
     *("experiment", "dataset", "split", "labels", "encoder", "decoder", "init", "transfer", "image_size"),
     *("freeze_epochs", "epochs", "batch_size", "lr", "lr_ratio", "bn_mode", "warmup", "recalibrate"),
     *("pretrain_dataset", "pretrain_epochs", "pretrain_image_size", "pretrain_batch_size", "pretrain_lr"),
-    *("pretrain_decoder", "pretrain_target"),
+    *("pretrain_decoder", "pretrain_target", "pretrain_settings"),
 )
 _COLUMNS = ("miou", "iou_pet", "iou_background", "iou_border", "per_image_miou")
 _BASE = {"lr_ratio": "", "lr": 0.004, "bn_mode": "strict", "recalibrate": 0, "warmup": 0.3}
@@ -46,15 +46,9 @@ def results_table(rows: Sequence[Row]) -> str:
     Raises:
         ValueError: two rows of one setting share a seed.
     """
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row.get(name, "") for name in _SETTINGS), []).append(row)
     lines = [*_head(_HEADER)]
-    for members in sorted(groups.values(), key=lambda group: (int(group[0]["epochs"]), _mean(group, "miou"))):
-        first = members[0]
-        if len({row["seed"] for row in members}) < len(members):
-            raise ValueError(f"two rows of {first['init']} share a seed; they are no independent runs")
-        seen = sum(int(row["pretrain_images_seen"] or 0) for row in members) / len(members)
+    for members in sorted(seeds_of_one_thing(rows), key=lambda group: (int(group[0]["epochs"]), _mean(group, "miou"))):
+        first, seen = members[0], images_seen(members)
         values = [f"{_mean(members, column):.3f}" for column in _COLUMNS]
         if len(members) > 1:
             values[0] += f" ± {statistics.stdev(float(row['miou']) for row in members):.3f}"
@@ -64,6 +58,26 @@ def results_table(rows: Sequence[Row]) -> str:
         start = [first["init"], taken, f"{seen:,.0f}", first["labels"], schedule, str(len(members))]
         lines.append(_line([*start, *values]))
     return "\n".join(lines)
+
+
+def seeds_of_one_thing(rows: Sequence[Row]) -> list[list[Row]]:
+    """Group rows that differ in nothing but their seeds.
+
+    Raises:
+        ValueError: two rows of a group share a seed, so one run would count twice.
+    """
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(name, "") for name in _SETTINGS), []).append(row)
+    for members in groups.values():
+        if len({row["seed"] for row in members}) < len(members):
+            raise ValueError(f"two rows of {members[0]['init']} share a seed; they are no independent runs")
+    return list(groups.values())
+
+
+def images_seen(members: Sequence[Row]) -> float:
+    """Mean over seeds: the validation images are drawn by seed, so the numbers differ a little."""
+    return statistics.fmean(int(row["pretrain_images_seen"] or 0) for row in members)
 
 
 def protocol_table(rows: Sequence[Row]) -> str:
@@ -102,12 +116,11 @@ def _same(text: str, value: Any) -> bool:
 
 def _above_random(members: Sequence[Row], rows: Sequence[Row]) -> str:
     """Mean difference to the random init of the same seed and schedule, with its 95 % t-interval over seeds."""
-    names = ("dataset", "split", "labels", "encoder", "decoder", "image_size", "freeze_epochs", "epochs")
-    random = {
-        row["seed"]: float(row["miou"])
-        for row in rows
-        if row["init"] == "random" and all(row[name] == members[0][name] for name in names)
-    }
+    names = ("dataset", "split", "labels", "encoder", "decoder", "image_size", "freeze_epochs", "epochs", "batch_size")
+    others = [row for row in rows if row["init"] == "random" and all(row[name] == members[0][name] for name in names)]
+    if len({row["seed"] for row in others}) < len(others):
+        raise ValueError("there is more than one random arm to compare with; leave one in the rows")
+    random = {row["seed"]: float(row["miou"]) for row in others}
     gains = [float(row["miou"]) - random[row["seed"]] for row in members if row["seed"] in random]
     if members[0]["init"] == "random" or len(gains) < 2:
         return ""

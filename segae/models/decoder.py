@@ -9,7 +9,7 @@ from torch import nn
 
 from segae.errors import SegaeError
 from segae.models.described import load_described, save_described
-from segae.models.weights import load_strictly
+from segae.models.weights import fingerprint, load_strictly
 
 DECODER_FILE = "decoder.safetensors"
 """Its name in a run folder, beside encoder.safetensors."""
@@ -23,11 +23,13 @@ class DecoderDescription:
         encoder: timm's name of the encoder that it was trained with.
         decoder: its name in `segae.models.segmenter.DECODERS`.
         objective: what it was trained for.
+        encoder_fingerprint: `segae.models.weights.fingerprint` of the encoder file that it belongs to.
     """
 
     encoder: str
     decoder: str
     objective: str
+    encoder_fingerprint: str
 
 
 def save_decoder(path: Path, decoder: nn.Module, description: DecoderDescription) -> None:
@@ -44,17 +46,18 @@ def load_decoder_into(path: Path, segmenter: nn.Module, architecture: str, decod
 
     Args:
         path: What `save_decoder` wrote.
-        segmenter: From `segae.models.segmenter.create_segmenter`, changed in place.
+        segmenter: From `segae.models.segmenter.create_segmenter` with the encoder that was pretrained together with
+            this decoder; changed in place.
         architecture: timm's name of the segmenter's encoder.
         decoder: The name of the segmenter's decoder.
 
     Raises:
-        SegaeError: No such file, or it holds another decoder or one for another encoder.
+        SegaeError: No such file, or it holds another decoder, or one that was trained with another encoder.
     """
     if not path.is_file():
         raise SegaeError(
             f"there is no pretrained decoder {path}. Pretrain one that segments too, for example "
-            f"segae pretrain --decoder {decoder}, or take the encoder alone: --transfer encoder."
+            f"segae pretrain --decoder unet, or take the encoder alone: --transfer encoder."
         )
     state, description = load_described(path, "decoder", DecoderDescription)
     for name, seen, wanted in (
@@ -66,5 +69,10 @@ def load_decoder_into(path: Path, segmenter: nn.Module, architecture: str, decod
                 f"{path} was pretrained with {name} {seen}, but the segmenter has {wanted}. "
                 f"Segment with --{name} {seen}, or take the encoder alone: --transfer encoder."
             )
+    if fingerprint(segmenter.encoder.state_dict()) != description.encoder_fingerprint:  # type: ignore[union-attr]
+        raise SegaeError(
+            f"{path} was not trained together with this encoder: the two files are of different runs. Pretrain again, "
+            "or take the encoder alone: --transfer encoder."
+        )
     load_strictly(segmenter.decoder, state, str(path))  # type: ignore[arg-type]
     return description

@@ -56,7 +56,8 @@ class EncoderDescription:
         mean: Per channel, subtracted from images in [0, 1].
         std: Per channel, images are divided by it after that.
         image_size: Side in pixels that the weights were made for.
-        init: `random`, `imagenet`, `ae:<objective>` or `imagenet+ae:<objective>`.
+        init: `random`, `imagenet`, `ae:<objective>` or `imagenet+ae:<objective>`; a second pretraining adds another
+            `+ae:<objective>`.
         source: In words, where the weights came from.
         pretraining: Objective, dataset, images, epochs, images_seen, seed, split_hash, commit, versions,
             final_loss; empty where there was no pretraining.

@@ -41,7 +41,7 @@ def write_weights(
     """
     # safetensors refuses strided views; channels_last training leaves exactly those
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    header = {"segae_format": FORMAT_VERSION, _DIGEST: _digest(tensors), **metadata}
+    header = {"segae_format": FORMAT_VERSION, _DIGEST: fingerprint(tensors), **metadata}
     contents = {Path(path): save(tensors, metadata=header), **(beside or {})}
     write_together({file: partial(_fill, content) for file, content in contents.items()})
 
@@ -77,7 +77,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     names, _, content = metadata.get(_DIGEST, "").partition(":")
     # other names or shapes are somebody's edit, which loading strictly explains better
-    if f"{names}:{content}" != (digest := _digest(state)) and names == digest.partition(":")[0]:
+    if f"{names}:{content}" != (digest := fingerprint(state)) and names == digest.partition(":")[0]:
         raise SegaeError(
             f"{path} is damaged: its tensors are not the ones that were written. "
             "Copy it again from where it came, or run the command that wrote it again."
@@ -85,12 +85,17 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, metadata
 
 
-def _digest(state: Mapping[str, Tensor]) -> str:
-    """Fingerprints of names with shapes, and of all bytes: a flipped bit would be a slightly worse model."""
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Fingerprints of names with shapes, and of all bytes: a flipped bit would be a slightly worse model.
+
+    Args:
+        state: Tensors by name, on any device, in any memory format.
+    """
     names, content = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     for name in sorted(state):
         names.update(f"{name} {tuple(state[name].shape)}".encode())
-        content.update(state[name].reshape(-1).view(torch.uint8).numpy().data)
+        tensor = state[name].detach().cpu().contiguous()
+        content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return f"{names.hexdigest()}:{content.hexdigest()}"
 
 

@@ -71,9 +71,18 @@ def parse_arm(text: str) -> Arm:
     return Arm("imagenet" if start else "random", objective, transfer)
 
 
+def require_transferable(transfer: str, decoder: str) -> None:
+    """Raise SegaeError if the segmenter's decoder is one that no pretraining trains."""
+    if transfer == "encoder+decoder" and decoder == "linear":
+        raise SegaeError(
+            "the segmenter's linear decoder is its head and nothing more; there is nothing to transfer. Use --decoder "
+            "unet, or transfer the encoder alone."
+        )
+
+
 def pretraining_of(config: Compare, arm: Arm, seed: int) -> Pretrain:
     """The pretraining that an arm asks for, every setting filled in."""
-    settings = read_pretraining(config.pretrain_config) if config.pretrain_config else {}
+    settings = read_pretraining(config.pretrain_config, arm) if config.pretrain_config else {}
     given = {
         name: getattr(config, f"pretrain_{name}") for name in ("image_size", "epochs", "batch_size", "lr", "decoder")
     }
@@ -91,21 +100,42 @@ def pretraining_of(config: Compare, arm: Arm, seed: int) -> Pretrain:
     return resolve(Pretrain(**{**settings, **own}), arm.start)
 
 
-def read_pretraining(path: Path) -> dict[str, Any]:
+def read_pretraining(path: Path, arm: Arm) -> dict[str, Any]:
     """Settings of a pretraining from a JSON file, without those that say what, where and from which start.
 
+    A run's config.json holds every value as it was resolved; those that were resolved for another objective or
+    another start than the arm's are left open again.
+
     Raises:
-        SegaeError: the file cannot be read or holds something else.
+        SegaeError: the file cannot be read, or holds an unknown setting or a value of another type.
     """
+    from pydantic import TypeAdapter, ValidationError
+
+    from segae.training.run import TYPED_IN
+
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict) or content.pop("task", "Pretrain") != "Pretrain":
             raise ValueError("it is of another task")
+        content.pop(TYPED_IN, None)
         if unknown := set(content) - {field.name for field in fields(Pretrain)}:
             raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
+        TypeAdapter(Pretrain).validate_json(json.dumps({"data": ["."], **content}), strict=True)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise _no_pretraining(path, wrong) from error
     except (OSError, ValueError) as error:
-        raise SegaeError(
-            f"{path} does not configure a pretraining ({error}). Give a file such as recipes/pretrain_cpu.json or the "
-            f"config.json of a pretraining's run folder."
-        ) from error
-    return {name: value for name, value in content.items() if name not in _THE_ARMS}
+        raise _no_pretraining(path, str(error)) from error
+    left_open = set(_THE_ARMS)
+    if content.get("objective", arm.objective) != arm.objective:
+        left_open |= {"decoder", "target", "noise_sigma", "patch", "mask_ratio"}
+    if content.get("init", arm.start) != arm.start:
+        left_open |= {"freeze_epochs", "encoder_lr_ratio"}
+    return {name: value for name, value in content.items() if name not in left_open}
+
+
+def _no_pretraining(path: Path, reason: str) -> SegaeError:
+    return SegaeError(
+        f"{path} does not configure a pretraining ({reason}). Give a file such as recipes/pretrain_cpu.json or the "
+        f"config.json of a pretraining's run folder."
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segae.errors import SegaeError
-from segae.tasks.arms import parse_arm, pretraining_of
+from segae.tasks.arms import parse_arm, pretraining_of, require_transferable
 from segae.tasks.pretrain import run as pretrain
 from segae.tasks.rows import add_per_image, make_row, read_json, read_rows, summary_table, write_rows
 from segae.tasks.segment import Segment
@@ -78,7 +78,7 @@ class Compare:
     pretrain_image_size: int | None = None
     """Side of the square input while pretraining; none takes the file's, or --image-size."""
     pretrain_epochs: int | None = None
-    """Passes over the unlabelled images."""
+    """Epochs of the pretraining."""
     pretrain_batch_size: int | None = None
     """Images per pretraining step."""
     pretrain_lr: float | None = None
@@ -101,7 +101,7 @@ def run(config: Compare) -> list[dict[str, str]]:
         SegaeError: an arm is unknown or a run fails; the rows finished before that are on the disk.
     """
     for arm in config.arms:
-        parse_arm(arm)
+        require_transferable(parse_arm(arm).transfer, config.decoder)
     if config.split not in ("test", "val"):
         raise SegaeError(f"the split is {config.split!r}; score on test, or choose settings on val: --split val.")
     target = config.rows or config.out / "rows.csv"

@@ -10,35 +10,37 @@ from typing import TYPE_CHECKING, Any
 from segae.files import write_json
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import nn
 
     from segae.data.cache import CachedPairs
     from segae.data.dataset import SegmentationData
     from segae.models.encoder import EncoderDescription
-    from segae.objectives.presets import Objective
     from segae.tasks.pretrain import Pretrain
     from segae.tasks.segment import Segment
     from segae.training.cost import Cost
+
+_SETTINGS = (  # of a pretraining, beside those with a column of their own in the result rows
+    *("noise_sigma", "patch", "mask_ratio", "hard_mask_share", "upsampling", "output_activation", "code_channels"),
+    *("repeats", "warmup", "weight_decay", "freeze_epochs", "encoder_lr_ratio", "bn_mode", "distance_penalty"),
+    *("val_fraction", "patience", "precision"),
+)
 
 
 def finish_pretraining(
     config: Pretrain,
     model: Any,
     description: EncoderDescription,
-    objective: Objective,
-    panel_images: np.ndarray,
     paths: Sequence[Path],
     log: list[dict[str, Any]],
     source: dict[str, str],
 ) -> Path:
-    """Write the encoder, the decoder if it can segment, the pictures and the metrics; return the encoder's path."""
+    """Write the encoder, the decoder if it can segment, the curves and the metrics; return the encoder's path."""
     from segae.models.decoder import DECODER_FILE, DecoderDescription, save_decoder
     from segae.models.encoder import save_encoder
     from segae.models.segmenter import DECODERS
+    from segae.models.weights import fingerprint
     from segae.training.figures import training_curves
-    from segae.training.panels import reconstruction_sheet
     from segae.training.run import DONE_FILE
 
     described = replace(
@@ -51,11 +53,9 @@ def finish_pretraining(
     target = config.out / "encoder.safetensors"
     save_encoder(target, model.encoder, described)
     if config.decoder in DECODERS and config.decoder != "linear":  # here linear is no segmenter's
-        about = DecoderDescription(config.encoder, config.decoder, config.objective)
+        whole = fingerprint(model.encoder.state_dict())
+        about = DecoderDescription(config.encoder, config.decoder, config.objective, whole)
         save_decoder(config.out / DECODER_FILE, model.decoder, about)
-    reconstruction_sheet(
-        model, objective, panel_images, described.mean, described.std, config.out / "reconstructions.png"
-    )
     training_curves(config.out / "log.csv", config.out / "curves.png")
     measured = {name: described.pretraining[name] for name in ("final_loss", "images_seen", "seconds")}
     write_json(config.out / DONE_FILE, {**measured, **source})
@@ -72,12 +72,12 @@ def _pretraining(
     return {
         "objective": config.objective,
         "decoder": str(config.decoder),
+        "settings": "; ".join(f"{name} {getattr(config, name)}" for name in _SETTINGS),
         "target": config.target or "",
         "dataset": "+".join(root.name or str(root.resolve().name) for root in config.data),
         "images": len(paths),
         "image_size": config.image_size,
         "epochs": len(log),
-        "repeats": config.repeats,
         "images_seen": sum(row["images"] for row in log),
         "batch_size": config.batch_size,
         "lr": config.lr,

@@ -28,9 +28,12 @@ def build_pretrainer(
     from segae.models.autoencoder import ImageRange
     from segae.models.encoder import output_stride, require_size
     from segae.models.pretrainer import create_pretrainer
+    from segae.models.segmenter import require_decoder_size
     from segae.training.run import seed_everything
 
     require_size(config.image_size, output_stride(encoder))
+    require_decoder_size(str(config.decoder), config.image_size)
+    _check_patches(config, objective)
     probe = torch.zeros(2, description.in_channels, config.image_size, config.image_size)
     corrupted = objective.corruption(probe, torch.Generator())  # refuses a patch that hides nothing
     seed_everything(config.seed)  # the decoder's start must not depend on where the encoder's weights came from
@@ -54,6 +57,19 @@ def build_pretrainer(
     return model.train(was_training)
 
 
+def _check_patches(config: Pretrain, objective: Objective) -> None:
+    if objective.masking == "sparse" and config.patch and config.image_size % config.patch:
+        raise SegaeError(
+            f"the patch is {config.patch} px in images of {config.image_size} px: {config.objective} needs whole "
+            f"patches. Use --patch 32, or an image size that is a multiple of {config.patch}."
+        )
+    if config.upsampling != "nearest" and config.decoder != "plain":
+        raise SegaeError(
+            f"upsampling is {config.upsampling} with decoder {config.decoder}; only plain has a choice. Leave "
+            "--upsampling out, or use --decoder plain."
+        )
+
+
 def _require_pixels(config: Pretrain, objective: Objective) -> None:
     from segae.objectives.reconstruction import MeanSquaredError
 
@@ -68,32 +84,51 @@ def _require_pixels(config: Pretrain, objective: Objective) -> None:
 def make_probe(
     config: Pretrain, description: EncoderDescription, device: torch.device
 ) -> Callable[[nn.Module], float] | None:
-    """A function from an encoder to the mIoU of its linear probe on training images of ``config.probe``."""
+    """A function from an encoder to the mIoU of its linear probe on training images of ``config.probe``.
+
+    It looks at a copy whose BatchNorm has seen clean images, as the encoder will have at the end of training.
+    """
     if config.probe is None:
         return None
-    from functools import partial
+    import copy
 
+    from torch.utils.data import DataLoader, Subset
+
+    from segae.data.batches import UnlabelledImages
     from segae.data.cache import cache_pairs
     from segae.data.dataset import choose_by_hash
     from segae.data.images import Quarantine
     from segae.data.open import open_dataset
+    from segae.data.transforms import eval_transform
+    from segae.training.batchnorm import recalibrate_batchnorm
     from segae.training.probe import linear_probe
 
     data = open_dataset(config.probe, config.classes)
     cached = cache_pairs(data.splits["train"], config.image_size, data.mask_values, Quarantine())
     held_out = choose_by_hash([pair.name for pair in cached.pairs], 0.2, config.seed, "validation")
     valid = [index for index, pair in enumerate(cached.pairs) if pair.name in held_out]
-    return partial(
-        linear_probe,
-        images=cached.images,
-        masks=cached.masks,
-        train_indices=sorted(set(range(len(cached.pairs))) - set(valid)),
-        valid_indices=valid,
-        classes=len(data.classes),
-        mean=description.mean,
-        std=description.std,
-        device=device,
+    fitted = sorted(set(range(len(cached.pairs))) - set(valid))
+    clean = UnlabelledImages(
+        cached.images, eval_transform(config.image_size, description.mean, description.std), config.seed
     )
+    batches = DataLoader(Subset(clean, fitted), 16, drop_last=len(fitted) > 16)
+
+    def probe(encoder: nn.Module) -> float:
+        copied = copy.deepcopy(encoder)
+        recalibrate_batchnorm(copied, batches, device)
+        return linear_probe(
+            copied,
+            images=cached.images,
+            masks=cached.masks,
+            train_indices=fitted,
+            valid_indices=valid,
+            classes=len(data.classes),
+            mean=description.mean,
+            std=description.std,
+            device=device,
+        )
+
+    return probe
 
 
 def cache_unlabelled(

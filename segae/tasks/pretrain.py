@@ -64,7 +64,7 @@ class Pretrain:
     patch: int | None = None
     """mask, sparse_mask, a2mim, mixture: side of a hidden patch in pixels."""
     mask_ratio: float | None = None
-    """mask, sparse_mask, a2mim, mixture: share of the patches that is hidden, in [0, 1)."""
+    """mask, sparse_mask, a2mim, mixture: share of the patches that is hidden, above 0 and below 1."""
     hard_mask_share: float = 0.0
     """Share of the hidden patches, at the end of training, that are chosen where the loss is high, in [0, 1]."""
     upsampling: Literal["nearest", "transposed"] = "nearest"
@@ -142,6 +142,7 @@ def run(config: Pretrain) -> Path:
     Raises:
         SegaeError: see the messages; nothing finished is lost.
     """
+    import numpy as np
     from torch.utils.data import DataLoader, Subset
 
     from segae.data.batches import UnlabelledImages
@@ -155,6 +156,7 @@ def run(config: Pretrain) -> Path:
     from segae.training.device import choose_device
     from segae.training.fit import fit, print_epoch
     from segae.training.learner import make_loaders, pretraining_learner
+    from segae.training.panels import reconstruction_sheet
     from segae.training.run import RESUME_FILE, open_run_folder, seed_everything, start_provenance
 
     device = choose_device(config.device)
@@ -208,13 +210,18 @@ def run(config: Pretrain) -> Path:
         resume=resume,
         report=print_epoch,
     )
-    measured = train.tolist()[:_MEASURED_IMAGES]
+    shown = images[(valid if len(valid) else train)[:5]]
+    # before BatchNorm is measured on clean images: corrupted ones are what the model was trained on
+    panels = config.out / "reconstructions.png"
+    reconstruction_sheet(model, objective, shown, description.mean, description.std, panels)
+    places = np.linspace(0, len(train) - 1, min(len(train), _MEASURED_IMAGES)).astype(int)
+    measured = train[places].tolist()
     # a last batch of one image has no variance to measure
     batches = DataLoader(Subset(clean, measured), config.batch_size, drop_last=len(measured) > config.batch_size)
-    part = model.decoder if objective.frozen_encoder else model
+    kept = objective.frozen_encoder or config.bn_mode == "eval"  # the encoder's statistics are the ones to keep
+    part = model.decoder if kept else model
     recalibrate_batchnorm(part, batches, device, through=model)  # type: ignore[arg-type]
-    panel_images = images[(valid if len(valid) else train)[:5]]
-    return finish_pretraining(config, model, description, objective, panel_images, paths, log, source)
+    return finish_pretraining(config, model, description, paths, log, source)
 
 
 def make_phases(config: Pretrain) -> tuple[Phase, ...]:
@@ -226,6 +233,6 @@ def make_phases(config: Pretrain) -> tuple[Phase, ...]:
         config.lr,
         config.warmup,
         freeze_epochs=config.freeze_epochs or 0,
-        encoder_lr_ratio=config.encoder_lr_ratio or 1.0,
+        encoder_lr_ratio=1.0 if config.encoder_lr_ratio is None else config.encoder_lr_ratio,
         frozen_encoder=_objective(config).frozen_encoder,
     )

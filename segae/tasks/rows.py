@@ -47,6 +47,7 @@ COLUMNS = (
     "pretrain_lr",
     "pretrain_decoder",
     "pretrain_target",
+    "pretrain_settings",
     "pretrain_seed",
     "pretrain_seconds",
     "pretrain_commit",

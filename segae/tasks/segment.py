@@ -89,6 +89,7 @@ def run(config: Segment) -> Path:
     from segae.models.decoder import DECODER_FILE, load_decoder_into
     from segae.models.encoder import create_encoder, output_stride, require_size
     from segae.models.segmenter import create_segmenter, require_decoder_size
+    from segae.tasks.arms import require_transferable
     from segae.tasks.finish import finish_segmentation
     from segae.training.cost import measured
     from segae.training.device import choose_device
@@ -110,6 +111,7 @@ def run(config: Segment) -> Path:
     seed_everything(config.seed)  # the decoder's start must not depend on where the encoder's weights came from
     model = create_segmenter(encoder, config.encoder, config.decoder, len(data.classes)).to(device)
     if config.transfer == "encoder+decoder":
+        require_transferable(config.transfer, config.decoder)
         load_decoder_into(Path(config.init).parent / DECODER_FILE, model, config.encoder, config.decoder)
 
     quarantine = Quarantine()

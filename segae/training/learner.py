@@ -25,6 +25,7 @@ from segae.training.pretraining_callbacks import (
     ProbeCurve,
     StopOnPlateau,
 )
+from segae.training.pretraining_checks import check_model, check_settings
 from segae.training.recording import MeanIoU
 from segae.training.schedule import check_batchnorm_mode, parameter_groups
 
@@ -139,7 +140,8 @@ def pretraining_learner(
     Raises:
         SegaeError: a model without an encoder, a value out of range, or ``patience`` without validation images.
     """
-    _check_pretraining(model, bn_mode, distance_penalty, patience, len(dls.valid))
+    check_settings(bn_mode, distance_penalty, patience, len(dls.valid))
+    check_model(model, objective)
     _place(model, dls.device)
     callbacks = [
         # "strict" differs from "train" in a frozen encoder only, which must not move at all
@@ -161,23 +163,6 @@ def pretraining_learner(
         train_bn=False,
         cbs=callbacks,
     )
-
-
-def _check_pretraining(model: nn.Module, bn_mode: str, penalty: float, patience: int | None, valid: int) -> None:
-    if not isinstance(getattr(model, "encoder", None), nn.Module):
-        raise SegaeError(
-            f"{type(model).__name__} has no attribute 'encoder', which pretraining is for; pass a segae.Autoencoder, "
-            f"or name your backbone 'encoder'."
-        )
-    if bn_mode not in ("train", "eval"):
-        raise SegaeError(f"bn_mode is {bn_mode!r}; pretraining knows train and eval, for example --bn-mode eval.")
-    if penalty < 0:
-        raise SegaeError(f"distance_penalty is {penalty}; wanted 0 or more, for example --distance-penalty 0.01.")
-    if patience is not None and not valid:
-        raise SegaeError(
-            f"patience is {patience}, but there are no validation images to judge by; keep some apart, for example "
-            f"--val-fraction 0.05, or leave --patience out."
-        )
 
 
 def segmentation_learner(

@@ -30,9 +30,8 @@ def reconstruction_sheet(
 ) -> None:
     """Write a sheet of image, input and reconstruction, one row for each of ``images`` (uint8 N, S, S, 3).
 
-    Where pixels were hidden, a fourth column puts the reconstruction into the holes of the image. An objective that
-    of your own that asks for something else than pixels says by ``reconstruction.to_image(prediction, clean)`` which
-    image was meant.
+    Where pixels were hidden, a fourth column puts the reconstruction into the holes of the image. Where an
+    objective asks for something else than pixels, the image that was meant is computed from the output.
     """
     device = next(model.parameters()).device
     clean = normalise(images, mean, std, device)
@@ -52,8 +51,6 @@ def reconstruction_sheet(
 def _as_image(objective: Objective, output_bchw: Tensor, seen_bchw: Tensor, clean_bchw: Tensor) -> Tensor:
     """The image that a prediction stands for; channels beside the image's are left out."""
     judge, corruption = objective.reconstruction, objective.corruption
-    if hasattr(judge, "to_image"):
-        return judge.to_image(output_bchw, clean_bchw)
     output_bchw = output_bchw[:, : clean_bchw.shape[1]]
     if isinstance(judge, PatchNormalisedError):
         return denormalise_patches(output_bchw, clean_bchw, judge.patch)

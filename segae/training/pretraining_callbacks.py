@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from fastai.callback.core import Callback, CancelFitException
@@ -14,6 +14,7 @@ from segae.objectives.corruption import Hardness
 from segae.objectives.presets import Objective
 from segae.training.forward import evaluating, model_inputs, takes_hidden
 from segae.training.hard_masks import mask_patch, patch_errors, share_at, squared_error
+from segae.training.plateau import at_plateau
 from segae.training.rank import effective_rank, feature_spread, pooled_features
 from segae.training.run import epoch_seed
 
@@ -49,8 +50,16 @@ class CorruptInput(Callback):
         self.generator = torch.Generator(device).manual_seed(epoch_seed(self.corruption_seed, epoch))
 
     def before_train(self) -> None:
-        """Start this epoch's own stream of random numbers."""
+        """Start this epoch's own stream of random numbers; refuse to train an encoder that must rest."""
         clock = self.learn.epoch_clock
+        if self.objective.frozen_encoder and not clock.frozen:
+            clock.running = False
+            clock.stop(
+                SegaeError(
+                    f"objective {self.objective.name} trains the decoder alone, and this phase would train the encoder "
+                    "too. Use make_pretraining_phases(..., frozen_encoder=True)."
+                )
+            )
         self._seed(clock.now)
         self.share = share_at(clock.now, clock.end, self.hard_mask_share)
 
@@ -189,17 +198,6 @@ class ProbeCurve(Callback):
         if clock.running and ((clock.now + 1) % self.every == 0 or clock.now + 1 == clock.end):
             with evaluating(self.learn.model):
                 clock.extra["probe_miou"] = round(float(self.probe(self.learn.model.encoder)), 6)
-
-
-def at_plateau(losses: Sequence[float], patience: int, min_delta: float) -> bool:
-    """Whether the last ``patience`` losses all failed to lie below the best one before them by ``min_delta`` of it."""
-    best, since = float("inf"), 0
-    for loss in losses:
-        if best == float("inf") or best - loss > min_delta * abs(best):
-            best, since = loss, 0
-        else:
-            since += 1
-    return since >= patience
 
 
 class StopOnPlateau(Callback):

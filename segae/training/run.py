@@ -22,9 +22,11 @@ from segae.files import write_json
 RESUME_FILE = "resume.pt"
 DONE_FILE = "metrics.json"
 _STARTED_FILE = "started.json"
+_WEIGHTS = ("encoder", "decoder", "model")
 _RUN_FILES = (
-    *("config.json", _STARTED_FILE, RESUME_FILE, DONE_FILE, "log.csv", "quarantine.csv", "curves.png", "sheet.png"),
-    *("reconstructions.png", "encoder.safetensors", "encoder.json", "model.safetensors", "model.json"),
+    *("config.json", _STARTED_FILE, RESUME_FILE, DONE_FILE, "log.csv", "quarantine.csv"),
+    *("curves.png", "sheet.png", "reconstructions.png"),
+    *(f"{name}.{suffix}" for name in _WEIGHTS for suffix in ("safetensors", "json")),
 )
 _FREE = ("device", "workers")  # may differ between the parts of one run
 TYPED_IN = "typed_in"

@@ -139,7 +139,7 @@ def test_a_pretraining_file_is_the_base_and_flags_win(tmp_path):
     for content in ("[]", '{"task": "Segment"}', '{"learning_rate": 1}', "{"):
         path.write_text(content)
         with pytest.raises(SegaeError, match="does not configure a pretraining"):
-            read_pretraining(path)
+            read_pretraining(path, parse_arm("ae:mask"))
 
 
 def test_the_recipes_configure_a_pretraining():

@@ -16,7 +16,8 @@ from segae.objectives.presets import make_objective
 from segae.training.callbacks import Callback
 from segae.training.fit import fit
 from segae.training.learner import make_loaders, pretraining_learner
-from segae.training.pretraining_callbacks import FeatureRank, at_plateau
+from segae.training.plateau import at_plateau
+from segae.training.pretraining_callbacks import FeatureRank
 from segae.training.rank import effective_rank, feature_spread, pooled_features
 from segae.training.run import seed_everything
 from segae.training.schedule import Phase
@@ -83,7 +84,9 @@ def test_the_model_gets_the_mask_and_the_loss_the_clean_image():
 def test_a_target_of_the_corruption_reaches_the_loss():
     learner, watch = make("decoder_denoise"), Watch()
     learner.add_cb(watch)
-    fit(learner, [phase(1)])
+    with pytest.raises(SegaeError, match="trains the decoder alone"):
+        fit(learner, [phase(1)])
+    fit(learner, [phase(1, train_encoder=False)])
     _, image, hidden, noise, _ = watch.seen[0]
     assert hidden is None
     assert noise.std() == pytest.approx(1, abs=0.02)
@@ -300,3 +303,10 @@ def test_refusals():
     ):
         with pytest.raises(SegaeError, match=message):
             make(**settings)
+
+
+def test_an_objective_in_a_model_that_hides_nothing_from_the_encoder_is_refused():
+    encoder, _ = create_encoder("test_resnet")
+    loaders = make_loaders(batches(8), batches(4), batch_size=4, device=CPU)
+    with pytest.raises(SegaeError, match='asks for sparse masking.*masking="sparse"'):
+        pretraining_learner(loaders, create_pretrainer(encoder, "test_resnet"), make_objective("sparse_mask"))

@@ -1,0 +1,214 @@
+"""`segae pretrain` keeps its promises in the files that it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from segae.cli import main
+from segae.errors import SegaeError
+from segae.models.encoder import load_encoder
+from segae.tasks.arms import parse_arm, pretraining_of
+from segae.tasks.compare import Compare
+from segae.tasks.pretrain import Pretrain, make_phases, run
+from segae.tasks.settings import _NO_MATTER, settings_of
+
+SMALL = {"encoder": "test_resnet", "image_size": 64, "batch_size": 8, "epochs": 1, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("pets") / "pets"
+    main(["data", "drawn", "--root", str(root), "--train", "14", "--test", "4", "--unlabelled", "6", "--size", "64"])
+    return root
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(path)
+
+
+def is_statistic(name: str) -> bool:
+    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+
+
+def test_eval_mode_saves_the_statistics_that_the_encoder_came_with(pets, tmp_path):
+    run(Pretrain(data=(pets,), out=tmp_path / "first", objective="denoise", **SMALL))
+    start = tmp_path / "first" / "encoder.safetensors"
+    for mode in ("eval", "train"):
+        run(Pretrain(data=(pets,), out=tmp_path / mode, init=str(start), objective="denoise", bn_mode=mode, **SMALL))
+    before, kept = weights(start), weights(tmp_path / "eval" / "encoder.safetensors")
+    moved = weights(tmp_path / "train" / "encoder.safetensors")
+    for name in filter(is_statistic, before):
+        assert torch.equal(kept[name], before[name])
+    assert not any(torch.equal(moved[name], before[name]) for name in before if name.endswith("running_mean"))
+    assert not all(torch.equal(kept[name], before[name]) for name in before)
+    _, description = load_encoder(tmp_path / "train" / "encoder.safetensors")
+    assert description.init == "ae:denoise+ae:denoise"
+    assert "bn_mode train" in str(description.pretraining["settings"])
+
+
+def test_decoder_denoising_leaves_the_encoder_as_it_was(pets, tmp_path):
+    run(Pretrain(data=(pets,), out=tmp_path / "first", objective="mask", **SMALL))
+    start = tmp_path / "first" / "encoder.safetensors"
+    run(Pretrain(data=(pets,), out=tmp_path / "second", init=str(start), objective="decoder_denoise", **SMALL))
+    before, after = weights(start), weights(tmp_path / "second" / "encoder.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert (tmp_path / "second" / "decoder.safetensors").exists()
+
+
+def test_overwriting_leaves_nothing_of_the_old_run(pets, tmp_path):
+    out = tmp_path / "run"
+    run(Pretrain(data=(pets,), out=out, objective="denoise", decoder="unet", **SMALL))
+    old = {path.name for path in out.iterdir()}
+    assert "decoder.safetensors" in old
+    run(Pretrain(data=(pets,), out=out, objective="mask", overwrite=True, **SMALL))
+    assert not (out / "decoder.safetensors").exists(), "a decoder of another run would be transferred"
+    assert not (out / "decoder.json").exists()
+    assert {path.name for path in out.iterdir()} == old - {"decoder.safetensors", "decoder.json"}
+
+
+def test_a_decoder_of_another_run_is_refused(pets, tmp_path):
+    for objective in ("denoise", "mask"):
+        run(Pretrain(data=(pets,), out=tmp_path / objective, objective=objective, decoder="unet", **SMALL))
+    other = (tmp_path / "denoise" / "decoder.safetensors").read_bytes()
+    (tmp_path / "mask" / "decoder.safetensors").write_bytes(other)
+    words = ["--init", str(tmp_path / "mask" / "encoder.safetensors"), "--transfer", "encoder+decoder"]
+    with pytest.raises(SystemExit) as stop:
+        main(["segment", "--data", str(pets), "--out", str(tmp_path / "s"), "--encoder", "test_resnet", *words])
+    assert stop.value.code == 2
+
+
+def test_a_run_with_everything_resumes_bit_for_bit(pets, tmp_path, monkeypatch):
+    """Decoder phase, repeated images, penalty, hard masks, probe: stopped after the first epoch, then resumed."""
+    config = Pretrain(
+        data=(pets,),
+        out=tmp_path / "whole",
+        objective="mixture",
+        probe=pets,
+        val_fraction=0.2,
+        freeze_epochs=1,
+        repeats=2,
+        distance_penalty=0.1,
+        hard_mask_share=0.5,
+        **{**SMALL, "epochs": 2},
+    )
+    run(config)
+
+    from segae.training import fit as fit_module
+
+    class Killed(Exception):
+        pass
+
+    def kill(row: dict) -> None:
+        if row["epoch"] == 2:
+            raise Killed("now")  # before this epoch is saved: the first one was
+
+    monkeypatch.setattr(fit_module, "print_epoch", kill)
+    with pytest.raises(Killed):
+        run(replace(config, out=tmp_path / "parts"))
+    monkeypatch.undo()
+    run(replace(config, out=tmp_path / "parts", resume=True))
+    whole, parts = (
+        weights(tmp_path / "whole" / "encoder.safetensors"),
+        weights(tmp_path / "parts" / "encoder.safetensors"),
+    )
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    with (tmp_path / "parts" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["phase"] for row in rows] == ["decoder", "pretrain", "pretrain"]
+    assert int(rows[0]["images"]) >= 2 * 12
+    assert all(0 <= float(row["probe_miou"]) <= 1 for row in rows)
+    assert all(np.isfinite(float(row["feature_rank"])) for row in rows)
+
+
+def test_the_configuration_of_a_run_configures_other_arms(pets, tmp_path):
+    out = tmp_path / "run"
+    run(Pretrain(data=(pets,), out=out, objective="sparse_mask", lr=0.002, seed=3, **SMALL))
+    config = Compare(data=pets, encoder="test_resnet", pretrain_config=out / "config.json")
+    same = pretraining_of(config, parse_arm("ae:sparse_mask"), 0)
+    assert (same.lr, same.patch, same.decoder, same.seed) == (0.002, 32, "hierarchical", 0)
+    other = pretraining_of(config, parse_arm("imagenet+ae:mixture"), 0)
+    assert (other.lr, other.patch, other.decoder) == (0.002, 16, "unet")
+    assert other.encoder_lr_ratio < 1
+    assert other.freeze_epochs == 1
+
+
+@pytest.mark.parametrize("content", [{"epochs": "20"}, {"epochs": None}, {"warmup": "a"}, {"bn_mode": "strict"}])
+def test_values_of_another_type_are_refused(pets, tmp_path, content):
+    path = tmp_path / "pretrain.json"
+    path.write_text(json.dumps(content))
+    config = Compare(data=pets, pretrain_config=path)
+    with pytest.raises(SegaeError, match=f"does not configure a pretraining [(]{next(iter(content))}"):
+        pretraining_of(config, parse_arm("ae:mask"), 0)
+
+
+def test_every_setting_of_a_pretraining_makes_it_another_one(pets, tmp_path):
+    base = {"image_size": 64, "patch": 16}
+    path = tmp_path / "pretrain.json"
+
+    def digest(**more) -> str:
+        path.write_text(json.dumps({**base, **more}))
+        return settings_of(Compare(data=pets, encoder="test_resnet", pretrain_config=path), "ae:mask", 0)[0]
+
+    plain = digest()
+    others = {
+        "target": "gradients", "decoder": "unet", "image_size": 96, "epochs": 3, "repeats": 2, "batch_size": 7,
+        "lr": 0.1, "warmup": 0.2, "weight_decay": 0.3, "freeze_epochs": 2, "encoder_lr_ratio": 0.5, "bn_mode": "eval",
+        "distance_penalty": 0.1, "noise_sigma": 0.1, "patch": 8, "mask_ratio": 0.3, "hard_mask_share": 0.1,
+        "upsampling": "transposed", "output_activation": "tanh", "code_channels": 9, "val_fraction": 0.2,
+        "patience": 3, "precision": "bfloat16",
+    }  # fmt: skip
+    arms = {"encoder", "init", "objective", "seed"}
+    assert set(others) == {field.name for field in fields(Pretrain)} - set(_NO_MATTER) - arms
+    for name, value in others.items():
+        assert digest(**{name: value}) != plain, name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "sparse_mask", "patch": 48, "image_size": 64}, "the patch is 48 px in images of 64 px"),
+        ({"objective": "sparse_mask", "patch": 16}, "patch"),
+        ({"objective": "mask", "upsampling": "transposed", "decoder": "unet"}, "only plain has a choice"),
+        ({"objective": "mask", "decoder": "pan"}, "decoder pan needs images of 128 px"),
+        ({"objective": "sparse_mask", "output_activation": "sigmoid"}, "bounds an output to image values"),
+        ({"objective": "denoise", "encoder_lr_ratio": 0.0}, "encoder_lr_ratio is 0.0"),
+        ({"objective": "denois"}, "Did you mean denoise"),
+    ],
+)
+def test_what_cannot_be_pretrained_is_refused_before_anything_is_written(pets, tmp_path, settings, message):
+    with pytest.raises(SegaeError, match=message):
+        run(Pretrain(data=(pets,), out=tmp_path / "run", **{**SMALL, **settings}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_bounded_outputs_are_image_values(pets, tmp_path):
+    from segae.models.encoder import create_encoder
+    from segae.tasks.prepare import build_pretrainer
+    from segae.tasks.pretrain import _objective, resolve
+
+    for activation in ("sigmoid", "tanh"):
+        config = Pretrain(data=(pets,), objective="denoise", output_activation=activation, **SMALL)
+        encoder, description = create_encoder("test_resnet")
+        config = resolve(config, description.init)
+        model = build_pretrainer(config, encoder, description, _objective(config)).eval()
+        with torch.no_grad():
+            output = model(100 * torch.randn(2, 3, 64, 64), None)
+        shape = (1, 3, 1, 1)
+        pixels = output * torch.tensor(description.std).view(shape) + torch.tensor(description.mean).view(shape)
+        assert -1e-5 <= pixels.min() < 0.5 < pixels.max() <= 1 + 1e-5
+
+
+def test_the_decoder_goes_ahead_of_an_imagenet_encoder():
+    config = Pretrain(data=(Path("x"),), objective="mask", freeze_epochs=2, encoder_lr_ratio=0.1, epochs=5, lr=1e-2)
+    first, second = make_phases(config)
+    assert (first.epochs, first.train_encoder) == (2, False)
+    assert (second.epochs, second.train_encoder) == (5, True)
+    assert second.lr_encoder == pytest.approx(0.1 * second.lr_head)
