@@ -20,6 +20,16 @@ def test_the_fine_tuning_benchmark_runs_both_loops():
     assert shown.count("images/s") == 2
 
 
+def test_the_sparse_benchmark_times_both_steps():
+    words = ["--encoder", "test_resnet", "--image-size", "64", "--batch-size", "4", "--steps", "2", "--device", "cpu"]
+    script = ROOT / "benchmarks" / "sparse_step.py"
+    shown = subprocess.run(
+        [sys.executable, "-W", "ignore", script, *words], capture_output=True, text=True, check=True
+    ).stdout
+    assert float(re.search(r"ratio: ([\d.]+)", shown).group(1)) > 0
+    assert shown.count("images/s") == 2
+
+
 def test_the_recipes_tell_the_whole_story(tmp_path):
     """Drawn pets through the three recipes, as a reader would run them; smaller by editing their settings."""
     import segae
