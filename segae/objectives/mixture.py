@@ -15,8 +15,8 @@ from segae.objectives.corruption import Corrupted, Corruption, Hardness
 class Mixture:
     """Corruptions applied one after another; mixing beat every single one in Models Genesis (arXiv 2004.07882).
 
-    What any part hides is hidden; the target is the clean image. A blur before a mask carries a little of what the mask
-    hides to its visible neighbours.
+    What any part hides is hidden; the target is the clean image. Put a mask first: a blur before it would carry a
+    little of what it hides to its visible neighbours.
 
     Attributes:
         parts: Corruptions in the order in which they are applied, one or more.

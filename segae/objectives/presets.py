@@ -104,11 +104,11 @@ def _preset(name: str, values: Values) -> Objective:
         return Objective(name, PatchMask(patch, ratio, "mean"), FrequencyError(0.5), "token", "linear")
     if name == "mixture":
         parts = (
+            PatchMask(patch, ratio, "mean"),  # first: a blur would carry hidden pixels to their neighbours
             ColourRemoval(0.3),
             Blur(0.3, (0.5, 2.0)),
             Shrink(0.3, (2, 4)),
             ScaledNoise(sigma, "image"),
-            PatchMask(patch, ratio, "mean"),
         )
         return Objective(name, Mixture(parts), PixelsAndGradients(), decoder="unet")
     if name == "decoder_denoise":

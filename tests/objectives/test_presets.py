@@ -83,11 +83,11 @@ def test_the_values_arrive() -> None:
         "a2mim", PatchMask(8, 0.5, "mean"), FrequencyError(0.5, "hidden"), "token", "linear"
     )
     parts = (
+        PatchMask(8, 0.5, "mean"),
         ColourRemoval(0.3),
         Blur(0.3, (0.5, 2.0)),
         Shrink(0.3, (2, 4)),
         ScaledNoise(0.3, "image"),
-        PatchMask(8, 0.5, "mean"),
     )
     assert make_objective("mixture", **VALUES) == Objective(
         "mixture", Mixture(parts), PixelsAndGradients(where="all"), "dense", "unet"
@@ -97,13 +97,24 @@ def test_the_values_arrive() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["mask", "sparse_mask", "a2mim", "mixture"])
+def test_nothing_hidden_is_in_what_the_network_sees(name: str) -> None:
+    corruption = make_objective(name).corruption
+    clean = torch.randn(6, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    seen = corruption(clean, torch.Generator().manual_seed(1))
+    assert seen.hidden_b1hw is not None
+    other = torch.where(seen.hidden_b1hw > 0, torch.full_like(clean, 50.0), clean)
+    assert torch.equal(corruption(other, torch.Generator().manual_seed(1)).image_bchw, seen.image_bchw)
+
+
 def test_values_that_are_left_out_are_the_objectives_own() -> None:
     assert make_objective("denoise").corruption == GaussianNoise(0.5)
     assert make_objective("mask").corruption == PatchMask(16, 0.6)
     assert make_objective("sparse_mask").corruption == PatchMask(32, 0.6)
     assert make_objective("sparse_mask").reconstruction == PatchNormalisedError(32)
     assert make_objective("a2mim").corruption == PatchMask(32, 0.6, "mean")
-    assert make_objective("mixture").corruption.parts[-2:] == (ScaledNoise(0.22, "image"), PatchMask(16, 0.4, "mean"))
+    parts = make_objective("mixture").corruption.parts
+    assert (parts[0], parts[-1]) == (PatchMask(16, 0.4, "mean"), ScaledNoise(0.22, "image"))
     assert make_objective("decoder_denoise").corruption == ScaledNoise(0.22)
     assert make_objective("mask", mask_ratio=0.25).corruption == PatchMask(16, 0.25)
     for name in OBJECTIVES:
