@@ -202,6 +202,8 @@ def _build_own(
         return HierarchicalDecoder(channels, out_channels, tokens=masking == "sparse")
     if decoder == "linear":
         to_pixels = nn.Conv2d(channels[-1], out_channels * stride**2, 1)
+        # begin near the mean colour: torch's weights on large features would begin with noise in every pixel
+        nn.init.normal_(to_pixels.weight, std=0.01 / channels[-1] ** 0.5)
         return FromDeepest(nn.Sequential(to_pixels, nn.PixelShuffle(stride)))
     bottleneck = nn.Conv2d(channels[-1], code_channels, 1) if code_channels else nn.Identity()
     stack = plain_decoder(code_channels or channels[-1], out_channels, DECODER_CHANNELS, upsampling)
