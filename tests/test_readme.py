@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from segae.bench import tables
 from segae.bench.readme import pages_with_results, render
 from segae.bench.tables import protocol_table, results_table
 from segae.tasks.rows import COLUMNS
+from segae.training.schedule import Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -102,18 +104,21 @@ def test_links_in_the_documentation_lead_somewhere():
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_protocol_table_shows_each_search_where_it_stood():
+def test_the_protocol_table_shows_each_search_where_it_stood(monkeypatch):
+    monkeypatch.setattr(tables, "PROTOCOLS", {"random": Protocol(lr_ratio=1.0)})
     base = {"init": "random", "transfer": "encoder", "lr_ratio": "1.0", "lr": "0.004", "bn_mode": "strict"}
-    base |= {"recalibrate": "0", "warmup": "0.3"}
+    base |= {"recalibrate": "0", "warmup": "0.3", "epochs": "3"}
     rows = [
         {**base, "miou": "0.4"},
         {**base, "miou": "0.5"},
         {**base, "lr_ratio": "0.1", "miou": "0.3"},
         {**base, "bn_mode": "eval", "miou": "0.2"},
         {**base, "lr_ratio": "0.1", "bn_mode": "eval", "miou": "0.9"},  # of no stage of the search
+        {**base, "epochs": "12", "miou": "0.6"},
     ]
     line = protocol_table(rows).splitlines()[2]
-    assert line.startswith(
-        "| random | **1.0: 0.450**, 0.1: 0.300 | **0.004: 0.450** | **strict: 0.450**, eval: 0.200 |"
+    start = (
+        "| random | **1.0: 0.450**, 0.1: 0.300 | **1.0: 0.600** | **0.004: 0.450** | **strict: 0.450**, eval: 0.200 |"
     )
+    assert line.startswith(start), line
     assert "0.900" not in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ _SETTINGS = (  # rows that agree in all of these are seeds of one thing
     *("pretrain_decoder", "pretrain_target", "pretrain_settings"),
 )
 _COLUMNS = ("miou", "iou_pet", "iou_background", "iou_border", "per_image_miou")
-_BASE = {"lr_ratio": "", "lr": 0.004, "bn_mode": "strict", "recalibrate": 0, "warmup": 0.3}
+_RATIO = "lr_ratio"
+_BASE = {_RATIO: "", "lr": 0.004, "bn_mode": "strict", "recalibrate": 0, "warmup": 0.3}
 """The order in which a protocol is searched, and where the search of each setting starts."""
 
 
@@ -84,13 +86,17 @@ def protocol_table(rows: Sequence[Row]) -> str:
     """What was tried for each kind of init, one setting after the other, the chosen value in bold.
 
     Args:
-        rows: validation rows of the search.
+        rows: validation rows of the search: every setting at 1 + 3 epochs, the ratio at 1 + 12 too.
     """
     kinds = dict.fromkeys(kind_of(row["init"], row["transfer"]) for row in rows)
-    lines = [*_head(("init", *_BASE))]
+    long = f"{_RATIO}, 1 + 12"
+    lines = [*_head(("init", _RATIO, long, *(name for name in _BASE if name != _RATIO)))]
     for kind in kinds:
         mine = [row for row in rows if kind_of(row["init"], row["transfer"]) == kind]
-        lines.append(_line([kind, *(_tried(mine, PROTOCOLS[kind], name) for name in _BASE)]))
+        short = [row for row in mine if row["epochs"] == "3"]
+        cells = {name: _tried(short, PROTOCOLS[kind], name) for name in _BASE}
+        cells[long] = _tried([row for row in mine if row["epochs"] == "12"], PROTOCOLS[kind], _RATIO)
+        lines.append(_line([kind, cells.pop(_RATIO), cells.pop(long), *cells.values()]))
     return "\n".join(lines)
 
 
@@ -99,6 +105,8 @@ def _tried(rows: Sequence[Row], chosen: Protocol, setting: str) -> str:
     order = list(_BASE)
     fixed = {name: getattr(chosen, name) for name in order[: order.index(setting)]}
     fixed |= {name: _BASE[name] for name in order[order.index(setting) + 1 :]}
+    if _RATIO in fixed:  # the best one at this schedule, with which the others were searched
+        fixed[_RATIO] = Counter(row[_RATIO] for row in rows).most_common(1)[0][0]
     scores: dict[Any, list[float]] = {}
     for row in rows:
         if all(_same(row[name], value) for name, value in fixed.items()):

@@ -38,7 +38,7 @@ class Protocol:
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    "random": Protocol(lr_ratio=1.0),
+    "random": Protocol(lr_ratio=1.0, bn_mode="train"),
     "imagenet": Protocol(lr_ratio=0.3),
     "autoencoder": Protocol(),
     "autoencoder+decoder": Protocol(),
