@@ -45,9 +45,10 @@ PROTOCOLS: dict[str, Protocol] = {
     "imagenet+autoencoder": Protocol(),
     "imagenet+autoencoder+decoder": Protocol(),
 }
-"""The fine-tuning protocol of each kind of init.
+"""The fine-tuning protocol of each kind of init, chosen on results/protocol_validation.csv (docs/training.md).
 
-fastai's own ratio (0.01 at the first layer) starves an encoder that comes from a short pretraining.
+The last three take the values of "autoencoder"; they have not been searched. fastai's own ratio (0.01 at the first
+layer) starves an encoder that comes from a short pretraining.
 """
 
 
