@@ -72,7 +72,7 @@ def test_a_bounded_output_is_an_image_in_normalised_space(activation: str) -> No
     model = build(output_activation=activation).eval()
     for scale in (1.0, 1e6):  # ordinary values, and both ends
         output = model.decode(scale * torch.randn(2, model.code_channels, 2, 2))
-        pixels = output * model.std_1c11 + model.mean_1c11
+        pixels = output * model.image_range.std_1c11 + model.image_range.mean_1c11
         assert pixels.min() >= -1e-5
         assert pixels.max() <= 1 + 1e-5
     assert pixels.max() > 0.99
@@ -87,7 +87,7 @@ def test_an_unbounded_output_is_left_alone() -> None:
 
 def test_the_activations_choose_the_output_only() -> None:
     plain, bounded = build().eval(), build(output_activation="sigmoid").eval()
-    expected = (plain(images()).sigmoid() - plain.mean_1c11) / plain.std_1c11
+    expected = (plain(images()).sigmoid() - plain.image_range.mean_1c11) / plain.image_range.std_1c11
     assert torch.allclose(bounded(images()), expected)
 
 
