@@ -39,7 +39,7 @@ class Protocol:
 
 PROTOCOLS: dict[str, Protocol] = {
     "random": Protocol(lr_ratio=1.0, bn_mode="train"),
-    "imagenet": Protocol(lr_ratio=0.3),
+    "imagenet": Protocol(lr_ratio=1.0),
     "autoencoder": Protocol(),
     "autoencoder+decoder": Protocol(),
     "imagenet+autoencoder": Protocol(),
