@@ -42,7 +42,7 @@ def reconstruction_sheet(
         shown = _as_image(objective, output, seen, clean)
     columns = {"image": clean, "input": seen, "reconstruction": shown}
     if hidden is not None:
-        columns["reconstruction where hidden"] = torch.where(hidden > 0, shown, clean)
+        columns["with holes filled"] = torch.where(hidden > 0, shown, clean)
     contact_sheet(
         {title: [denormalise(image.cpu(), mean, std) for image in batch] for title, batch in columns.items()}, path
     )

@@ -67,7 +67,7 @@ def near(one: np.ndarray, other: np.ndarray) -> bool:
 def test_a_right_answer_in_normalised_patches_shows_the_image(sheet):
     model = Oracle(normalise_patches(CLEAN, 32))
     columns = sheet(model, "sparse_mask")
-    assert list(columns) == ["image", "input", "reconstruction", "reconstruction where hidden"]
+    assert list(columns) == ["image", "input", "reconstruction", "with holes filled"]
     assert near(columns["image"], IMAGES)
     assert near(columns["reconstruction"], IMAGES)
     assert model.hidden.mean() == 0.5
@@ -92,8 +92,8 @@ def test_the_last_column_keeps_what_was_visible(sheet):
     model = Oracle(torch.zeros_like(CLEAN))
     columns = sheet(model, "mask")
     hidden = model.hidden[:, 0].numpy() > 0
-    assert near(columns["reconstruction where hidden"][~hidden], IMAGES[~hidden])
-    assert near(columns["reconstruction where hidden"][hidden], columns["reconstruction"][hidden])
+    assert near(columns["with holes filled"][~hidden], IMAGES[~hidden])
+    assert near(columns["with holes filled"][hidden], columns["reconstruction"][hidden])
 
 
 def test_an_autoencoder_that_takes_the_image_alone_is_shown_too(sheet):
