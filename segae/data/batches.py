@@ -23,32 +23,27 @@ class Transform(Protocol):
         """Draw all randomness from these two generators from now on."""
 
 
-class _AugmentedItems(Dataset[Any]):
-    """Images, a transform, and the two generators that all its steps share, set back for each item.
+class SeededTransform:
+    """A transform whose two generators, shared by all its steps, are set back for each item.
 
     Setting back takes a third of the time of building new generators, and a tenth of Compose.set_random_seed,
     which builds two for each step.
+
+    Args:
+        transform: from `segae.data.transforms`.
+        seed: with the epoch and the index, the only source of randomness.
     """
 
-    def __init__(self, images: np.ndarray, transform: Transform, seed: int) -> None:
-        self._images = images
+    def __init__(self, transform: Transform, seed: int) -> None:
         self._transform = transform
         self._seed = seed
-        # in shared memory: workers that live on through the epochs would not see an ordinary attribute change
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._generator = np.random.Generator(np.random.Philox(key=[0, 0]))
         self._start: dict[str, Any] = dict(self._generator.bit_generator.state)
         self._python = random.Random(0)
 
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next, before its first batch is asked for; running workers hear of it."""
-        self._epoch[0] = epoch
-
-    def _apply(self, index: int, **arrays: np.ndarray) -> dict[str, Any]:
-        run = (self._seed << 32 | int(self._epoch[0])) & 0xFFFF_FFFF_FFFF_FFFF
+    def __call__(self, epoch: int, index: int, **arrays: np.ndarray) -> dict[str, Any]:
+        """Transform `image` and, if given, `mask` as item `index` of an epoch; `index` is below 2**64."""
+        run = (self._seed << 32 | epoch) & 0xFFFF_FFFF_FFFF_FFFF
         # Philox turns any two different keys into independent streams, so no hashing is needed
         key = np.array([run, index], dtype=np.uint64)
         self._generator.bit_generator.state = {
@@ -62,7 +57,23 @@ class _AugmentedItems(Dataset[Any]):
         return self._transform(**{name: np.array(array) for name, array in arrays.items()})
 
 
-class UnlabelledImages(_AugmentedItems):
+class AugmentedItems(Dataset[Any]):
+    """The base of all data sets with an index: a seeded transform, and an epoch that running workers hear of."""
+
+    def __init__(self, transform: Transform, seed: int) -> None:
+        self._seeded = SeededTransform(transform, seed)
+        # in shared memory: workers that live on through the epochs would not see an ordinary attribute change
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next, before its first batch is asked for; running workers hear of it."""
+        self._epoch[0] = epoch
+
+    def _apply(self, index: int, **arrays: np.ndarray) -> dict[str, Any]:
+        return self._seeded(int(self._epoch[0]), index, **arrays)
+
+
+class UnlabelledImages(AugmentedItems):
     """Images for pretraining.
 
     Args:
@@ -79,20 +90,20 @@ class UnlabelledImages(_AugmentedItems):
     """
 
     def __init__(self, images: np.ndarray, transform: Transform, seed: int, repeats: int = 1) -> None:
-        super().__init__(images, transform, seed)
-        if repeats < 1:
-            raise SegaeError(f"repeats is {repeats}; 1 or more is wanted, for example --repeats 10.")
+        super().__init__(transform, seed)
+        require_repeats(repeats)
+        self._images = images
         self._repeats = repeats
 
     def __len__(self) -> int:
         return len(self._images) * self._repeats
 
     def __getitem__(self, index: int) -> Tensor:
-        index = _position(index, len(self))
+        index = from_start(index, len(self))
         return self._apply(index, image=self._images[index % len(self._images)])["image"]
 
 
-class LabelledImages(_AugmentedItems):
+class LabelledImages(AugmentedItems):
     """Images with masks for segmentation.
 
     Args:
@@ -108,18 +119,28 @@ class LabelledImages(_AugmentedItems):
     """
 
     def __init__(self, images: np.ndarray, masks: np.ndarray, transform: Transform, seed: int) -> None:
-        super().__init__(images, transform, seed)
+        super().__init__(transform, seed)
         if len(images) != len(masks):
             raise ValueError(f"{len(images)} images and {len(masks)} masks")
+        self._images = images
         self._masks = masks
 
+    def __len__(self) -> int:
+        return len(self._images)
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        index = _position(index, len(self))
+        index = from_start(index, len(self))
         result = self._apply(index, image=self._images[index], mask=self._masks[index])
         return result["image"], result["mask"].long()
 
 
-def _position(index: int, length: int) -> int:
+def require_repeats(repeats: int) -> None:
+    """Refuse a number of repeats below 1."""
+    if repeats < 1:
+        raise SegaeError(f"repeats is {repeats}; 1 or more is wanted, for example --repeats 10.")
+
+
+def from_start(index: int, length: int) -> int:
     """Count from the start, so that -1 is augmented as the last item; iteration needs the IndexError."""
     position = index + length if index < 0 else index
     if not 0 <= position < length:

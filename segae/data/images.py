@@ -59,7 +59,12 @@ def read_image(path: Path) -> np.ndarray:
         UnreadableImage: the file is missing, damaged, of an unknown format, or holds negative or non-finite
             values.
     """
-    image, is_png, _ = _open(path)
+    image, turn, is_png, _, _ = decode(read_bytes(path), path)
+    return to_rgb(_turned(image, turn), is_png, path)
+
+
+def to_rgb(image: Image.Image, is_png: bool, path: Path) -> np.ndarray:
+    """Convert a decoded image of any mode to uint8 (H, W, 3), as `read_image` describes."""
     try:
         if image.mode.startswith(("I", "F")):
             grey = _to_8_bit(np.asarray(image), is_png)
@@ -85,8 +90,8 @@ def read_mask(path: Path) -> np.ndarray:
         UnreadableImage: the file is missing or damaged.
         SegaeError: the file is a picture, not a mask: colours, transparency, or values that are not whole.
     """
-    image, _, bits_dropped = _open(path)
-    values = np.asarray(image)
+    image, turn, _, bits_dropped, _ = decode(read_bytes(path), path)
+    values = np.asarray(_turned(image, turn))
     if bits_dropped:
         raise _not_a_mask(path, "colour channels of 16 bits, whose lower half Pillow drops")
     if image.mode in ("LA", "PA", "RGBA"):
@@ -104,22 +109,41 @@ def read_mask(path: Path) -> np.ndarray:
     return whole
 
 
-class _Opened(NamedTuple):
+class Decoded(NamedTuple):
+    """An image as Pillow decoded it, what turns it upright, and the file's height and width before turning."""
+
     image: Image.Image
+    turn: Image.Transpose | None
     is_png: bool
     bits_dropped: bool
+    size: tuple[int, int]
 
 
-def _open(path: Path) -> _Opened:
-    """Read the bytes first, so that a failing disk and a damaged picture are told apart."""
+def read_bytes(path: Path) -> bytes:
+    """Read a file whole, before decoding, so that a failing disk and a damaged picture are told apart.
+
+    Raises:
+        UnreadableImage: the file is missing or the disk fails.
+    """
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UnreadableImage(path, error.strerror or str(error)) from error
+
+
+def decode(data: bytes, path: Path, at_least: int | None = None) -> Decoded:
+    """Decode a file's contents; a JPEG at part of its size where no side gets shorter than `at_least` pixels.
+
+    Raises:
+        UnreadableImage: they are damaged or of an unknown format; `path` is named.
+    """
     if not data:
         raise UnreadableImage(path, "the file is empty")
     try:
         image = Image.open(io.BytesIO(data))
+        width, height = image.size
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))  # does nothing to other formats than JPEG
         # of 16-bit colour Pillow keeps the upper halves; the only trace is here, before decoding
         bits_dropped = image.mode[0] != "I" and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
         image.load()
@@ -128,16 +152,18 @@ def _open(path: Path) -> _Opened:
     except Exception as error:  # on damaged files Pillow's plugins raise nearly every type there is
         reason = "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UnreadableImage(path, reason or type(error).__name__) from error
-    return _Opened(_turn_upright(image), image.format == "PNG", bits_dropped)
+    return Decoded(image, _orientation(image), image.format == "PNG", bits_dropped, (height, width))
 
 
-def _turn_upright(image: Image.Image) -> Image.Image:
+def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        return _ORIENTATIONS.get(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # a damaged EXIF block does not make the picture unreadable
-        return image
-    method = _ORIENTATIONS.get(orientation)
-    return image if method is None else image.transpose(method)
+        return None
 
 
 def _to_8_bit(values: np.ndarray, is_png: bool) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,7 +19,7 @@ class _Recomputed:
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         forward = super().forward  # type: ignore[misc]
-        contexts = partial(_contexts, self)
+        contexts = partial(_contexts, cast(nn.Module, self))
         return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **named)
 
 
@@ -88,10 +88,11 @@ def _contexts(stage: nn.Module) -> tuple[AbstractContextManager[Any], AbstractCo
 @contextmanager
 def _resting_statistics(stage: nn.Module) -> Iterator[None]:
     """BatchNorm normalises by the batch but does not count it a second time."""
-    layers = [
-        layer for layer in stage.modules() if isinstance(layer, _BatchNorm) and layer.num_batches_tracked is not None
+    layers = [layer for layer in stage.modules() if isinstance(layer, _BatchNorm)]
+    before = [
+        (layer, layer.momentum, None if layer.num_batches_tracked is None else layer.num_batches_tracked.clone())
+        for layer in layers
     ]
-    before = [(layer, layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]
     for layer in layers:
         layer.momentum = 0.0
     try:
@@ -99,4 +100,5 @@ def _resting_statistics(stage: nn.Module) -> Iterator[None]:
     finally:
         for layer, momentum, count in before:
             layer.momentum = momentum
-            layer.num_batches_tracked.copy_(count)
+            if layer.num_batches_tracked is not None and count is not None:
+                layer.num_batches_tracked.copy_(count)
