@@ -101,10 +101,12 @@ def make_probe(
     from segae.data.open import open_dataset
     from segae.data.transforms import eval_transform
     from segae.training.batchnorm import recalibrate_batchnorm
+    from segae.training.distributed import first_on_machine
     from segae.training.probe import linear_probe
 
     data = open_dataset(config.probe, config.classes)
-    cached = cache_pairs(data.splits["train"], config.image_size, data.mask_values, Quarantine())
+    with first_on_machine():
+        cached = cache_pairs(data.splits["train"], config.image_size, data.mask_values, Quarantine())
     held_out = choose_by_hash([pair.name for pair in cached.pairs], 0.2, config.seed, "validation")
     valid = [index for index, pair in enumerate(cached.pairs) if pair.name in held_out]
     fitted = sorted(set(range(len(cached.pairs))) - set(valid))
@@ -144,8 +146,10 @@ def cache_unlabelled(
     from segae.data.cache import cache_images
     from segae.data.dataset import choose_by_hash
     from segae.data.pretraining import find_pretraining_images
+    from segae.training.distributed import first_on_machine
 
-    cached = cache_images(find_pretraining_images(roots), size, quarantine)
+    with first_on_machine():
+        cached = cache_images(find_pretraining_images(roots), size, quarantine)
     names = sorted({f"{path.parent.name}/{path.name}" for path in cached.paths})
     held_out = choose_by_hash(names, val_fraction, seed, "validation")
     valid = np.array([f"{path.parent.name}/{path.name}" in held_out for path in cached.paths])

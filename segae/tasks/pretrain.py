@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import torch
+
     from segae.objectives.presets import Objective
     from segae.training.schedule import Phase
 
@@ -44,7 +46,7 @@ class Pretrain:
     repeats: int = 1
     """Passes over the images in an epoch; more than one where a few thousand images meet a fast device."""
     batch_size: int = 32
-    """Images per optimizer step."""
+    """Images per optimizer step, of all processes together."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
     warmup: float = 0.1
@@ -142,6 +144,14 @@ def run(config: Pretrain) -> Path:
     Raises:
         SegaeError: see the messages; nothing finished is lost.
     """
+    from segae.training.distributed import joined, require_divisible, this_place
+
+    with joined(config.device) as device:
+        require_divisible(config.batch_size, this_place())
+        return _pretrain(config, device)
+
+
+def _pretrain(config: Pretrain, device: torch.device) -> Path:
     import numpy as np
     from torch.utils.data import DataLoader, Subset
 
@@ -153,13 +163,12 @@ def run(config: Pretrain) -> Path:
     from segae.tasks.finish import finish_pretraining
     from segae.tasks.prepare import build_pretrainer, cache_unlabelled, make_probe
     from segae.training.batchnorm import recalibrate_batchnorm
-    from segae.training.device import choose_device
+    from segae.training.distributed import once, this_place
     from segae.training.fit import fit, print_epoch
     from segae.training.learner import make_loaders, pretraining_learner
     from segae.training.panels import reconstruction_sheet
     from segae.training.run import RESUME_FILE, open_run_folder, seed_everything, start_provenance
 
-    device = choose_device(config.device)
     seed_everything(config.seed)
     encoder, description = create_encoder(config.encoder, config.init)
     config = resolve(config, description.init)
@@ -195,10 +204,11 @@ def run(config: Pretrain) -> Path:
         probe=probe,
         probe_every=config.probe_every,
     )
-    resume = open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite)
-    source = start_provenance(config.out, device, split_hash(path.name for path in paths), resume=resume)
+    resume = once(lambda: open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite))
+    names = split_hash(path.name for path in paths)
+    source = once(lambda: start_provenance(config.out, device, names, resume=resume))
     quarantine.report()
-    quarantine.write(config.out)
+    once(lambda: quarantine.write(config.out))
     print(f"encoder {config.encoder}, init {config.init}: {description.source}")
     length = " + ".join(f"{phase.epochs} ({phase.name})" for phase in phases)
     print(f"{len(train)} training and {len(valid)} validation images, epochs: {length}, on {device}")
@@ -210,6 +220,8 @@ def run(config: Pretrain) -> Path:
         resume=resume,
         report=print_epoch,
     )
+    if not this_place().first:
+        return config.out / "encoder.safetensors"
     shown = images[(valid if len(valid) else train)[:5]]
     # before BatchNorm is measured on clean images: corrupted ones are what the model was trained on
     panels = config.out / "reconstructions.png"

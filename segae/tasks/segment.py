@@ -44,7 +44,7 @@ class Segment:
     epochs: int = 3
     """Epochs after that, with everything training."""
     batch_size: int = 16
-    """Images per optimizer step."""
+    """Images per optimizer step, of all processes together."""
     lr: float | None = None
     """Peak learning rate of the head in the frozen epochs; the full epochs peak at half of it. None takes, here and
     in the next four settings, what was best on validation images for the kind of init (docs/training.md)."""
@@ -83,6 +83,14 @@ def run(config: Segment) -> Path:
     Raises:
         SegaeError: see the messages; nothing finished is lost.
     """
+    from segae.training.distributed import joined, require_divisible, this_place
+
+    with joined(config.device) as device:
+        require_divisible(config.batch_size, this_place())
+        return _segment(config, device)
+
+
+def _segment(config: Segment, device: torch.device) -> Path:
     from segae.data.dataset import split_hash
     from segae.data.images import Quarantine
     from segae.data.open import open_dataset
@@ -92,13 +100,12 @@ def run(config: Segment) -> Path:
     from segae.tasks.arms import require_transferable
     from segae.tasks.finish import finish_segmentation
     from segae.training.cost import measured
-    from segae.training.device import choose_device
+    from segae.training.distributed import once, this_place
     from segae.training.fit import fit, print_epoch
     from segae.training.learner import segmentation_learner
     from segae.training.run import RESUME_FILE, open_run_folder, seed_everything, start_provenance
     from segae.training.schedule import check_batchnorm_mode, make_phases
 
-    device = choose_device(config.device)
     data = open_dataset(config.data, config.classes)
     seed_everything(config.seed)
     encoder, description = create_encoder(config.encoder, config.init)
@@ -125,11 +132,11 @@ def run(config: Segment) -> Path:
         precision=config.precision,
         seed=config.seed,
     )
-    resume = open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite)
+    resume = once(lambda: open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite))
     names = split_hash(pair.name for pair in train.pairs)
-    source = start_provenance(config.out, device, names, resume=resume)
+    source = once(lambda: start_provenance(config.out, device, names, resume=resume))
     quarantine.report()
-    quarantine.write(config.out)
+    once(lambda: quarantine.write(config.out))
     print(f"encoder {config.encoder}, init {config.init}: {description.source}")
     print(f"{len(train.pairs)} training images, {config.freeze_epochs} + {config.epochs} epochs on {device}")
     if config.recalibrate and not resume:
@@ -143,6 +150,8 @@ def run(config: Segment) -> Path:
             resume=resume,
             report=print_epoch,
         )
+    if not this_place().first:
+        return config.out / "model.safetensors"
     return finish_segmentation(config, model, description, data, train, valid, log, cost, source, device)
 
 
@@ -188,11 +197,13 @@ def cache_labelled(
     """The training split decoded once, as (training, validation or None); validation comes out of ``labels``."""
     from segae.data.cache import cache_pairs
     from segae.data.dataset import split_off_validation, take_labels
+    from segae.training.distributed import first_on_machine
 
     chosen = take_labels(data.splits["train"], labels, seed)
     train, valid = split_off_validation(chosen, val_fraction, seed)
-    cached = cache_pairs(train, size, data.mask_values, quarantine)
-    return cached, cache_pairs(valid, size, data.mask_values, quarantine) if valid else None
+    with first_on_machine():
+        cached = cache_pairs(train, size, data.mask_values, quarantine)
+        return cached, cache_pairs(valid, size, data.mask_values, quarantine) if valid else None
 
 
 def labelled_loaders(

@@ -9,8 +9,12 @@ import torch
 from fastai.callback.core import Callback, CancelFitException
 
 from segae.errors import SegaeError
+from segae.training.distributed import sum_gradients, summed, this_place
+from segae.training.micro_batches import completes_step
 from segae.training.run import epoch_seed, seed_everything
 from segae.training.schedule import set_encoder_mode
+from segae.training.sharing import part_of_batch
+from segae.training.synchronised_batchnorm import Meeting
 
 
 class EpochClock(Callback):
@@ -54,7 +58,8 @@ class EpochClock(Callback):
         """Seed everything that draws numbers in this epoch."""
         self.running = True
         self.extra = {}
-        seed_everything(epoch_seed(self.seed, self.now))
+        # the processes draw other numbers for dropout; whatever else is random has a generator of its own
+        seed_everything(epoch_seed(self.seed, self.now, this_place().rank))
         loader = self.learn.dls.train
         for part in (loader.dataset, loader.sampler):
             if hasattr(part, "set_epoch"):
@@ -102,6 +107,43 @@ class Bfloat16Autocast(Callback):
             self.context = None
 
 
+class SumGradients(Callback):
+    """Makes a step of several processes that of a single one on their images together.
+
+    A loss is a mean over images, so each process weighs its own by its share of the global batch's images, and the
+    gradients are summed before anything else looks at them. Not by DistributedDataParallel: it would wrap the model,
+    whose names, hooks and ``encoder`` are used everywhere, anew for each phase, for parameters freeze and thaw.
+
+    Args:
+        meeting: of the model's BatchNorm layers.
+    """
+
+    order = -4  # before DistancePenalty, which must be added once; after StopOnNaN, which quotes the loss
+
+    def __init__(self, meeting: Meeting) -> None:
+        self.meeting = meeting
+
+    def before_batch(self) -> None:
+        """Let the BatchNorm layers meet."""
+        self.meeting.open = self.learn.training
+        self.meeting.counts = part_of_batch(self.learn).count > 0
+
+    def after_loss(self) -> None:
+        """Weigh the loss."""
+        if self.learn.training:
+            part = part_of_batch(self.learn)
+            self.learn.loss_grad = self.learn.loss_grad * (part.count / part.total)
+
+    def after_backward(self) -> None:
+        """Sum the gradients, those of accumulated batches together."""
+        if completes_step(self.learn):
+            sum_gradients(self.learn.model.parameters())
+
+    def after_batch(self) -> None:
+        """Close the meeting: what comes between steps may run in one process alone."""
+        self.meeting.open = False
+
+
 class StopOnNaN(Callback):
     """Ends the training when the loss is not a number, before a bad epoch could be saved.
 
@@ -134,7 +176,8 @@ class StopOnNaN(Callback):
             self._stop("the weights became infinite or no number in the last step")
 
     def _look(self) -> None:
-        if not math.isfinite(float(self.total)):
+        # of all processes, so that they stop together; a sum with an infinite or no number in it stays one
+        if not math.isfinite(float(summed(torch.as_tensor(self.total)))):
             self._stop(f"the loss became {float(self.learn.loss_grad.detach()):g} by step {self.steps}")
 
     def _stop(self, what: str) -> None:

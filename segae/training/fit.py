@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segae.errors import SegaeError
-from segae.training.callbacks import Bfloat16Autocast, EpochClock
+from segae.training.callbacks import Bfloat16Autocast, EpochClock, SumGradients
 from segae.training.checkpoint import load_resume_file
+from segae.training.distributed import make_equal, once, this_place
 from segae.training.recording import EpochLog, ProgressBar, SaveResume
 from segae.training.schedule import Phase
+from segae.training.synchronised_batchnorm import synchronised_batchnorm
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
@@ -33,8 +36,11 @@ def fit(
         log_csv: where the per-epoch log goes; None writes none.
         resume_file: written after every epoch; None writes none.
         resume: go on after the last epoch in ``resume_file``. On a CPU the result is bit for bit that of an
-            uninterrupted run.
+            uninterrupted run with as many processes.
         report: called with each epoch's row.
+
+    Several processes, joined by ``segae.training.distributed.joined``, train one model: all call this with the same
+    arguments, the first one reads and writes the files, and the result is that of one process but for rounding.
 
     Returns:
         The log: a dict per epoch with epoch (1-based), phase, train_loss, lr_encoder, lr_head, images, seconds,
@@ -46,7 +52,7 @@ def fit(
     clock: EpochClock = learner.epoch_clock
     done, optimizer_state = 0, None
     if resume and resume_file is not None:
-        state = load_resume_file(resume_file)
+        state = once(lambda: load_resume_file(resume_file))
         done, optimizer_state, clock.log = state["epochs_done"], state["optimizer"], state["log"]
         _load_model(learner, state["model"], resume_file)
     extra = [EpochLog(log_csv, report), ProgressBar()]
@@ -54,8 +60,13 @@ def fit(
         extra.append(SaveResume(resume_file))
     clock.offset = 0 if done else len(clock.log)  # a second fit of the same learner counts on
     clock.epochs = clock.offset + sum(phase.epochs for phase in phases)
+    make_equal(learner.model)
     try:
-        with learner.added_cbs(extra), learner.no_logging(), learner.no_bar():
+        with ExitStack() as stack:
+            if this_place().world > 1:
+                extra.append(SumGradients(stack.enter_context(synchronised_batchnorm(learner.model))))
+            for context in (learner.added_cbs(extra), learner.no_logging(), learner.no_bar()):
+                stack.enter_context(context)
             for phase in phases:
                 start = min(max(done - clock.offset, 0), phase.epochs)
                 if start < phase.epochs:

@@ -10,13 +10,16 @@ from fastai.callback.core import Callback, CancelFitException
 from torch import Tensor, nn
 
 from segae.errors import SegaeError
-from segae.objectives.corruption import Hardness
+from segae.objectives.corruption import Corrupted, Hardness
 from segae.objectives.presets import Objective
+from segae.training.distributed import gathered, once
 from segae.training.forward import evaluating, model_inputs, takes_hidden
 from segae.training.hard_masks import mask_patch, patch_errors, share_at, squared_error
+from segae.training.micro_batches import completes_step
 from segae.training.plateau import at_plateau
 from segae.training.rank import effective_rank, feature_spread, pooled_features
 from segae.training.run import epoch_seed
+from segae.training.sharing import part_of_batch, shared_draws
 
 logger = logging.getLogger("segae")
 
@@ -72,10 +75,14 @@ class CorruptInput(Callback):
         """Replace (image,) by input (corrupted, hidden) and target (target, hidden)."""
         clean_bchw = self.learn.xb[0]
         hardness = self._hardness(clean_bchw) if self.share > 0 else None
-        corrupted = self.objective.corruption(clean_bchw, self.generator, hardness)
+        corrupted = self._corrupt(clean_bchw, hardness)
         self.learn.xb = model_inputs(corrupted.image_bchw, corrupted.hidden_b1hw, with_hidden=self.with_hidden)
         target_bchw = clean_bchw if corrupted.target_bchw is None else corrupted.target_bchw
         self.learn.yb = (target_bchw, corrupted.hidden_b1hw)
+
+    def _corrupt(self, clean_bchw: Tensor, hardness: Hardness | None) -> Corrupted:
+        with shared_draws(self.generator, part_of_batch(self.learn)):
+            return self.objective.corruption(clean_bchw, self.generator, hardness)
 
     def _hardness(self, clean_bchw: Tensor) -> Hardness:
         """The error of every patch, from two masks: with one alone, a share of 1 would hide the same patches again."""
@@ -87,7 +94,7 @@ class CorruptInput(Callback):
     @torch.no_grad()
     def _trial(self, clean_bchw: Tensor, hardness: Hardness | None) -> Tensor:
         """The error of the patches that one mask hides, measured without leaving a trace in the model."""
-        trial = self.objective.corruption(clean_bchw, self.generator, hardness)
+        trial = self._corrupt(clean_bchw, hardness)
         assert trial.hidden_b1hw is not None  # mask_patch found a mask
         inputs = model_inputs(trial.image_bchw, trial.hidden_b1hw, with_hidden=self.with_hidden)
         halved = hasattr(self.learn, "bfloat16_autocast")
@@ -118,7 +125,9 @@ class DistancePenalty(Callback):
 
     @torch.no_grad()
     def after_backward(self) -> None:
-        """Add weight * (p - p_start) to every gradient."""
+        """Add weight * (p - p_start) to every gradient, once to a step."""
+        if not completes_step(self.learn):
+            return
         moving = [
             (p.grad, p, start) for p, start in zip(self.parameters, self.start, strict=True) if p.grad is not None
         ]
@@ -151,15 +160,16 @@ class FeatureRank(Callback):
         clock = self.learn.epoch_clock
         if self.learn.training or not clock.running or (clock.now + 1) % self.every:
             return
-        seen = sum(map(len, self.pooled))
-        if seen < self.images:
-            encoder = self.learn.model.encoder
-            with evaluating(encoder), torch.no_grad():
-                self.pooled.append(pooled_features(encoder, self.learn.xb[0][: self.images - seen]))
+        part = part_of_batch(self.learn)
+        wanted = min(part.count, self.images - part.before - part.first)
+        if wanted > 0:
+            with evaluating(encoder := self.learn.model.encoder), torch.no_grad():
+                self.pooled.append(pooled_features(encoder, self.learn.xb[0][:wanted]).cpu())
 
     def after_validate(self) -> None:
         """Fill the columns."""
-        features_nc = torch.cat(self.pooled) if self.pooled else torch.empty(0)
+        pooled = [features_bc for parts in gathered(self.pooled) for features_bc in parts]
+        features_nc = torch.cat(pooled) if pooled else torch.empty(0)
         if len(features_nc) < 2:
             return
         rank, spread = effective_rank(features_nc), feature_spread(features_nc)
@@ -197,7 +207,7 @@ class ProbeCurve(Callback):
         clock = self.learn.epoch_clock
         if clock.running and ((clock.now + 1) % self.every == 0 or clock.now + 1 == clock.end):
             with evaluating(self.learn.model):
-                clock.extra["probe_miou"] = round(float(self.probe(self.learn.model.encoder)), 6)
+                clock.extra["probe_miou"] = once(lambda: round(float(self.probe(self.learn.model.encoder)), 6))
 
 
 class StopOnPlateau(Callback):

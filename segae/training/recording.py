@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,17 @@ from segae.errors import SegaeError
 from segae.files import write_atomically
 from segae.training.callbacks import EpochClock
 from segae.training.checkpoint import save_resume_file
+from segae.training.distributed import once, summed, this_place
 from segae.training.evaluation import softmax_winner
 from segae.training.metrics import confusion_matrix
+from segae.training.sharing import part_of_batch
 
 
 class EpochLog(Callback):
-    """Keeps one row per finished epoch, writes log.csv and calls ``report`` with the row."""
+    """Keeps one row per finished epoch, writes log.csv and calls ``report`` with the row.
+
+    A row is that of all processes together; the first one writes and reports it.
+    """
 
     order = 60
 
@@ -31,15 +36,15 @@ class EpochLog(Callback):
     def before_train(self) -> None:
         """Start the clock and the running mean of the loss."""
         self.started = time.perf_counter()
-        self.loss_sum: Any = 0.0
-        self.images = 0
+        self.sums: dict[bool, list[Any]] = {True: [0.0, 0], False: [0.0, 0]}  # of losses and images, by training
 
     def after_batch(self) -> None:
         """Weigh each batch's loss by its size."""
-        if self.learn.training:
-            size = len(self.learn.xb[0])
-            self.loss_sum = self.loss_sum + self.learn.loss.detach() * size
-            self.images += size
+        size = part_of_batch(self.learn).count
+        if size:
+            sums = self.sums[self.learn.training]
+            sums[0] = sums[0] + self.learn.loss.detach() * size
+            sums[1] += size
 
     def after_train(self) -> None:
         """Stop the clock: validation does not count as training time."""
@@ -50,35 +55,40 @@ class EpochLog(Callback):
         clock = self.learn.epoch_clock
         if not clock.running:
             return
-        clock.log.append(self._row(clock))
+        metrics = self.learn.recorder.metrics if len(self.learn.dls.valid) else []
+        for metric in metrics:
+            if isinstance(metric, MeanIoU):
+                metric.join()
+        sums = summed(torch.tensor([[float(loss), count] for loss, count in self.sums.values()], dtype=torch.float64))
+        clock.log.append(once(lambda: self._row(clock, sums.tolist(), metrics)))
         if self.path is not None:
             self._write(clock, self.path)
-        if self.report is not None:
+        if self.report is not None and this_place().first:
             self.report(clock.log[-1])
 
-    def _row(self, clock: EpochClock) -> dict[str, Any]:
+    def _row(self, clock: EpochClock, sums: list[list[float]], metrics: Sequence[Metric]) -> dict[str, Any]:
         rates = [group["lr"] for group in self.learn.opt.hypers]
+        (loss, images), (valid_loss, valid_images) = sums
         row = {
             "epoch": clock.now + 1,
             "phase": clock.phase,
-            "train_loss": float(self.loss_sum) / max(self.images, 1),
+            "train_loss": loss / max(images, 1),
             "lr_encoder": 0.0 if clock.frozen else float(rates[0]),
             "lr_head": float(rates[-1]),
-            "images": self.images,
+            "images": int(images),
             "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.images / max(self.seconds, 1e-9), 2),
+            "images_per_second": round(images / max(self.seconds, 1e-9), 2),
         }
-        if len(self.learn.dls.valid):
-            values = self.learn.recorder.metrics  # fastai's means over the validation set
-            row["valid_loss"] = float(self.learn.recorder.loss.value)
-            row.update({metric.name: float(metric.value) for metric in values})
+        if valid_images:
+            row["valid_loss"] = valid_loss / valid_images
+            row.update({metric.name: float(metric.value) for metric in metrics})
         return {**row, **clock.extra}
 
     def _write(self, clock: EpochClock, path: Path) -> None:
         columns = list(dict.fromkeys(name for row in clock.log for name in row))  # some come in some epochs only
         lines = [",".join(columns)] + [",".join(str(row.get(name, "")) for name in columns) for row in clock.log]
         try:
-            write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+            once(lambda: write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode())))
         except SegaeError as failure:
             clock.running = False
             clock.stop(failure)
@@ -98,16 +108,14 @@ class SaveResume(Callback):
         if not clock.running:
             return
         clock.running = False
+        content = {
+            "epochs_done": clock.now + 1,
+            "model": self.learn.model.state_dict(),
+            "optimizer": self.learn.opt.state_dict(),
+            "log": clock.log,
+        }
         try:
-            save_resume_file(
-                self.path,
-                {
-                    "epochs_done": clock.now + 1,
-                    "model": self.learn.model.state_dict(),
-                    "optimizer": self.learn.opt.state_dict(),
-                    "log": clock.log,
-                },
-            )
+            once(lambda: save_resume_file(self.path, content))
         except SegaeError as failure:
             clock.stop(failure)
 
@@ -124,7 +132,7 @@ class ProgressBar(Callback):
             total=len(self.learn.dls.train),
             desc=f"epoch {clock.now + 1} ({clock.phase})",
             leave=False,
-            disable=None,  # silent where nobody watches
+            disable=None if this_place().first else True,  # None: silent where nobody watches
         )
 
     def after_batch(self) -> None:
@@ -155,7 +163,13 @@ class MeanIoU(Metric):
 
     def accumulate(self, learn: Any) -> None:
         """Add a batch: logits (B, K, H, W) against class indices (B, H, W)."""
+        if not part_of_batch(learn).count:
+            return
         self.confusion += confusion_matrix(softmax_winner(learn.pred), learn.yb[0], self.classes).cpu()
+
+    def join(self) -> None:
+        """Add up what all processes have seen; once, after the last batch."""
+        self.confusion = summed(self.confusion)
 
     @property
     def value(self) -> float:

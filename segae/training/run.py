@@ -18,6 +18,7 @@ import torch
 import segae
 from segae.errors import SegaeError
 from segae.files import write_json
+from segae.training.distributed import this_place
 
 RESUME_FILE = "resume.pt"
 DONE_FILE = "metrics.json"
@@ -47,9 +48,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed in [0, 2**32) for one epoch of one run: a resumed run draws what an uninterrupted one would have."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """A seed in [0, 2**32) for one epoch of one run: a resumed run draws what an uninterrupted one would have.
+
+    Processes of another rank than 0 get others.
+    """
+    return int(np.random.SeedSequence([seed, epoch, rank] if rank else [seed, epoch]).generate_state(1)[0])
 
 
 def versions() -> str:
@@ -88,11 +92,12 @@ def device_name(device: torch.device) -> str:
 
 
 def provenance(device: torch.device) -> dict[str, str]:
-    """Commit, versions, device and date (UTC) of a run."""
+    """Commit, versions, device (how many, where several processes share the work) and date (UTC) of a run."""
+    world = this_place().world
     return {
         "commit": commit(),
         "versions": versions(),
-        "device": device_name(device),
+        "device": device_name(device) if world == 1 else f"{world} x {device_name(device)}",
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
 

@@ -1,0 +1,152 @@
+"""What of a global batch each process gets: its images, and the random numbers that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import Sampler
+
+from segae.errors import SegaeError
+from segae.training.distributed import Place
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one process in a global batch, which follow one another.
+
+    Attributes:
+        before: images of the epoch in earlier batches, of all processes.
+        first: place of the process's first image in the global batch.
+        count: its images. 0 in a last batch with fewer images than processes: the process then goes through the
+            steps with the image at ``first``, which another process has too, and lets it count for nothing, because
+            the processes wait for each other.
+        total: images of the batch, of all processes.
+    """
+
+    before: int
+    first: int
+    count: int
+    total: int
+
+
+class EpochSampler(Sampler[int]):
+    """Every index once, in an order that depends only on (seed, epoch), so that a resumed run sees the same.
+
+    Several processes have the same order and take turns in it: batch k of a single process is the places k B to
+    (k + 1) B, and each process gets a contiguous part of it. So their number does not change what a batch is.
+
+    Args:
+        indices: of the items.
+        seed: None keeps the order of ``indices``.
+        batch_size: B, images of a global batch; a multiple of the number of processes.
+        place: of this process.
+        drop_single: leave out a last batch of a single image, from which BatchNorm cannot estimate a variance.
+    """
+
+    def __init__(
+        self,
+        indices: Sequence[int],
+        seed: int | None,
+        batch_size: int = 1,
+        place: Place | None = None,
+        drop_single: bool = False,
+    ) -> None:
+        self.indices, self.seed, self.epoch = indices, seed, 0
+        self.batch_size, self.place = batch_size, place or Place()
+        count = len(indices)
+        self.images = count - 1 if drop_single and batch_size > 1 and count > 1 and count % batch_size == 1 else count
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self.epoch = epoch
+
+    def part(self, batch: int) -> Part:
+        """This process's part of a batch, counted from 0."""
+        before = batch * self.batch_size
+        total = min(self.batch_size, self.images - before)
+        count, more = divmod(total, self.place.world)
+        first = min(self.place.rank * count + min(self.place.rank, more), total - 1)
+        return Part(before, first, count + (self.place.rank < more), total)
+
+    def __iter__(self) -> Iterator[int]:
+        order = self._order()
+        for batch in range(-(-self.images // self.batch_size)):
+            part = self.part(batch)
+            start = part.before + part.first
+            yield from (int(self.indices[place]) for place in order[start : start + max(part.count, 1)])
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.images, self.batch_size)
+        last = max(self.part(whole).count, 1) if rest else 0
+        return whole * (self.batch_size // self.place.world) + last
+
+    def _order(self) -> Sequence[int]:
+        if self.seed is None:
+            return range(len(self.indices))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(len(self.indices), generator=generator).tolist()
+
+
+def part_of_batch(learner: Any) -> Part:
+    """What of the running batch of a fastai Learner this process has; all of it where no EpochSampler shares it."""
+    sampler = getattr(learner.dl, "sampler", None)
+    if isinstance(sampler, EpochSampler):
+        return sampler.part(learner.iter)
+    count = len(learner.xb[0])
+    return Part(learner.iter * count, 0, count, count)
+
+
+def shared_draws(generator: torch.Generator, part: Part) -> AbstractContextManager:
+    """``SharedDraws`` where a process has a part of the batch; nothing where it has all of it."""
+    return nullcontext() if part.count == part.total else SharedDraws(generator, part)
+
+
+class SharedDraws(TorchFunctionMode):
+    """Inside, a generator gives the images of one process the numbers that they have in the global batch.
+
+    ``torch.rand``, ``randn`` and ``randint`` with this generator, and with as many rows as the process has images,
+    draw for all images of the batch and keep the process's rows. Only the drawing costs more then, not the
+    corruption that uses it. Draws of other shapes are the same in all processes, as they are for all images.
+
+    Args:
+        generator: in the same state in all processes.
+        part: of the global batch.
+
+    Raises:
+        SegaeError: when another function is asked to draw with the generator.
+    """
+
+    def __init__(self, generator: torch.Generator, part: Part) -> None:
+        super().__init__()
+        self.generator, self.part = generator, part
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("generator") is not self.generator:
+            return func(*args, **kwargs)
+        if func not in (torch.rand, torch.randn, torch.randint):
+            raise SegaeError(
+                f"a corruption draws by {getattr(func, '__name__', func)}, whose numbers several processes cannot "
+                f"share; torch.rand, torch.randn or torch.randint is wanted. Change it, or use one process."
+            )
+        bounds, size = self._split(func, args, kwargs)
+        own = max(self.part.count, 1)
+        if not size or size[0] != own:
+            return func(*args, **kwargs)
+        others = {name: value for name, value in kwargs.items() if name != "size"}
+        drawn = func(*bounds, (self.part.total, *size[1:]), **others)
+        return drawn[self.part.first : self.part.first + own]
+
+    @staticmethod
+    def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+        """The positional arguments before the size, and the size."""
+        if "size" in kwargs:
+            return args, tuple(kwargs["size"])
+        if args and isinstance(args[-1], (tuple, list)):
+            return args[:-1], tuple(args[-1])
+        return ((), args) if func is not torch.randint else (args, ())
