@@ -17,14 +17,11 @@ import time
 from pathlib import Path
 
 import torch
+from rows import save
 from torch import nn
 from torch.utils.data import DataLoader
 
 import segae
-from segae.tasks.rows import read_rows, write_rows
-from segae.training.run import provenance
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_data(count: int, size: int, folder: Path):
@@ -99,29 +96,13 @@ def main() -> None:
         print(f"{name:>6}: {value:7.2f} s an epoch, {given.images / value:7.1f} images/s")
     print(f" ratio: {ratio:.3f} (median of {given.rounds} pairs; wanted: at most 1.15)")
     if given.write:
-        save(given, device, medians, ratio)
-
-
-def save(given: argparse.Namespace, device: torch.device, medians: dict[str, float], ratio: float) -> None:
-    common = {
-        "task": "segment",
-        "encoder": given.encoder,
-        "image_size": given.size,
-        "batch_size": given.batch_size,
-        "data_path": "cache",
-    }
-    values = [
-        ("segae", "images_per_second", given.images / medians["segae"]),
-        ("plain-loop", "images_per_second", given.images / medians["plain"]),
-        ("segae", "time_over_plain_loop", ratio),
-    ]
-    path = ROOT / "results" / f"throughput_{device.type}.csv"
-    rows = [
-        {**common, "system": system, "metric": metric, "value": round(value, 4), **provenance(device)}
-        for system, metric, value in values
-    ]
-    write_rows(path, [*read_rows(path), *rows])
-    print(f"rows in {path}")
+        cell = {"task": "segment", "encoder": given.encoder, "image_size": given.size, "batch_size": given.batch_size}
+        values = [
+            ("segae", "images_per_second", given.images / medians["segae"]),
+            ("plain-loop", "images_per_second", given.images / medians["plain"]),
+            ("segae", "time_over_plain_loop", ratio),
+        ]
+        save(device, {**cell, "data_path": "cache"}, values)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import torch
+from rows import save
 from torch import Tensor, nn
 
 import segae
 from segae.models.pretrainer import create_pretrainer
 from segae.objectives.corruption import PatchMask
-from segae.tasks.rows import read_rows, write_rows
-from segae.training.run import provenance
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_stepper(model: nn.Module, clean_bchw: Tensor, masked_bchw: Tensor, hidden_b1hw: Tensor):
@@ -89,29 +85,19 @@ def main() -> None:
         print(f"{name:>6}: {1000 * value:8.1f} ms a step, {given.batch_size / value:8.1f} images/s")
     print(f" ratio: {ratio:.3f} (median of {given.steps} pairs; wanted: at most 1.25)")
     if given.write:
-        save(given, device, medians, ratio)
-
-
-def save(given: argparse.Namespace, device: torch.device, medians: dict[str, float], ratio: float) -> None:
-    common = {
-        "task": "pretrain",
-        "encoder": given.encoder,
-        "image_size": given.image_size,
-        "batch_size": given.batch_size,
-        "data_path": "one batch",
-    }
-    values = [
-        ("sparse", "images_per_second", given.batch_size / medians["sparse"]),
-        ("dense", "images_per_second", given.batch_size / medians["dense"]),
-        ("sparse", "sparse_over_dense", ratio),
-    ]
-    path = ROOT / "results" / f"throughput_{device.type}.csv"
-    rows = [
-        {**common, "system": system, "metric": metric, "value": round(value, 4), **provenance(device)}
-        for system, metric, value in values
-    ]
-    write_rows(path, [*read_rows(path), *rows])
-    print(f"rows in {path}")
+        cell = {
+            "task": "pretrain",
+            "encoder": given.encoder,
+            "image_size": given.image_size,
+            "batch_size": given.batch_size,
+            "data_path": "one batch",
+        }
+        values = [
+            ("sparse", "images_per_second", given.batch_size / medians["sparse"]),
+            ("dense", "images_per_second", given.batch_size / medians["dense"]),
+            ("sparse", "sparse_over_dense", ratio),
+        ]
+        save(device, cell, values)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
 import sys
 import tempfile
 import traceback
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from segae.errors import SegaeError
-from segae.tasks import compare, data, evaluate, predict, pretrain, quickstart, segment
+from segae.tasks import compare, data, evaluate, plan, predict, pretrain, quickstart, segment
 
 _TASKS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "data-pets": (data.DataPets, data.run_pets),
@@ -26,6 +27,7 @@ _TASKS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "evaluate": (evaluate.Evaluate, evaluate.run),
     "predict": (predict.Predict, predict.run),
     "compare": (compare.Compare, compare.run),
+    "plan": (plan.Plan, plan.run),
     "quickstart": (quickstart.Quickstart, quickstart.run),
 }
 
@@ -40,6 +42,7 @@ _Command = (
     | Annotated[evaluate.Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[predict.Predict, tyro.conf.subcommand("predict")]
     | Annotated[compare.Compare, tyro.conf.subcommand("compare")]
+    | Annotated[plan.Plan, tyro.conf.subcommand("plan")]
     | Annotated[quickstart.Quickstart, tyro.conf.subcommand("quickstart")]
 )
 _ABOUT = (
@@ -59,16 +62,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
             warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
             for kind, run in _TASKS.values():
                 if isinstance(config, kind):
+                    _require_place(kind)
                     run(config)
     except SegaeError as error:
-        print(f"segae: {error}", file=sys.stderr)
+        print(f"segae{_process()}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\nsegae: interrupted. {_how_to_go_on(given)}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        print(f"segae: unexpected {type(error).__name__}: {error}. {_keep_traceback()}", file=sys.stderr)
+        print(f"segae{_process()}: unexpected {type(error).__name__}: {error}. {_keep_traceback()}", file=sys.stderr)
         sys.exit(1)
+
+
+def _require_place(kind: type) -> None:
+    """Refuse several processes for a command that would do its work once in each."""
+    if _process() and kind not in (pretrain.Pretrain, segment.Segment):
+        from segae.training.distributed import require_single_process
+
+        require_single_process(next(name for name, (known, _) in _TASKS.items() if known is kind))
+
+
+def _process() -> str:
+    """Which of several processes this is, for messages; nothing where it is alone."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    return "" if world == "1" else f" (process {os.environ.get('RANK', '?')} of {world})"
 
 
 def _how_to_go_on(given: list[str]) -> str:
@@ -152,3 +170,7 @@ def _as_flag(kind: type, key: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [flag, *map(str, value)] if value else []
     return [flag, str(value)]
+
+
+if __name__ == "__main__":  # torchrun -m segae.cli
+    main()

@@ -196,3 +196,13 @@ def test_items_and_their_limits():
         DeviceImages(smooth_images(3), None, None, MEAN, STD, device=CPU, repeats=0)
     with pytest.raises(ValueError, match="3 images and 2 masks"):
         DeviceImages(smooth_images(3), masks_of(2), None, MEAN, STD, device=CPU)
+
+
+def test_the_unchanged_images_share_the_memory():
+    data = DeviceImages(smooth_images(3), None, CropAndFlip(), MEAN, STD, device=CPU, repeats=4)
+    clean = data.unchanged()
+    assert (len(data), len(clean)) == (12, 3)
+    expected = DeviceImages(smooth_images(3), None, None, MEAN, STD, device=CPU)
+    assert torch.equal(clean.__getitems__([1, 2])[0], expected.__getitems__([1, 2])[0])
+    assert not torch.equal(data.__getitems__([1])[0], clean.__getitems__([1])[0])
+    assert clean._image_nhwc.data_ptr() == data._image_nhwc.data_ptr()

@@ -1,0 +1,89 @@
+"""The measurement of one cell of throughput.py: ceiling, segae and peers in turns."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers import Peer
+
+import segae
+from segae.training.ceiling import TrainingStep, measure_ceiling, measure_phases
+from segae.training.cost import measured
+from segae.training.pace import TimedLoader
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured, one value for each round.
+
+    Attributes:
+        ceiling: images per second of the step alone.
+        segae: images per second of whole epochs.
+        peers: images per second of each peer.
+        data_wait: share of segae's epochs, in [0, 1], in which the loop waited for a batch.
+        peak_memory_mb: of segae's first epoch, before there are peers.
+    """
+
+    ceiling: list[float]
+    segae: list[float]
+    peers: list[tuple[Peer, list[float]]]
+    data_wait: float
+    peak_memory_mb: float
+
+
+def measure_rates(
+    learner: Any, device: torch.device, steps: int, rounds: int, make_peers: Callable[[], list[Peer]]
+) -> Rates:
+    """Measure all of them, by turns.
+
+    Args:
+        learner: segae's, without validation images.
+        device: where it trains.
+        steps: timed steps in each turn of the ceiling.
+        rounds: turns of each.
+        make_peers: called once segae's memory is known.
+    """
+    timed = TimedLoader(learner.dls.train, device)
+    learner.dls.loaders[0] = timed
+    batch = next(iter(timed.loader))
+    with measured(device) as cost:
+        run_epoch(learner, timed)  # the first one, which starts workers and fills caches, does not count
+    peers = [(peer, []) for peer in make_peers()]
+    for peer, _ in peers:
+        peer.rate()
+    measure_ceiling(TrainingStep(learner, batch), warm_up=min(steps, 10), steps=1, repeats=1)
+    timed.waited_s = timed.worked_s = timed.images = 0
+    ceiling, rates = [], []
+    for _ in range(rounds):
+        # a new one each time: an epoch leaves the model in the mode of its (empty) validation
+        ceiling.append(measure_ceiling(TrainingStep(learner, batch), warm_up=1, steps=steps, repeats=1))
+        rates.append(run_epoch(learner, timed))
+        for peer, values in peers:
+            values.append(peer.rate())
+    learner.dls.loaders[0] = timed.loader
+    return Rates(ceiling, rates, peers, timed.wait_share, cost.peak_memory_mb)
+
+
+def run_epoch(learner: Any, timed: TimedLoader) -> float:
+    """Images per second of one epoch, from the first question for a batch to the last line of the log."""
+    ends: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        log = segae.fit(
+            learner,
+            segae.make_phases(freeze_epochs=0, epochs=1, lr=1e-3),
+            log_csv=Path(folder) / "log.csv",
+            report=lambda row: ends.append(time.perf_counter()),  # noqa: ARG005
+        )
+    return log[-1]["images"] / (ends[-1] - timed.started)
+
+
+def time_phases(learner: Any, steps: int) -> dict[str, float]:
+    """Milliseconds of a step in each of its parts."""
+    step = TrainingStep(learner, next(iter(learner.dls.train)))
+    return measure_phases(step, warm_up=1, steps=min(steps, 20))

@@ -1,0 +1,248 @@
+"""A sample of a planned training: the same model, schedule and loaders on few images, ready to be timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from segae.tasks.pretrain import Pretrain
+    from segae.tasks.segment import Segment
+    from segae.training.cost import Cost
+    from segae.training.forecast import Workload
+    from segae.training.schedule import Phase
+
+Item = TypeVar("Item")
+
+_BATCHES = 12  # of training images in the sample; a timed epoch has no more
+_DRAWN = 32  # pictures that stand in for images that are not there; repeated to fill _BATCHES
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is timed in place of the planned training.
+
+    Attributes:
+        learner: on the sample's images.
+        phases: of the planned training.
+        workload: of the planned training.
+        images: in the sample.
+        image_bytes: of one image (and its mask) as the training holds it.
+        decode_s_per_image: measured while the sample was made.
+        apart_s: seconds of making the sample that a training spends in decoding, or not at all.
+        finish: does what the task does after its last epoch, given the log and the cost.
+    """
+
+    learner: Any
+    phases: Sequence[Phase]
+    workload: Workload
+    images: int
+    image_bytes: int
+    decode_s_per_image: float
+    apart_s: float
+    finish: Callable[[list[dict[str, Any]], Cost], object]
+
+
+def sample_segmentation(config: Segment, device: torch.device, images: int | None, drawn: bool) -> Sample:
+    """Prepare a segmentation as ``segae segment`` does.
+
+    Args:
+        config: of the planned training; its run folder is written to.
+        device: where to compute.
+        images: training and validation images of the planned training; None counts those of the data set.
+        drawn: the images only stand in for others, so few are repeated.
+    """
+    from segae.data.dataset import split_off_validation, take_labels
+    from segae.data.open import open_dataset
+    from segae.models.encoder import create_encoder, output_stride, require_size
+    from segae.models.segmenter import create_segmenter, require_decoder_size
+    from segae.tasks.finish import finish_segmentation
+    from segae.tasks.segment import _rates, labelled_loaders, resolve
+    from segae.training.forecast import Workload
+    from segae.training.learner import segmentation_learner
+    from segae.training.run import provenance, seed_everything
+    from segae.training.schedule import make_phases
+
+    data = open_dataset(config.data, config.classes)
+    seed_everything(config.seed)
+    encoder, description = create_encoder(config.encoder, config.init)
+    config = resolve(config, description)
+    size = config.image_size or description.image_size
+    require_size(size, output_stride(encoder))
+    require_decoder_size(config.decoder, size)
+    phases = make_phases(config.freeze_epochs, config.epochs, **_rates(config))
+    model = create_segmenter(encoder, config.encoder, config.decoder, len(data.classes)).to(device)
+    chosen = take_labels(data.splits["train"], config.labels, config.seed)
+    parts = split_off_validation(chosen, config.val_fraction, config.seed)
+    started = time.perf_counter()
+    train, valid, files = _decode_pairs(parts, size, data.mask_values, config, drawn)
+    apart_s = time.perf_counter() - started
+    loaders = labelled_loaders(train, valid, size, description, config.batch_size, device, config.workers, config.seed)
+    learner = segmentation_learner(
+        loaders,
+        model,
+        classes=len(data.classes),
+        bn_mode=str(config.bn_mode),
+        precision=config.precision,
+        seed=config.seed,
+    )
+    counts = _scaled((len(parts[0]), len(parts[1])), images, config.val_fraction)
+    return Sample(
+        learner,
+        phases,
+        Workload(*counts, files=sum(counts), extra_passes=counts[0] if config.recalibrate else 0),
+        len(train.images) + (len(valid.images) if valid else 0),
+        4 * size * size,
+        apart_s / files,
+        apart_s,
+        lambda log, cost: finish_segmentation(
+            config, model, description, data, train, valid, log, cost, provenance(device), device
+        ),
+    )
+
+
+def sample_pretraining(config: Pretrain, device: torch.device, images: int | None, drawn: bool) -> Sample:
+    """Prepare a pretraining as ``segae pretrain`` does; arguments as in ``sample_segmentation``."""
+    from torch.utils.data import Subset
+
+    from segae.data.batches import UnlabelledImages
+    from segae.data.pretraining import find_pretraining_images
+    from segae.data.transforms import eval_transform, pretrain_transform
+    from segae.models.encoder import create_encoder
+    from segae.tasks.finish import finish_pretraining
+    from segae.tasks.prepare import build_pretrainer
+    from segae.tasks.pretrain import _MEASURED_IMAGES, _objective, make_phases, resolve
+    from segae.training.forecast import Workload
+    from segae.training.learner import make_loaders, pretraining_learner
+    from segae.training.panels import reconstruction_sheet
+    from segae.training.run import provenance, seed_everything
+
+    seed_everything(config.seed)
+    encoder, description = create_encoder(config.encoder, config.init)
+    config = resolve(config, description.init)
+    objective, phases = _objective(config), make_phases(config)
+    model = build_pretrainer(config, encoder, description, objective).to(device)
+    paths = find_pretraining_images(config.data)
+    counts = _scaled(_split_size(paths, config), images, config.val_fraction)
+    started = time.perf_counter()
+    decoded, files = _decode_images(paths, config, drawn)
+    apart_s = time.perf_counter() - started
+    held_out = min(counts[1], len(decoded) // 4)
+    normalisation = (config.image_size, description.mean, description.std)
+    clean = UnlabelledImages(decoded, eval_transform(*normalisation), config.seed)
+    loaders = make_loaders(
+        UnlabelledImages(decoded, pretrain_transform(*normalisation), config.seed),
+        Subset(clean, range(held_out)),
+        batch_size=config.batch_size,
+        device=device,
+        workers=config.workers,
+        seed=config.seed,
+    )
+    learner = pretraining_learner(
+        loaders,
+        model,
+        objective,
+        weight_decay=config.weight_decay,
+        precision=config.precision,
+        seed=config.seed,
+        bn_mode=config.bn_mode,
+    )
+
+    def finish(log: list[dict[str, Any]], cost: Cost) -> None:  # noqa: ARG001 - metrics of a pretraining hold no memory
+        panels = config.out / "reconstructions.png"
+        reconstruction_sheet(model, objective, decoded[:5], description.mean, description.std, panels)
+        finish_pretraining(config, model, description, paths, log, provenance(device))
+
+    return Sample(
+        learner,
+        phases,
+        Workload(counts[0] * config.repeats, counts[1], sum(counts), min(counts[0], _MEASURED_IMAGES)),
+        len(decoded),
+        3 * config.image_size**2,
+        apart_s / files,
+        apart_s,
+        finish,
+    )
+
+
+def _decode_pairs(parts: Any, size: int, mask_values: Sequence[int], config: Segment, drawn: bool) -> tuple:
+    """Training and validation arrays of the sample, and how many files they came from."""
+    from segae.data.cache import CachedPairs, cache_pairs
+    from segae.data.images import Quarantine
+
+    batch, files = config.batch_size, 0
+    arrays: list[CachedPairs | None] = []
+    for pairs, wanted in zip(parts, (_BATCHES * batch, max(_BATCHES * batch // 4, 1)), strict=True):
+        chosen = _spread(pairs, wanted)
+        if not chosen:
+            arrays.append(None)
+            continue
+        cached = cache_pairs(chosen, size, mask_values, Quarantine(), config.out / "cache", progress=False)
+        files += len(chosen)
+        if drawn:
+            cached = CachedPairs(_filled(cached.images, wanted), _filled(cached.masks, wanted), cached.pairs)
+        arrays.append(cached)
+    return (*arrays, files)
+
+
+def _decode_images(paths: Sequence[Path], config: Pretrain, drawn: bool) -> tuple[np.ndarray, int]:
+    from segae.data.cache import cache_images
+    from segae.data.images import Quarantine
+
+    wanted = _BATCHES * config.batch_size
+    chosen = _spread(paths, wanted)
+    images = cache_images(chosen, config.image_size, Quarantine(), config.out / "cache", progress=False).images
+    return (_filled(images, wanted) if drawn else images), len(chosen)
+
+
+def _split_size(paths: Sequence[Path], config: Pretrain) -> tuple[int, int]:
+    """How many images ``segae pretrain`` trains on, and how many it keeps for validation."""
+    from segae.data.dataset import choose_by_hash
+
+    names = [f"{path.parent.name}/{path.name}" for path in paths]
+    held_out = choose_by_hash(sorted(set(names)), config.val_fraction, config.seed, "validation")
+    valid = sum(name in held_out for name in names)
+    return len(names) - valid, valid
+
+
+def _scaled(counts: tuple[int, int], images: int | None, val_fraction: float) -> tuple[int, int]:
+    """Training and validation images: those that there are, or of another number of images."""
+    if images is None:
+        return counts
+    valid = min(max(round(images * val_fraction), 1), images - 1) if val_fraction else 0
+    return images - valid, valid
+
+
+def _spread(items: Sequence[Item], wanted: int) -> list[Item]:
+    """At most so many items, evenly spaced: neighbours in a folder resemble each other."""
+    if len(items) <= wanted:
+        return list(items)
+    return [items[place * len(items) // wanted] for place in range(wanted)]
+
+
+def _filled(arrays: np.ndarray, wanted: int) -> np.ndarray:
+    """So many rows, those that are there over and over."""
+    import numpy as np
+
+    return np.asarray(arrays)[np.arange(wanted) % len(arrays)]
+
+
+def draw_stand_ins(folder: Path, size: int) -> Path:
+    """Draw a few labelled pictures for whoever has no images yet."""
+    from segae.data.drawn_pets import draw_pets
+
+    return draw_pets(folder, train=_DRAWN, test=1, size=size, progress=False)
+
+
+def within(config: Segment | Pretrain, folder: Path, data: Path | None) -> Segment | Pretrain:
+    """The same training, but in another run folder and, if given, on other data."""
+    changes: dict[str, Any] = {"out": folder}
+    if data is not None:
+        changes["data"] = data if isinstance(config.data, Path) else (data,)
+    return replace(config, **changes)

@@ -1,0 +1,126 @@
+"""The electrical power that a device draws, where it says so: a GPU by its driver, a CPU by its energy counters."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+
+import torch
+
+POWERCAP = Path("/sys/class/powercap")
+_INTERVAL_S = 0.5
+
+
+@dataclass
+class Power:
+    """Filled when the metered block ends.
+
+    Attributes:
+        watts: mean over the block; None where nothing reports it. It is never estimated.
+        source: what reported it, or why nothing did.
+        samples: readings of the GPU so far.
+    """
+
+    watts: float | None = None
+    source: str = ""
+    samples: list[float] = field(default_factory=list)
+
+
+@contextmanager
+def metered(device: torch.device, powercap: Path = POWERCAP) -> Iterator[Power]:
+    """Measure the mean power over the block.
+
+    Of CUDA devices it is that of the board, read twice a second from ``nvidia-smi``; the CPU beside it is not in it. Of
+    a CPU it is that of its packages, idle cores included, from the counters that Linux has for Intel and AMD (RAPL;
+    on most systems only root may read them).
+
+    Args:
+        device: whose power counts.
+        powercap: the folder of the counters.
+    """
+    if device.type == "cuda":
+        yield from _meter_gpu(device)
+    elif device.type == "cpu":
+        yield from _meter_cpu(powercap)
+    else:
+        yield Power(source=f"{device.type} reports no power")
+
+
+def _meter_gpu(device: torch.device) -> Iterator[Power]:
+    power, stop = Power(), Event()
+    name = _gpu_name(device)
+
+    def sample() -> None:
+        while (watts := read_gpu_power(name)) is not None:
+            power.samples.append(watts)
+            if stop.wait(_INTERVAL_S):
+                return
+
+    thread = Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield power
+    finally:
+        stop.set()
+        thread.join()
+        # the first reading is from before the work began
+        readings = power.samples[1:] or power.samples
+        power.watts = sum(readings) / len(readings) if readings else None
+        power.source = "GPU board, nvidia-smi" if readings else "nvidia-smi reports no power of this GPU"
+
+
+def _gpu_name(device: torch.device) -> str:
+    """What nvidia-smi knows the device by: torch's own numbers change with CUDA_VISIBLE_DEVICES."""
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return str(device.index or 0) if uuid is None else f"GPU-{uuid}"
+
+
+def read_gpu_power(name: str) -> float | None:
+    """Watts that an NVIDIA board draws now; None if its driver does not say."""
+    command = ["nvidia-smi", f"--id={name}", "--query-gpu=power.draw", "--format=csv,noheader,nounits"]
+    with suppress(OSError, subprocess.SubprocessError, ValueError):
+        return float(subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout)
+    return None
+
+
+def _meter_cpu(powercap: Path) -> Iterator[Power]:
+    power = Power()
+    before, started = read_cpu_energy(powercap), time.perf_counter()
+    try:
+        yield power
+    finally:
+        seconds, after = time.perf_counter() - started, read_cpu_energy(powercap)
+        if before and before.keys() == after.keys():
+            joules = [(after[name][0] - before[name][0]) % after[name][1] for name in after]
+            power.watts, power.source = sum(joules) / seconds, "CPU packages, RAPL"
+        else:
+            there = any(_packages(powercap))
+            power.source = "this CPU's energy counters may be read by root only" if there else "no energy counter"
+
+
+def read_cpu_energy(powercap: Path = POWERCAP) -> dict[str, tuple[float, float]]:
+    """Joules that each CPU package has used, and the value after which its counter starts again; empty if unreadable.
+
+    ``psys`` domains contain packages, so only packages count.
+    """
+    found = {}
+    for folder in _packages(powercap):
+        try:
+            used, end = (float((folder / file).read_text()) for file in ("energy_uj", "max_energy_range_uj"))
+        except (OSError, ValueError):
+            return {}
+        found[folder.name] = (used / 1e6, (end + 1) / 1e6)
+    return found
+
+
+def _packages(powercap: Path) -> Iterator[Path]:
+    for folder in sorted(powercap.glob("intel-rapl:*")):  # the name on AMD too
+        with suppress(OSError):
+            if re.fullmatch(r"intel-rapl:\d+", folder.name) and (folder / "name").read_text().startswith("package"):
+                yield folder

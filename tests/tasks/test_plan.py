@@ -1,0 +1,119 @@
+"""`segae plan` prints and writes a forecast, and the forecast is what a real run then logs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from segae.cli import main
+from segae.errors import SegaeError
+from segae.tasks.plan import Plan, planned_training, run, table_of
+from segae.tasks.pretrain import Pretrain
+from segae.tasks.segment import Segment
+from segae.training.forecast import Calibration, Forecast, PhasePace
+
+SMALL = ["--encoder", "test_resnet", "--image-size", "64", "--batch-size", "4", "--device", "cpu", "--seconds", "0.2"]
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("pets") / "pets"
+    main(["data", "drawn", "--root", str(root), "--train", "20", "--test", "2", "--unlabelled", "6", "--size", "64"])
+    return root
+
+
+def test_a_segmentation_is_planned_as_typed(pets, tmp_path, capsys):
+    file = tmp_path / "plan.json"
+    main(["plan", "--data", str(pets), *SMALL, "--epochs", "5", "--json", str(file)])
+    shown = capsys.readouterr().out
+    assert "1 (frozen) + 5 (full)" in shown
+    assert "peak memory" in shown
+    content = json.loads(file.read_text())
+    work, forecast, calibration = content["workload"], content["forecast"], content["calibration"]
+    assert work["train_images"] + work["valid_images"] == work["files"] == 20
+    paces = {phase["name"]: phase["seconds_per_image"] for phase in calibration["phases"]}
+    assert paces["full"] > paces["frozen"] > 0
+    images = work["train_images"]
+    assert forecast["training_s"] >= images * (paces["frozen"] + 5 * paces["full"])
+    assert forecast["validation_s"] > 0
+    assert forecast["total_s"] > forecast["training_s"]
+    assert forecast["peak_memory_mb"] > 100
+    assert content["planned"]["encoder"] == "test_resnet"
+    assert {"commit", "versions", "device", "date"} <= content.keys()
+
+
+def test_a_pretraining_is_planned_without_data_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    main(["plan", "--kind", "pretrain", "--images", "100000", "--objective", "denoise", "--repeats", "2", *SMALL])
+    shown = capsys.readouterr().out
+    assert "190,000 training and 5,000 validation images" in shown  # two passes over 95,000
+    assert "drawn pictures stood in" in shown
+    assert not {path for path in set(tmp_path.rglob("*")) - before if "segae-cache" not in str(path)}
+
+
+def test_what_is_left_out_is_the_tasks_own():
+    assert planned_training(Plan(data=(Path("a"),))) == Segment(data=Path("a"))
+    assert planned_training(Plan(kind="pretrain", data=(Path("a"),))) == Pretrain(data=(Path("a"),))
+    planned = planned_training(Plan(kind="pretrain", data=(Path("a"),), objective="denoise", epochs=7))
+    assert planned == Pretrain(data=(Path("a"),), objective="denoise", epochs=7)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (Plan(), "--images 1000"),
+        (Plan(images=1), "2 or more"),
+        (Plan(images=10, seconds=0), "above 0"),
+        (Plan(data=(Path("a"), Path("b"))), "takes one"),
+        (Plan(images=10, objective="mask"), "--objective"),
+        (Plan(kind="pretrain", images=10, labels=5), "--labels"),
+        (Plan(images=10, device="tpu"), "--device"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(config, words):
+    with pytest.raises(SegaeError, match=words):
+        run(config)
+
+
+def test_unknown_energy_is_said_and_not_guessed():
+    calibration = Calibration((PhasePace("full", 1, 0.1),), 0, 0, 0, 0, 0, 1, 0, 0, None, "no energy counter")
+    forecast = Forecast(10, 0, 0, 0, 0, 0, 1, 1, None)
+    energy = table_of(forecast, calibration)[-1]
+    assert energy[:2] == ("energy", "unknown")
+    assert "no energy counter" in energy[2]
+
+
+def logged(path: Path) -> float:
+    with (path / "log.csv").open(newline="") as file:
+        return sum(float(row["seconds"]) for row in csv.DictReader(file))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["segment", "pretrain"])
+def test_a_forecast_comes_true(kind, tmp_path):
+    """Within 15 %: of either of two plans, one before and one after the run, because a machine's pace drifts."""
+    data = tmp_path / "pets"
+    main(["data", "drawn", "--root", str(data), "--train", "400", "--test", "2", "--unlabelled", "0", "--size", "96"])
+    shared = ["--data", str(data), "--encoder", "resnet18", "--image-size", "96", "--device", "cpu", "--epochs", "2"]
+
+    def plan() -> dict[str, float]:
+        file = tmp_path / "plan.json"
+        main(["plan", "--kind", kind, *shared, "--json", str(file)])
+        return json.loads(file.read_text())["forecast"]
+
+    forecasts = [plan()]
+    started = time.perf_counter()
+    main([kind, *shared, "--out", str(tmp_path / "run")])
+    seconds = time.perf_counter() - started
+    forecasts.append(plan())
+    real = {"training_s": logged(tmp_path / "run"), "total_s": seconds}
+    if kind == "segment":
+        real["peak_memory_mb"] = json.loads((tmp_path / "run" / "metrics.json").read_text())["peak_memory_mb"]
+    for name, value in real.items():
+        low, high = (bound(forecast[name] for forecast in forecasts) for bound in (min, max))
+        assert 0.85 * low <= value <= 1.15 * high, f"{name}: {value:.1f}, forecast {low:.1f} to {high:.1f}"

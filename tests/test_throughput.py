@@ -1,0 +1,114 @@
+"""The throughput benchmark runs as a user would run it, and its rows can be read, doubted and replaced."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+CPU = torch.device("cpu")
+CELL = {"task": "segment", "encoder": "test_resnet", "image_size": 64, "batch_size": 8, "data_path": "cache"}
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_quick_mode_measures_both_tasks_and_writes_rows(tmp_path):
+    out = tmp_path / "rows.csv"
+    words = ["--quick", "--device", "cpu", "--peers", "plain-loop", "timm", "--write", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", BENCHMARKS / "throughput.py", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = read(out)
+    found = {(row["task"], row["system"], row["metric"]): float(row["value"]) for row in rows}
+    assert len(found) == len(rows)
+    for task in ("pretrain", "segment"):
+        values = {metric: found[task, "segae", metric] for metric in ("ceiling", "images_per_second", "peak_memory_mb")}
+        assert all(value > 0 for value in values.values())
+        # a run of two steps on a busy machine: the order of magnitude only
+        assert 0.05 < found[task, "segae", "rate_over_ceiling"] < 5
+        assert 0 <= found[task, "segae", "data_wait"] < 1
+        assert found[task, "segae", "forward_ms"] > 0
+        assert found[task, "timm-classifier", "ceiling"] > 0
+    ratio = found["segment", "segae", "ratio_to_plain_loop"]
+    rates = [found["segment", system, "images_per_second"] for system in ("segae", "plain-loop")]
+    assert ratio == pytest.approx(rates[0] / rates[1], rel=0.01)  # one round: the ratio of the medians
+    for row in rows:
+        assert row["encoder"] == "test_resnet"
+        assert row["commit"]
+        assert "torch" in row["versions"]
+        assert row["device"].startswith("cpu")
+
+
+@pytest.fixture
+def benchmarks(monkeypatch) -> None:
+    """The scripts' folder, from which they import each other."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def test_rows_of_the_same_cell_are_replaced(benchmarks, tmp_path):
+    from rows import save
+
+    out = tmp_path / "rows.csv"
+    save(CPU, CELL, [("segae", "ceiling", 1.0), ("segae", "data_wait", 0.5)], out)
+    save(CPU, {**CELL, "image_size": 128}, [("segae", "ceiling", 3.0)], out)
+    save(CPU, CELL, [("segae", "ceiling", 2.0)], out)
+    values = [(row["image_size"], row["metric"], float(row["value"])) for row in read(out)]
+    assert sorted(values) == [("128", "ceiling", 3.0), ("64", "ceiling", 2.0), ("64", "data_wait", 0.5)]
+
+
+def test_the_laid_out_pets_are_what_torchvision_and_segae_read(benchmarks, tmp_path):
+    from layout import lay_out
+    from peers import Augment
+    from torchvision.datasets import OxfordIIITPet
+
+    import segae
+
+    source = segae.draw_pets(tmp_path / "drawn", train=3, test=1, size=64, progress=False)
+    folder = lay_out(7, tmp_path, source=source)
+    data = segae.OxfordPets(folder)
+    assert (len(data.splits["train"]), len(data.splits["test"])) == (7, 1)
+    theirs = OxfordIIITPet(str(tmp_path), "trainval", "segmentation", transforms=Augment(32))
+    assert len(theirs) == 7
+    image_chw, mask_hw = theirs[0]
+    assert (image_chw.shape, mask_hw.shape) == ((3, 32, 32), (32, 32))
+    assert image_chw.dtype == torch.float32
+    assert mask_hw.dtype == torch.int64
+    assert set(mask_hw.unique().tolist()) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", ["fastai", "lightly", "plain-loop", "timm"])
+def test_every_peer_runs_an_epoch(name, benchmarks, tmp_path):
+    from layout import lay_out
+    from peers import PEERS, Absent, Work
+
+    lay_out(8, tmp_path, size=64)
+    encoder = "resnet18" if name == "fastai" else "test_resnet"
+    task = "pretrain" if name == "lightly" else "segment"
+    work = Work(tmp_path, encoder, 64, 4, CPU, workers=0, steps=1)
+    try:
+        peer = PEERS[task][name](work)
+    except Absent as reason:
+        pytest.skip(str(reason))
+    assert peer.rate() > 0
+
+
+def test_a_peer_that_does_not_fit_says_so(benchmarks, tmp_path):
+    from peers import PEERS, Absent, Work
+
+    with pytest.raises(Absent, match="resnets, not test_resnet"):
+        PEERS["segment"]["fastai"](Work(tmp_path, "test_resnet", 64, 4, CPU, workers=0, steps=1))
