@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,6 +64,12 @@ class DeviceImages(Dataset[tuple[Tensor, ...]]):
         self._transform = transform
         self._seed, self._repeats, self._epoch = seed, repeats, 0
         self._changes: Changes | None = None
+
+    def unchanged(self) -> DeviceImages:
+        """The same images, each once and only normalised; their memory is shared."""
+        other = copy.copy(self)
+        other._transform, other._repeats, other._changes = None, 1, None
+        return other
 
     def __len__(self) -> int:
         return len(self._image_nhwc) * self._repeats

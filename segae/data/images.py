@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -219,6 +220,13 @@ class Quarantine:
             first = "; ".join(f"{path} ({reason})" for path, reason in new[:3])
             more = f"; and {len(new) - 3} more" if len(new) > 3 else ""
             logger.warning("%d unreadable file(s) left out: %s%s", len(new), first, more)
+
+    def take(self, failures: Iterable[tuple[Path | str, str]], folder: Path) -> None:
+        """Add what was found later, (path, reason) each, and report and write it."""
+        for path, reason in failures:
+            self.add(Path(path), reason)
+        self.report()
+        self.write(folder)
 
     def write(self, folder: Path) -> Path | None:
         """Write `quarantine.csv` (path, reason) into the folder; return its path, or None if empty."""

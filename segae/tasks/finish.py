@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from segae.data.cache import CachedPairs
-    from segae.data.dataset import SegmentationData
+    from segae.data.dataset import Pair, SegmentationData
     from segae.models.encoder import EncoderDescription
+    from segae.objectives.presets import Objective
     from segae.tasks.pretrain import Pretrain
     from segae.tasks.segment import Segment
     from segae.training.cost import Cost
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _SETTINGS = (  # of a pretraining, beside those with a column of their own in the result rows
     *("noise_sigma", "patch", "mask_ratio", "hard_mask_share", "upsampling", "output_activation", "code_channels"),
     *("repeats", "warmup", "weight_decay", "freeze_epochs", "encoder_lr_ratio", "bn_mode", "distance_penalty"),
-    *("val_fraction", "patience", "precision"),
+    *("val_fraction", "patience", "precision", "micro_batch", "data_path"),
 )
 
 
@@ -32,10 +33,14 @@ def finish_pretraining(
     model: Any,
     description: EncoderDescription,
     paths: Sequence[Path],
+    images: int,
     log: list[dict[str, Any]],
     source: dict[str, str],
 ) -> Path:
-    """Write the encoder, the decoder if it can segment, the curves and the metrics; return the encoder's path."""
+    """Write the encoder, the decoder if it can segment, the curves and the metrics; return the encoder's path.
+
+    ``paths`` are the image files, or a stream's shards; ``images`` is how many images there are.
+    """
     from segae.models.decoder import DECODER_FILE, DecoderDescription, save_decoder
     from segae.models.encoder import save_encoder
     from segae.models.segmenter import DECODERS
@@ -48,7 +53,7 @@ def finish_pretraining(
         image_size=config.image_size,
         init=("" if description.init == "random" else f"{description.init}+") + f"ae:{config.objective}",
         source=f"segae pretrain --objective {config.objective} from {description.source}",
-        pretraining=_pretraining(config, paths, log, source),
+        pretraining=_pretraining(config, paths, images, log, source),
     )
     target = config.out / "encoder.safetensors"
     save_encoder(target, model.encoder, described)
@@ -63,8 +68,20 @@ def finish_pretraining(
     return target
 
 
+def measure_clean(config: Pretrain, model: Any, objective: Objective, measured: Any, device: torch.device) -> None:
+    """BatchNorm statistics of clean images, in place of those of corrupted ones."""
+    from torch.utils.data import DataLoader
+
+    from segae.training.batchnorm import recalibrate_batchnorm
+
+    # a last batch of one image has no variance to measure
+    batches = DataLoader(measured, config.batch_size, drop_last=len(measured) > config.batch_size)
+    kept = objective.frozen_encoder or config.bn_mode == "eval"  # the encoder's statistics are the ones to keep
+    recalibrate_batchnorm(model.decoder if kept else model, batches, device, through=model)
+
+
 def _pretraining(
-    config: Pretrain, paths: Sequence[Path], log: list[dict[str, Any]], source: dict[str, str]
+    config: Pretrain, paths: Sequence[Path], images: int, log: list[dict[str, Any]], source: dict[str, str]
 ) -> dict[str, str | int | float]:
     from segae.data.dataset import split_hash
 
@@ -75,7 +92,7 @@ def _pretraining(
         "settings": "; ".join(f"{name} {getattr(config, name)}" for name in _SETTINGS),
         "target": config.target or "",
         "dataset": "+".join(root.name or str(root.resolve().name) for root in config.data),
-        "images": len(paths),
+        "images": images,
         "image_size": config.image_size,
         "epochs": len(log),
         "images_seen": sum(row["images"] for row in log),
@@ -95,8 +112,8 @@ def finish_segmentation(
     model: nn.Module,
     description: EncoderDescription,
     data: SegmentationData,
-    train: CachedPairs,
-    valid: CachedPairs | None,
+    pairs: Sequence[Pair],
+    shown: CachedPairs,
     log: Sequence[dict[str, Any]],
     cost: Cost,
     source: dict[str, str],
@@ -117,12 +134,12 @@ def finish_segmentation(
         **{f"pretrain_{name}": value for name, value in description.pretraining.items()},
         "transfer": config.transfer,
         "dataset": data.name,
-        "labels": len(train.pairs),
-        "label_fraction": len(train.pairs) / len(data.splits["train"]),
+        "labels": len(pairs),
+        "label_fraction": len(pairs) / len(data.splits["train"]),
         "encoder": config.encoder,
         "decoder": config.decoder,
         "image_size": size,
-        "split_hash": split_hash(pair.name for pair in train.pairs),
+        "split_hash": split_hash(pair.name for pair in pairs),
         "freeze_epochs": config.freeze_epochs,
         "epochs": config.epochs,
         "batch_size": config.batch_size,
@@ -150,13 +167,14 @@ def finish_segmentation(
         details=details,
     )
     save_segmenter(target, model, described)
-    shown = train if valid is None else valid
     images, truths = shown.images[:8], shown.masks[:8]
     predictions = predict_masks(model, images, described.mean, described.std, device=device)
     segmentation_sheet(
         list(images), list(truths), list(predictions), data.classes, data.palette, config.out / "sheet.png"
     )
     training_curves(config.out / "log.csv", config.out / "curves.png")
-    write_json(config.out / DONE_FILE, {"last_epoch": log[-1], "split": "val" if valid else "train", **details})
+    write_json(
+        config.out / DONE_FILE, {"last_epoch": log[-1], "split": "val" if "miou" in log[-1] else "train", **details}
+    )
     print(f"wrote {target}")
     return target

@@ -57,6 +57,14 @@ class Plan:
     """Arithmetic of forward and loss; auto takes bfloat16 on CUDA."""
     workers: int = 0
     """Processes that prepare images."""
+    data_path: Literal["auto", "cache", "device"] = "auto"
+    """Where the images are held; live decoding cannot be planned."""
+    micro_batch: int | None = None
+    """Images at once; none takes all, or on CUDA as many as fit."""
+    activation_checkpointing: bool = False
+    """Less memory, more time."""
+    compile: bool = False
+    """Compile the model."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     seconds: float = 10.0

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from segae.errors import SegaeError
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import nn
 
+    from segae.data.images import Quarantine
     from segae.models.encoder import EncoderDescription
     from segae.objectives.presets import Objective
     from segae.tasks.pretrain import Pretrain
+    from segae.tasks.segment import Segment
 
 
 def build_pretrainer(
@@ -133,24 +133,16 @@ def make_probe(
     return probe
 
 
-def cache_unlabelled(
-    roots: Sequence[Path], size: int, val_fraction: float, seed: int, quarantine: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[Path, ...]]:
-    """The images below ``roots``, decoded once to ``size`` pixels: (images, training and validation indices, paths).
+def open_run(
+    config: Pretrain | Segment, device: torch.device, names: Sequence[str], quarantine: Quarantine
+) -> tuple[bool, dict[str, str]]:
+    """Open the run folder, once for all processes: whether to resume, and the provenance."""
+    from segae.data.dataset import split_hash
+    from segae.training.distributed import once
+    from segae.training.run import open_run_folder, start_provenance
 
-    Raises:
-        SegaeError: a folder is missing or empty, no image can be read, or ``val_fraction`` is out of range.
-    """
-    import numpy as np
-
-    from segae.data.cache import cache_images
-    from segae.data.dataset import choose_by_hash
-    from segae.data.pretraining import find_pretraining_images
-    from segae.training.distributed import first_on_machine
-
-    with first_on_machine():
-        cached = cache_images(find_pretraining_images(roots), size, quarantine)
-    names = sorted({f"{path.parent.name}/{path.name}" for path in cached.paths})
-    held_out = choose_by_hash(names, val_fraction, seed, "validation")
-    valid = np.array([f"{path.parent.name}/{path.name}" in held_out for path in cached.paths])
-    return cached.images, np.flatnonzero(~valid), np.flatnonzero(valid), cached.paths
+    resume = once(lambda: open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite))
+    source = once(lambda: start_provenance(config.out, device, split_hash(names), resume=resume))
+    quarantine.report()
+    once(lambda: quarantine.write(config.out))
+    return resume, source

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from segae.objectives.presets import Objective
     from segae.training.schedule import Phase
 
-_MEASURED_IMAGES = 2048  # enough for BatchNorm statistics; a pass over millions would cost an epoch
-
 
 @dataclass(frozen=True)
 class Pretrain:
@@ -47,6 +45,8 @@ class Pretrain:
     """Passes over the images in an epoch; more than one where a few thousand images meet a fast device."""
     batch_size: int = 32
     """Images per optimizer step, of all processes together."""
+    micro_batch: int | None = None
+    """Images at once, a divisor of the batch size; none takes all, or on CUDA as many as fit."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
     warmup: float = 0.1
@@ -93,7 +93,16 @@ class Pretrain:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and loss; auto takes bfloat16 on CUDA."""
     workers: int = 0
-    """Processes that prepare images; 0 is right for the cached images of this task."""
+    """Processes that prepare images; 0 is right unless they are decoded live or the device is much faster."""
+    data_path: Literal["auto", "cache", "device", "live"] = "auto"
+    """Images decoded once on the disk (cache) or held on the device, or decoded each time (live); auto takes the
+    device where it is a GPU with room for them. Tar shards in --data are streamed."""
+    epoch_images: int | None = None
+    """Tar shards: images in an epoch; none counts those in local shards."""
+    activation_checkpointing: bool = False
+    """Keep little for the backward pass and compute it again: less memory, a third more time."""
+    compile: bool = False
+    """Compile the model with torch.compile; pays off in long runs on a GPU, if at all."""
     resume: bool = False
     """Go on after the last finished epoch in the run folder."""
     overwrite: bool = False
@@ -152,66 +161,33 @@ def run(config: Pretrain) -> Path:
 
 
 def _pretrain(config: Pretrain, device: torch.device) -> Path:
-    import numpy as np
-    from torch.utils.data import DataLoader, Subset
-
-    from segae.data.batches import UnlabelledImages
-    from segae.data.dataset import split_hash
     from segae.data.images import Quarantine
-    from segae.data.transforms import eval_transform, pretrain_transform
     from segae.models.encoder import create_encoder
-    from segae.tasks.finish import finish_pretraining
-    from segae.tasks.prepare import build_pretrainer, cache_unlabelled, make_probe
-    from segae.training.batchnorm import recalibrate_batchnorm
+    from segae.tasks.compute import pretraining_of_items, set_up
+    from segae.tasks.finish import finish_pretraining, measure_clean
+    from segae.tasks.loading import load_unlabelled
+    from segae.tasks.prepare import build_pretrainer, make_probe, open_run
     from segae.training.distributed import once, this_place
     from segae.training.fit import fit, print_epoch
-    from segae.training.learner import make_loaders, pretraining_learner
     from segae.training.panels import reconstruction_sheet
-    from segae.training.run import RESUME_FILE, open_run_folder, seed_everything, start_provenance
+    from segae.training.run import RESUME_FILE, seed_everything
 
     seed_everything(config.seed)
     encoder, description = create_encoder(config.encoder, config.init)
     config = resolve(config, description.init)
     objective, phases = _objective(config), make_phases(config)
     model = build_pretrainer(config, encoder, description, objective).to(device)
+    set_up(model, config, dense=objective.masking == "dense")
     probe = make_probe(config, description, device)
     quarantine = Quarantine()
-    images, train, valid, paths = cache_unlabelled(
-        config.data, config.image_size, config.val_fraction, config.seed, quarantine
+    data = load_unlabelled(config, description, device, quarantine)
+    learner = pretraining_of_items(
+        config, (data.train, data.valid), model, objective, device, train_indices=data.train_indices, probe=probe
     )
-    normalisation = (config.image_size, description.mean, description.std)
-    clean = UnlabelledImages(images, eval_transform(*normalisation), config.seed)
-    loaders = make_loaders(
-        UnlabelledImages(images, pretrain_transform(*normalisation), config.seed, config.repeats),
-        Subset(clean, valid.tolist()),
-        batch_size=config.batch_size,
-        device=device,
-        workers=config.workers,
-        seed=config.seed,
-        train_indices=[place + turn * len(images) for turn in range(config.repeats) for place in train.tolist()],
-    )
-    learner = pretraining_learner(
-        loaders,
-        model,
-        objective,
-        weight_decay=config.weight_decay,
-        precision=config.precision,
-        seed=config.seed,
-        bn_mode=config.bn_mode,
-        distance_penalty=config.distance_penalty,
-        hard_mask_share=config.hard_mask_share,
-        patience=config.patience,
-        probe=probe,
-        probe_every=config.probe_every,
-    )
-    resume = once(lambda: open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite))
-    names = split_hash(path.name for path in paths)
-    source = once(lambda: start_provenance(config.out, device, names, resume=resume))
-    quarantine.report()
-    once(lambda: quarantine.write(config.out))
+    resume, source = open_run(config, device, [path.name for path in data.paths], quarantine)
     print(f"encoder {config.encoder}, init {config.init}: {description.source}")
     length = " + ".join(f"{phase.epochs} ({phase.name})" for phase in phases)
-    print(f"{len(train)} training and {len(valid)} validation images, epochs: {length}, on {device}")
+    print(f"{data.count} training and {data.held_out} validation images, epochs: {length}, on {device}")
     log = fit(
         learner,
         phases,
@@ -220,20 +196,14 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
         resume=resume,
         report=print_epoch,
     )
+    once(lambda: quarantine.take(data.failures(), config.out))
     if not this_place().first:
         return config.out / "encoder.safetensors"
-    shown = images[(valid if len(valid) else train)[:5]]
     # before BatchNorm is measured on clean images: corrupted ones are what the model was trained on
     panels = config.out / "reconstructions.png"
-    reconstruction_sheet(model, objective, shown, description.mean, description.std, panels)
-    places = np.linspace(0, len(train) - 1, min(len(train), _MEASURED_IMAGES)).astype(int)
-    measured = train[places].tolist()
-    # a last batch of one image has no variance to measure
-    batches = DataLoader(Subset(clean, measured), config.batch_size, drop_last=len(measured) > config.batch_size)
-    kept = objective.frozen_encoder or config.bn_mode == "eval"  # the encoder's statistics are the ones to keep
-    part = model.decoder if kept else model
-    recalibrate_batchnorm(part, batches, device, through=model)  # type: ignore[arg-type]
-    return finish_pretraining(config, model, description, paths, log, source)
+    reconstruction_sheet(model, objective, data.shown, description.mean, description.std, panels)
+    measure_clean(config, model, objective, data.measured, device)
+    return finish_pretraining(config, model, description, data.paths, data.count + data.held_out, log, source)
 
 
 def make_phases(config: Pretrain) -> tuple[Phase, ...]:

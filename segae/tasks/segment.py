@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from segae.data.cache import CachedPairs
-    from segae.data.dataset import SegmentationData
     from segae.models.encoder import EncoderDescription
 
 
@@ -45,6 +44,8 @@ class Segment:
     """Epochs after that, with everything training."""
     batch_size: int = 16
     """Images per optimizer step, of all processes together."""
+    micro_batch: int | None = None
+    """Images at once, a divisor of the batch size; none takes all, or on CUDA as many as fit."""
     lr: float | None = None
     """Peak learning rate of the head in the frozen epochs; the full epochs peak at half of it. None takes, here and
     in the next four settings, what was best on validation images for the kind of init (docs/training.md)."""
@@ -67,7 +68,14 @@ class Segment:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and loss; auto takes bfloat16 on CUDA."""
     workers: int = 0
-    """Processes that prepare images; 0 is right for the cached images of this task."""
+    """Processes that prepare images; 0 is right unless they are decoded live or the device is much faster."""
+    data_path: Literal["auto", "cache", "device", "live"] = "auto"
+    """Images decoded once on the disk (cache) or held on the device, or decoded each time (live); auto takes the
+    device where it is a GPU with room for them."""
+    activation_checkpointing: bool = False
+    """Keep little for the backward pass and compute it again: less memory, a third more time."""
+    compile: bool = False
+    """Compile the model with torch.compile; pays off in long runs on a GPU, if at all."""
     resume: bool = False
     """Go on after the last finished epoch in the run folder."""
     overwrite: bool = False
@@ -91,19 +99,20 @@ def run(config: Segment) -> Path:
 
 
 def _segment(config: Segment, device: torch.device) -> Path:
-    from segae.data.dataset import split_hash
     from segae.data.images import Quarantine
     from segae.data.open import open_dataset
     from segae.models.decoder import DECODER_FILE, load_decoder_into
     from segae.models.encoder import create_encoder, output_stride, require_size
     from segae.models.segmenter import create_segmenter, require_decoder_size
     from segae.tasks.arms import require_transferable
+    from segae.tasks.compute import segmentation_of_items, set_up
     from segae.tasks.finish import finish_segmentation
+    from segae.tasks.labelled import load_labelled
+    from segae.tasks.prepare import open_run
     from segae.training.cost import measured
     from segae.training.distributed import once, this_place
     from segae.training.fit import fit, print_epoch
-    from segae.training.learner import segmentation_learner
-    from segae.training.run import RESUME_FILE, open_run_folder, seed_everything, start_provenance
+    from segae.training.run import RESUME_FILE, seed_everything
     from segae.training.schedule import check_batchnorm_mode, make_phases
 
     data = open_dataset(config.data, config.classes)
@@ -121,26 +130,16 @@ def _segment(config: Segment, device: torch.device) -> Path:
         require_transferable(config.transfer, config.decoder)
         load_decoder_into(Path(config.init).parent / DECODER_FILE, model, config.encoder, config.decoder)
 
+    set_up(model, config)
+
     quarantine = Quarantine()
-    train, valid = cache_labelled(data, size, config.labels, config.val_fraction, config.seed, quarantine)
-    loaders = labelled_loaders(train, valid, size, description, config.batch_size, device, config.workers, config.seed)
-    learner = segmentation_learner(
-        loaders,
-        model,
-        classes=len(data.classes),
-        bn_mode=str(config.bn_mode),
-        precision=config.precision,
-        seed=config.seed,
-    )
-    resume = once(lambda: open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite))
-    names = split_hash(pair.name for pair in train.pairs)
-    source = once(lambda: start_provenance(config.out, device, names, resume=resume))
-    quarantine.report()
-    once(lambda: quarantine.write(config.out))
+    images = load_labelled(config, data, description, device, quarantine)
+    learner = segmentation_of_items(config, (images.train, images.valid), model, len(data.classes), size, device)
+    resume, source = open_run(config, device, [pair.name for pair in images.pairs], quarantine)
     print(f"encoder {config.encoder}, init {config.init}: {description.source}")
-    print(f"{len(train.pairs)} training images, {config.freeze_epochs} + {config.epochs} epochs on {device}")
+    print(f"{len(images.pairs)} training images, {config.freeze_epochs} + {config.epochs} epochs on {device}")
     if config.recalibrate and not resume:
-        _recalibrate(config, model, train, description, device)
+        _recalibrate(config, model, images.sample, description, device)
     with measured(device) as cost:
         log = fit(
             learner,
@@ -150,9 +149,10 @@ def _segment(config: Segment, device: torch.device) -> Path:
             resume=resume,
             report=print_epoch,
         )
+    once(lambda: quarantine.take(images.failures(), config.out))
     if not this_place().first:
         return config.out / "model.safetensors"
-    return finish_segmentation(config, model, description, data, train, valid, log, cost, source, device)
+    return finish_segmentation(config, model, description, data, images.pairs, images.shown, log, cost, source, device)
 
 
 def resolve(config: Segment, description: EncoderDescription) -> Segment:
@@ -189,44 +189,3 @@ def _recalibrate(
     batches = DataLoader(clean, config.batch_size, drop_last=len(clean) > config.batch_size)
     part = model if config.transfer == "encoder+decoder" else model.encoder
     recalibrate_batchnorm(part, batches, device)  # type: ignore[arg-type]
-
-
-def cache_labelled(
-    data: SegmentationData, size: int, labels: int | None, val_fraction: float, seed: int, quarantine: Any
-) -> tuple[CachedPairs, CachedPairs | None]:
-    """The training split decoded once, as (training, validation or None); validation comes out of ``labels``."""
-    from segae.data.cache import cache_pairs
-    from segae.data.dataset import split_off_validation, take_labels
-    from segae.training.distributed import first_on_machine
-
-    chosen = take_labels(data.splits["train"], labels, seed)
-    train, valid = split_off_validation(chosen, val_fraction, seed)
-    with first_on_machine():
-        cached = cache_pairs(train, size, data.mask_values, quarantine)
-        return cached, cache_pairs(valid, size, data.mask_values, quarantine) if valid else None
-
-
-def labelled_loaders(
-    train: CachedPairs,
-    valid: CachedPairs | None,
-    size: int,
-    description: EncoderDescription,
-    batch_size: int,
-    device: torch.device,
-    workers: int,
-    seed: int,
-) -> Any:
-    """Loaders with the training augmentation, normalised as the encoder was."""
-    from segae.data.batches import LabelledImages
-    from segae.data.transforms import eval_transform, train_transform
-    from segae.training.learner import make_loaders
-
-    normalisation = (size, description.mean, description.std)
-    return make_loaders(
-        LabelledImages(train.images, train.masks, train_transform(*normalisation), seed),
-        None if valid is None else LabelledImages(valid.images, valid.masks, eval_transform(*normalisation), seed),
-        batch_size=batch_size,
-        device=device,
-        workers=workers,
-        seed=seed,
-    )

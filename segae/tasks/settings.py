@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from segae.tasks.compare import Compare
 
-_NO_MATTER = ("data", "out", "device", "workers", "resume", "overwrite", "probe", "probe_every", "classes")
+_NO_MATTER = (
+    *("data", "out", "device", "workers", "resume", "overwrite", "probe", "probe_every", "classes"),
+    *("data_path", "epoch_images", "activation_checkpointing", "compile"),
+)
 
 
 def settings_of(config: Compare, arm: str, seed: int) -> tuple[str, str]:
@@ -31,6 +34,8 @@ def settings_of(config: Compare, arm: str, seed: int) -> tuple[str, str]:
     if parsed.objective:
         wanted = asdict(pretraining_of(config, parsed, seed))
         images = find_pretraining_images((config.data, *config.unlabelled))
+        if wanted["micro_batch"] is None:
+            del wanted["micro_batch"]  # a run is the same one that it was before there were such batches
         pretraining = {name: str(value) for name, value in wanted.items() if name not in _NO_MATTER}
         pretraining["images"] = [path.name for path in images]
     settings = ("decoder", "image_size", "freeze_epochs", "epochs", "batch_size", "labels", "split")

@@ -62,10 +62,11 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
     from segae.data.open import open_dataset
     from segae.models.encoder import create_encoder, output_stride, require_size
     from segae.models.segmenter import create_segmenter, require_decoder_size
+    from segae.tasks.compute import segmentation_of_items, set_up
     from segae.tasks.finish import finish_segmentation
-    from segae.tasks.segment import _rates, labelled_loaders, resolve
+    from segae.tasks.labelled import labelled_sets
+    from segae.tasks.segment import _rates, resolve
     from segae.training.forecast import Workload
-    from segae.training.learner import segmentation_learner
     from segae.training.run import provenance, seed_everything
     from segae.training.schedule import make_phases
 
@@ -78,20 +79,14 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
     require_decoder_size(config.decoder, size)
     phases = make_phases(config.freeze_epochs, config.epochs, **_rates(config))
     model = create_segmenter(encoder, config.encoder, config.decoder, len(data.classes)).to(device)
+    set_up(model, config)
     chosen = take_labels(data.splits["train"], config.labels, config.seed)
     parts = split_off_validation(chosen, config.val_fraction, config.seed)
     started = time.perf_counter()
     train, valid, files = _decode_pairs(parts, size, data.mask_values, config, drawn)
     apart_s = time.perf_counter() - started
-    loaders = labelled_loaders(train, valid, size, description, config.batch_size, device, config.workers, config.seed)
-    learner = segmentation_learner(
-        loaders,
-        model,
-        classes=len(data.classes),
-        bn_mode=str(config.bn_mode),
-        precision=config.precision,
-        seed=config.seed,
-    )
+    items = labelled_sets(config, train, valid, description, device)
+    learner = segmentation_of_items(config, items, model, len(data.classes), size, device)
     counts = _scaled((len(parts[0]), len(parts[1])), images, config.val_fraction)
     return Sample(
         learner,
@@ -102,7 +97,7 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
         apart_s / files,
         apart_s,
         lambda log, cost: finish_segmentation(
-            config, model, description, data, train, valid, log, cost, provenance(device), device
+            config, model, description, data, train.pairs, valid or train, log, cost, provenance(device), device
         ),
     )
 
@@ -111,15 +106,14 @@ def sample_pretraining(config: Pretrain, device: torch.device, images: int | Non
     """Prepare a pretraining as ``segae pretrain`` does; arguments as in ``sample_segmentation``."""
     from torch.utils.data import Subset
 
-    from segae.data.batches import UnlabelledImages
     from segae.data.pretraining import find_pretraining_images
-    from segae.data.transforms import eval_transform, pretrain_transform
     from segae.models.encoder import create_encoder
+    from segae.tasks.compute import pretraining_of_items, set_up
     from segae.tasks.finish import finish_pretraining
+    from segae.tasks.loading import MEASURED_IMAGES, unlabelled_sets
     from segae.tasks.prepare import build_pretrainer
-    from segae.tasks.pretrain import _MEASURED_IMAGES, _objective, make_phases, resolve
+    from segae.tasks.pretrain import _objective, make_phases, resolve
     from segae.training.forecast import Workload
-    from segae.training.learner import make_loaders, pretraining_learner
     from segae.training.panels import reconstruction_sheet
     from segae.training.run import provenance, seed_everything
 
@@ -128,41 +122,26 @@ def sample_pretraining(config: Pretrain, device: torch.device, images: int | Non
     config = resolve(config, description.init)
     objective, phases = _objective(config), make_phases(config)
     model = build_pretrainer(config, encoder, description, objective).to(device)
+    set_up(model, config, dense=objective.masking == "dense")
     paths = find_pretraining_images(config.data)
     counts = _scaled(_split_size(paths, config), images, config.val_fraction)
     started = time.perf_counter()
     decoded, files = _decode_images(paths, config, drawn)
     apart_s = time.perf_counter() - started
     held_out = min(counts[1], len(decoded) // 4)
-    normalisation = (config.image_size, description.mean, description.std)
-    clean = UnlabelledImages(decoded, eval_transform(*normalisation), config.seed)
-    loaders = make_loaders(
-        UnlabelledImages(decoded, pretrain_transform(*normalisation), config.seed),
-        Subset(clean, range(held_out)),
-        batch_size=config.batch_size,
-        device=device,
-        workers=config.workers,
-        seed=config.seed,
-    )
-    learner = pretraining_learner(
-        loaders,
-        model,
-        objective,
-        weight_decay=config.weight_decay,
-        precision=config.precision,
-        seed=config.seed,
-        bn_mode=config.bn_mode,
-    )
+    augmented, clean = unlabelled_sets(replace(config, repeats=1), decoded, description, device)
+    items = (augmented, Subset(clean, range(held_out)))
+    learner = pretraining_of_items(config, items, model, objective, device)
 
     def finish(log: list[dict[str, Any]], cost: Cost) -> None:  # noqa: ARG001 - metrics of a pretraining hold no memory
         panels = config.out / "reconstructions.png"
         reconstruction_sheet(model, objective, decoded[:5], description.mean, description.std, panels)
-        finish_pretraining(config, model, description, paths, log, provenance(device))
+        finish_pretraining(config, model, description, paths, len(paths), log, provenance(device))
 
     return Sample(
         learner,
         phases,
-        Workload(counts[0] * config.repeats, counts[1], sum(counts), min(counts[0], _MEASURED_IMAGES)),
+        Workload(counts[0] * config.repeats, counts[1], sum(counts), min(counts[0], MEASURED_IMAGES)),
         len(decoded),
         3 * config.image_size**2,
         apart_s / files,

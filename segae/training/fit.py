@@ -55,6 +55,8 @@ def fit(
         state = once(lambda: load_resume_file(resume_file))
         done, optimizer_state, clock.log = state["epochs_done"], state["optimizer"], state["log"]
         _load_model(learner, state["model"], resume_file)
+        if "streams" in state:
+            learner.dls.train.dataset.load_state_dict(state["streams"][this_place().rank % len(state["streams"])])
     extra = [EpochLog(log_csv, report), ProgressBar()]
     if resume_file is not None:
         extra.append(SaveResume(resume_file))

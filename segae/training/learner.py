@@ -13,7 +13,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from segae.errors import SegaeError
 from segae.objectives.presets import Objective
@@ -60,20 +60,30 @@ def make_loaders(
     """
     if batch_size < 1:
         raise SegaeError(f"batch size is {batch_size}; it must be 1 or more, for example --batch-size 16.")
-    indices = range(len(train)) if train_indices is None else train_indices  # type: ignore[arg-type]
+    stream = isinstance(train, IterableDataset)
+    indices: Sequence[int] = () if stream else range(len(train)) if train_indices is None else train_indices  # type: ignore[arg-type]
     held_out: Any = [] if valid is None else valid
     place = this_place()
     common: dict[str, Any] = {"batch_size": require_divisible(batch_size, place), "num_workers": workers}
     common["collate_fn"] = _collate
     common["persistent_workers"] = workers > 0  # starting them anew would cost seconds in every epoch
     pinned = device.type == "cuda"
-    loaders: list[DataLoader] = [
-        DataLoader(data, sampler=EpochSampler(order, seed, batch_size, place, drop), pin_memory=pinned, **common)
-        for data, order, seed, drop in ((train, indices, seed, True), (held_out, range(len(held_out)), None, False))
-    ]
-    dls = DataLoaders(*loaders)
+
+    def load(data: Any, order: Sequence[int], seed: int | None, drop_single: bool) -> DataLoader:
+        if isinstance(data, IterableDataset):  # a stream has its own order, and its own share for each process
+            return DataLoader(data, pin_memory=pinned, **common)
+        sampler = EpochSampler(order, seed, batch_size, place, drop_single)
+        # what lies on a device already cannot be pinned
+        return DataLoader(data, sampler=sampler, pin_memory=pinned and not _on_device(data), **common)
+
+    dls = DataLoaders(load(train, indices, seed, True), load(held_out, range(len(held_out)), None, False))
     dls._device = device  # torch's loaders have no device; without this fastai takes a GPU whenever there is one
     return dls
+
+
+def _on_device(data: Any) -> bool:
+    """Whether it is ``DeviceImages``, or a subset of them."""
+    return getattr(data, "device", getattr(getattr(data, "dataset", None), "device", None)) is not None
 
 
 def _collate(items: list | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -54,11 +54,11 @@ class Accumulate(Callback):
         return (self.learn.iter + 1) % self.batches == 0 or self.learn.iter + 1 == self.learn.n_iter
 
     def _share(self) -> float:
-        sampler = self.learn.dl.sampler
-        if not isinstance(sampler, EpochSampler):
-            return 1 / self.batches
         first = self.learn.iter - self.learn.iter % self.batches
         last = min(first + self.batches, self.learn.n_iter)
+        sampler = self.learn.dl.sampler
+        if not isinstance(sampler, EpochSampler):  # a stream, whose batches are all of one size
+            return 1 / (last - first)
         return sampler.part(self.learn.iter).total / sum(sampler.part(batch).total for batch in range(first, last))
 
 

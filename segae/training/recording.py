@@ -16,7 +16,7 @@ from segae.errors import SegaeError
 from segae.files import write_atomically
 from segae.training.callbacks import EpochClock
 from segae.training.checkpoint import save_resume_file
-from segae.training.distributed import once, summed, this_place
+from segae.training.distributed import gathered, once, summed, this_place
 from segae.training.evaluation import softmax_winner
 from segae.training.metrics import confusion_matrix
 from segae.training.sharing import part_of_batch
@@ -114,6 +114,9 @@ class SaveResume(Callback):
             "optimizer": self.learn.opt.state_dict(),
             "log": clock.log,
         }
+        stream = self.learn.dls.train.dataset
+        if hasattr(stream, "state_dict"):
+            content["streams"] = gathered(stream.state_dict())  # each process reads another part
         try:
             once(lambda: save_resume_file(self.path, content))
         except SegaeError as failure:

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import Sampler
 
 from segae.errors import SegaeError
-from segae.training.distributed import Place
+from segae.training.distributed import Place, this_place
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,15 @@ class EpochSampler(Sampler[int]):
 
 
 def part_of_batch(learner: Any) -> Part:
-    """What of the running batch of a fastai Learner this process has; all of it where no EpochSampler shares it."""
+    """What of the running batch of a fastai Learner this process has.
+
+    Where no EpochSampler shares the images out, as with a stream, all processes have as many as this one.
+    """
     sampler = getattr(learner.dl, "sampler", None)
     if isinstance(sampler, EpochSampler):
         return sampler.part(learner.iter)
-    count = len(learner.xb[0])
-    return Part(learner.iter * count, 0, count, count)
+    count, place = len(learner.xb[0]), this_place()
+    return Part(learner.iter * count * place.world, count * place.rank, count, count * place.world)
 
 
 def shared_draws(generator: torch.Generator, part: Part) -> AbstractContextManager:

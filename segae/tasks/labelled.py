@@ -1,0 +1,119 @@
+"""How a segmentation gets its images and masks: decoded once, on the device, or decoded again each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from segae.tasks.loading import choose_data_path
+
+if TYPE_CHECKING:
+    import torch
+
+    from segae.data.cache import CachedPairs
+    from segae.data.dataset import Pair, SegmentationData
+    from segae.data.images import Quarantine
+    from segae.models.encoder import EncoderDescription
+    from segae.tasks.segment import Segment
+
+_SAMPLED = 256  # training pairs that are decoded once all the same, where the others are decoded each time
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a segmentation is given.
+
+    Attributes:
+        train: augmented items.
+        valid: clean items; None where there are none.
+        pairs: the training pairs.
+        sample: training pairs decoded without change; all of them, but for live decoding.
+        shown: pairs for the sheet, of the validation part where there is one.
+        failures: gives what could not be read so far, as (path, reason); the cache reports it at once and has none.
+    """
+
+    train: Any
+    valid: Any
+    pairs: tuple[Pair, ...]
+    sample: CachedPairs
+    shown: CachedPairs
+    failures: Callable[[], Iterable[tuple[Any, str]]] = tuple
+
+
+def load_labelled(
+    config: Segment,
+    data: SegmentationData,
+    description: EncoderDescription,
+    device: torch.device,
+    quarantine: Quarantine,
+) -> Labelled:
+    """The training split of a resolved configuration; validation comes out of ``labels``.
+
+    Raises:
+        SegaeError: nothing can be read, or the data path does not go with the device or the workers.
+    """
+    from segae.data.cache import cache_pairs
+    from segae.data.dataset import split_off_validation, take_labels
+    from segae.training.distributed import first_on_machine
+
+    size = config.image_size or description.image_size
+    chosen = take_labels(data.splits["train"], config.labels, config.seed)
+    train, valid = split_off_validation(chosen, config.val_fraction, config.seed)
+    live = choose_data_path(config.data_path, 4 * size**2 * len(chosen), device, config.workers) == "live"
+    with first_on_machine():
+        sample = cache_pairs(train[:_SAMPLED] if live else train, size, data.mask_values, quarantine)
+        held_out = (
+            cache_pairs(valid[:_SAMPLED] if live else valid, size, data.mask_values, quarantine) if valid else None
+        )
+    shown = held_out or sample
+    if not live:
+        items = labelled_sets(config, sample, held_out, description, device)
+        return Labelled(*items, sample.pairs, sample, shown)
+    parts = _live_sets(config, train, valid, data.mask_values, description)
+    failures = lambda: [failure for part in parts if part is not None for failure in part.failures]  # noqa: E731
+    return Labelled(*parts, tuple(train), sample, shown, failures)
+
+
+def labelled_sets(
+    config: Segment,
+    train: CachedPairs,
+    valid: CachedPairs | None,
+    description: EncoderDescription,
+    device: torch.device,
+) -> tuple[Any, Any]:
+    """Training and validation items of decoded pairs, augmented and clean, normalised as the encoder was."""
+    from segae.data.batch_transforms import MildChange
+    from segae.data.batches import LabelledImages
+    from segae.data.device_images import DeviceImages
+    from segae.data.transforms import eval_transform, train_transform
+
+    size = config.image_size or description.image_size
+    look = (size, description.mean, description.std)
+    need = train.images.nbytes + train.masks.nbytes
+    if choose_data_path(config.data_path, need, device, config.workers) == "device":
+        where: dict[str, Any] = {"device": device, "seed": config.seed}
+        clean = None if valid is None else DeviceImages(valid.images, valid.masks, None, *look[1:], **where)
+        return DeviceImages(train.images, train.masks, MildChange(), *look[1:], **where), clean
+    return (
+        LabelledImages(train.images, train.masks, train_transform(*look), config.seed),
+        None if valid is None else LabelledImages(valid.images, valid.masks, eval_transform(*look), config.seed),
+    )
+
+
+def _live_sets(
+    config: Segment,
+    train: Sequence[Pair],
+    valid: Sequence[Pair],
+    mask_values: Sequence[int],
+    description: EncoderDescription,
+) -> tuple[Any, Any]:
+    from segae.data.live import LivePairs
+    from segae.data.transforms import eval_transform, train_transform
+
+    size = config.image_size or description.image_size
+    look = (size, description.mean, description.std)
+    return (
+        LivePairs(train, size, mask_values, train_transform(*look), config.seed),
+        LivePairs(valid, size, mask_values, eval_transform(*look), config.seed) if valid else None,
+    )

@@ -1,0 +1,205 @@
+"""How a training gets its images: decoded once, on the device, decoded again each time, or from tar shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segae.errors import SegaeError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from segae.data.images import Quarantine
+    from segae.models.encoder import EncoderDescription
+    from segae.tasks.pretrain import Pretrain
+
+MEASURED_IMAGES = 2048  # enough for BatchNorm statistics; a pass over millions would cost an epoch
+SHOWN_IMAGES = 5
+_SHARE_OF_DEVICE = 0.25  # of the free memory, that images may take
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """What a pretraining is given.
+
+    Attributes:
+        train: augmented items.
+        train_indices: which of them an epoch goes through; None for all.
+        valid: clean items; None where there are none.
+        measured: clean training items, enough for BatchNorm statistics.
+        shown: uint8 (n, S, S, 3), a few images for the panels, of the validation part where there is one.
+        paths: all the files, of training and validation images; of a stream, its shards.
+        count: training images, each counted once.
+        failures: gives what could not be read so far, as (name, reason); the cache reports it at once and has none.
+    """
+
+    train: Any
+    train_indices: Sequence[int] | None
+    valid: Any
+    measured: Any
+    shown: np.ndarray
+    paths: tuple[Path, ...]
+    count: int
+    failures: Callable[[], Iterable[tuple[Any, str]]] = tuple
+
+    @property
+    def held_out(self) -> int:
+        """Validation images."""
+        return 0 if self.valid is None else len(self.valid)
+
+
+def load_unlabelled(
+    config: Pretrain, description: EncoderDescription, device: torch.device, quarantine: Quarantine
+) -> Unlabelled:
+    """The images of a pretraining, by the path that was asked for.
+
+    Raises:
+        SegaeError: no image can be read, or the path does not go with the data, the device or the workers.
+    """
+    if any(str(root).endswith(".tar") for root in config.data):
+        from segae.tasks.streaming import load_shards
+
+        return load_shards(config, description)
+    from segae.data.pretraining import find_pretraining_images
+
+    paths = find_pretraining_images(config.data)
+    need = 3 * config.image_size**2 * len(paths)
+    if choose_data_path(config.data_path, need, device, config.workers) == "live":
+        return _load_live(config, description, paths)
+    return _load_cached(config, description, device, paths, quarantine)
+
+
+def choose_data_path(wanted: str, need: int, device: torch.device, workers: int) -> str:
+    """``auto`` is the device where that is a GPU with room for the images, else the cache.
+
+    Args:
+        wanted: auto, cache, device or live.
+        need: bytes that the images take.
+        device: where the training computes.
+        workers: processes that prepare images.
+
+    Raises:
+        SegaeError: images on the device are prepared there, and workers were asked for.
+    """
+    if wanted == "device" and workers:
+        raise SegaeError(
+            f"data_path is device, where batches are prepared on the device itself, and workers is {workers}. Leave "
+            "--workers out, or use --data-path cache."
+        )
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    if device.type != "cuda" or workers:
+        return "cache"
+    free, _ = torch.cuda.mem_get_info(device)
+    return "device" if need < _SHARE_OF_DEVICE * free else "cache"
+
+
+def _load_cached(
+    config: Pretrain,
+    description: EncoderDescription,
+    device: torch.device,
+    paths: Sequence[Path],
+    quarantine: Quarantine,
+) -> Unlabelled:
+    import numpy as np
+    from torch.utils.data import Subset
+
+    from segae.data.batches import UnlabelledImages
+    from segae.data.cache import cache_images
+    from segae.data.transforms import eval_transform
+    from segae.training.distributed import first_on_machine
+
+    with first_on_machine():
+        cached = cache_images(paths, config.image_size, quarantine)
+    images = cached.images
+    held_out = _held_out(cached.paths, config)
+    valid, train = np.flatnonzero(held_out), np.flatnonzero(~held_out)
+    augmented, checked = unlabelled_sets(config, images, description, device)
+    clean = UnlabelledImages(images, eval_transform(config.image_size, description.mean, description.std), config.seed)
+    return Unlabelled(
+        augmented,
+        [place + turn * len(images) for turn in range(config.repeats) for place in train.tolist()],
+        Subset(checked, valid.tolist()) if len(valid) else None,
+        Subset(clean, train[_spread(len(train))].tolist()),
+        images[(valid if len(valid) else train)[:SHOWN_IMAGES]],
+        cached.paths,
+        len(train),
+    )
+
+
+def unlabelled_sets(
+    config: Pretrain, images: np.ndarray, description: EncoderDescription, device: torch.device
+) -> tuple[Any, Any]:
+    """Items of decoded images uint8 (N, S, S, 3): augmented, ``repeats`` times each, and clean, once each."""
+    from segae.data.batch_transforms import CropAndFlip
+    from segae.data.batches import UnlabelledImages
+    from segae.data.device_images import DeviceImages
+    from segae.data.transforms import eval_transform, pretrain_transform
+
+    look = (config.image_size, description.mean, description.std)
+    if choose_data_path(config.data_path, images.nbytes, device, config.workers) == "device":
+        more: dict[str, Any] = {"device": device, "seed": config.seed, "repeats": config.repeats}
+        augmented = DeviceImages(images, None, CropAndFlip(), *look[1:], **more)
+        return augmented, augmented.unchanged()
+    clean = UnlabelledImages(images, eval_transform(*look), config.seed)
+    return UnlabelledImages(images, pretrain_transform(*look), config.seed, config.repeats), clean
+
+
+def _load_live(config: Pretrain, description: EncoderDescription, paths: Sequence[Path]) -> Unlabelled:
+    import numpy as np
+
+    from segae.data.live import LiveImages
+    from segae.data.reduced import read_resized
+    from segae.data.transforms import eval_transform, pretrain_transform
+
+    held_out = _held_out(paths, config)
+    # two lists: what replaces an unreadable training image must not be a validation image
+    train = [path for path, kept in zip(paths, held_out, strict=True) if not kept]
+    valid = [path for path, kept in zip(paths, held_out, strict=True) if kept]
+    size, look = config.image_size, (config.image_size, description.mean, description.std)
+    augmented = LiveImages(train, size, pretrain_transform(*look), config.seed, config.repeats)
+    parts = [augmented]
+    if valid:
+        parts.append(LiveImages(valid, size, eval_transform(*look), config.seed))
+    measured = [train[place] for place in _spread(len(train))]
+    shown: list[np.ndarray] = []
+    for path in valid or train:
+        try:
+            shown.append(read_resized(path, size))
+        except SegaeError:
+            continue  # the data sets list it when they come to it
+        if len(shown) == SHOWN_IMAGES:
+            break
+    return Unlabelled(
+        augmented,
+        None,
+        parts[1] if valid else None,
+        LiveImages(measured, size, eval_transform(*look), config.seed),
+        np.stack(shown) if shown else np.zeros((0, size, size, 3), np.uint8),
+        tuple(paths),
+        len(train),
+        lambda: [failure for part in parts for failure in part.failures],
+    )
+
+
+def _held_out(paths: Sequence[Path], config: Pretrain) -> np.ndarray:
+    """Which images are kept for validation; decided by name, so that all paths keep the same ones."""
+    import numpy as np
+
+    from segae.data.dataset import choose_by_hash
+
+    names = [f"{path.parent.name}/{path.name}" for path in paths]
+    chosen = choose_by_hash(sorted(set(names)), config.val_fraction, config.seed, "validation")
+    return np.array([name in chosen for name in names])
+
+
+def _spread(count: int) -> np.ndarray:
+    import numpy as np
+
+    return np.linspace(0, count - 1, min(count, MEASURED_IMAGES)).astype(int)
