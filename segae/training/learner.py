@@ -32,6 +32,7 @@ from segae.training.pretraining_checks import check_model, check_settings
 from segae.training.recording import MeanIoU
 from segae.training.schedule import check_batchnorm_mode, parameter_groups
 from segae.training.sharing import EpochSampler
+from segae.training.unhurried import UnhurriedLearner
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -152,7 +153,7 @@ def pretraining_learner(
         *([ProbeCurve(probe, probe_every)] if probe is not None else []),
         *_callbacks(dls.device, precision, seed, accumulate),
     ]
-    return Learner(
+    return UnhurriedLearner(
         dls,
         model,
         loss_func=objective.reconstruction,
@@ -194,7 +195,7 @@ def segmentation_learner(
     parameter_groups(segmenter)  # refuses a model without an encoder now, not in the middle of a run
     callbacks = [EncoderMode(bn_mode), *_callbacks(dls.device, precision, seed, accumulate)]
     _place(segmenter, dls.device)
-    return Learner(
+    return UnhurriedLearner(
         dls,
         segmenter,
         loss_func=nn.CrossEntropyLoss(),

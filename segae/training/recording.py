@@ -168,11 +168,12 @@ class MeanIoU(Metric):
         """Add a batch: logits (B, K, H, W) against class indices (B, H, W)."""
         if not part_of_batch(learn).count:
             return
-        self.confusion += confusion_matrix(softmax_winner(learn.pred), learn.yb[0], self.classes).cpu()
+        seen = confusion_matrix(softmax_winner(learn.pred), learn.yb[0], self.classes)
+        self.confusion = self.confusion.to(seen.device) + seen
 
     def join(self) -> None:
         """Add up what all processes have seen; once, after the last batch."""
-        self.confusion = summed(self.confusion)
+        self.confusion = summed(self.confusion.cpu())
 
     @property
     def value(self) -> float:

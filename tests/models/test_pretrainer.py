@@ -271,6 +271,7 @@ def test_the_benchmark_times_both_steps(monkeypatch: pytest.MonkeyPatch, capsys:
     script = str(ROOT / "benchmarks" / "sparse_step.py")
     words = ["--encoder", "test_resnet", "--image-size", "64", "--batch-size", "4", "--steps", "1", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", [script, *words])
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # as if it were started from a shell
     runpy.run_path(script, run_name="__main__")
     shown = capsys.readouterr().out
     assert float(re.search(r"ratio: ([\d.]+)", shown).group(1)) > 0

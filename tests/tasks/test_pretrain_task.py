@@ -163,7 +163,7 @@ def test_every_setting_of_a_pretraining_makes_it_another_one(pets, tmp_path):
         "lr": 0.1, "warmup": 0.2, "weight_decay": 0.3, "freeze_epochs": 2, "encoder_lr_ratio": 0.5, "bn_mode": "eval",
         "distance_penalty": 0.1, "noise_sigma": 0.1, "patch": 8, "mask_ratio": 0.3, "hard_mask_share": 0.1,
         "upsampling": "transposed", "output_activation": "tanh", "code_channels": 9, "val_fraction": 0.2,
-        "patience": 3, "precision": "bfloat16",
+        "patience": 3, "precision": "bfloat16", "micro_batch": 4,
     }  # fmt: skip
     arms = {"encoder", "init", "objective", "seed"}
     assert set(others) == {field.name for field in fields(Pretrain)} - set(_NO_MATTER) - arms

@@ -1,0 +1,50 @@
+"""fastai's Learner without the places where it makes a GPU and the program wait for each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fastai.learner import AvgSmoothLoss, Learner
+from fastai.torch_core import to_device
+from torch import Tensor
+
+_CHUNK = 1024
+
+
+class SmoothLoss(AvgSmoothLoss):
+    """fastai's smooth training loss, on the device: its own is copied to the host after every step.
+
+    Every step's value is kept for ``lr_find`` and the plots, four bytes each.
+    """
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.count, self.val = 0, torch.zeros(())
+
+    def accumulate(self, learn: Any) -> None:
+        """Mix in a step's loss."""
+        loss = learn.loss.detach().float().mean()
+        if self.count % _CHUNK == 0:
+            # a device gives out no block below 512 bytes, and single numbers would take one each
+            self.chunk = torch.empty(_CHUNK, device=loss.device)
+        self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
+        self.count += 1
+        self.chunk[(self.count - 1) % _CHUNK] = self.val / (1 - self.beta**self.count)
+
+    @property
+    def value(self) -> Tensor:
+        """The mean over the last steps, a number on the device."""
+        return self.chunk[(self.count - 1) % _CHUNK] if self.count else self.val
+
+
+class UnhurriedLearner(Learner):
+    """A Learner that queues copies to the device, and does not ask for the loss, while it trains."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.recorder.smooth_loss = SmoothLoss(beta=self.recorder.smooth_loss.beta)
+
+    def _set_device(self, b: Any) -> Any:
+        # pinned memory is what makes a copy not wait
+        return to_device(b, self.dls.device, non_blocking=True)

@@ -1,0 +1,50 @@
+"""The Learner's own record of the loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fastai.learner import AvgSmoothLoss
+
+from segae.training.unhurried import SmoothLoss
+
+
+class Step:
+    def __init__(self, loss: float) -> None:
+        self.loss = torch.tensor(loss, requires_grad=True)
+
+
+def test_the_smooth_loss_is_fastai_s():
+    ours, theirs = SmoothLoss(beta=0.9), AvgSmoothLoss(beta=0.9)
+    values = [float(value) for value in torch.rand(40, generator=torch.Generator().manual_seed(0))]
+    kept = []
+    for _ in range(2):  # and again after a reset
+        ours.reset()
+        theirs.reset()
+        kept = []
+        for value in values:
+            for metric in (ours, theirs):
+                metric.accumulate(Step(value))
+            kept.append((ours.value, float(theirs.value)))
+    # what was kept at a step does not change afterwards
+    assert [float(one) for one, _ in kept] == pytest.approx([other for _, other in kept], rel=1e-5)
+
+
+def test_more_steps_than_a_chunk_holds():
+    metric = SmoothLoss()
+    metric.reset()
+    kept = []
+    for step in range(2500):
+        metric.accumulate(Step(float(step)))
+        kept.append(metric.value)
+    rising = torch.stack(kept)
+    assert (rising[1:] > rising[:-1]).all()
+
+
+def test_lr_find_still_works_and_the_loss_is_recorded(segmentation):
+    learner = segmentation()
+    learner.fit(1)
+    assert len(learner.recorder.losses) == 3
+    assert all(float(loss) > 0 for loss in learner.recorder.losses)
+    learner.lr_find(num_it=5, show_plot=False)
+    assert len(learner.recorder.losses) >= 5
