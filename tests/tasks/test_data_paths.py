@@ -197,3 +197,15 @@ def test_the_loader_s_batch_divides_the_step():
     assert loader_batch(Pretrain(data=(), batch_size=32, micro_batch=8)) == 8
     with pytest.raises(SegaeError, match="micro_batch is 0"):
         loader_batch(Pretrain(data=(), batch_size=32, micro_batch=0))
+
+
+def test_a_compiled_model_trains_to_the_same_weights(pets, tmp_path, monkeypatch):
+    compile_model = torch.nn.Module.compile
+    # traced and cut into graphs, but not turned into machine code, which takes minutes on a CPU
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_model(self, backend="eager"))
+    for name, more in (("plain", []), ("compiled", ["--compile"])):
+        main([*SEGMENT, "--data", str(pets), "--out", str(tmp_path / name), "--epochs", "1", *more])
+    plain, compiled = (weights(tmp_path / name / "model.safetensors") for name in ("plain", "compiled"))
+    assert list(plain) == list(compiled)
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-3, msg=name)
