@@ -42,13 +42,13 @@ PROTOCOLS: dict[str, Protocol] = {
     "imagenet": Protocol(lr_ratio=1.0),
     "autoencoder": Protocol(),
     "autoencoder+decoder": Protocol(),
-    "imagenet+autoencoder": Protocol(),
+    "imagenet+autoencoder": Protocol(lr_ratio=0.3),
     "imagenet+autoencoder+decoder": Protocol(),
 }
 """The fine-tuning protocol of each kind of init, chosen on results/protocol_validation.csv (docs/training.md).
 
-The last three take the values of "autoencoder"; they have not been searched. fastai's own ratio (0.01 at the first
-layer) starves an encoder that comes from a short pretraining.
+Where the decoder is transferred too, the values of "autoencoder" stand until their search is complete. fastai's own
+ratio (0.01 at the first layer) starves an encoder that comes from a short pretraining.
 """
 
 
