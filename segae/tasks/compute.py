@@ -116,10 +116,12 @@ def _that_fits(
     learner = make(wanted)
     if device.type != "cuda" or config.micro_batch is not None:
         return learner
+    from segae.training.distributed import gathered, this_place
     from segae.training.micro_batches import largest_that_fits
     from segae.training.trial_step import trial_step
 
-    found = largest_that_fits(wanted, lambda count: trial_step(learner, count, *sample))
+    world = this_place().world  # each process has its share of a batch, and all must agree on one size
+    found = min(gathered(largest_that_fits(wanted // world, lambda count: trial_step(learner, count, *sample)))) * world
     if found == wanted:
         return learner
     print(f"{wanted} images do not fit into the device's memory at once: {found} at a time")
