@@ -41,14 +41,13 @@ PROTOCOLS: dict[str, Protocol] = {
     "random": Protocol(lr_ratio=1.0, bn_mode="train"),
     "imagenet": Protocol(lr_ratio=1.0),
     "autoencoder": Protocol(),
-    "autoencoder+decoder": Protocol(),
+    "autoencoder+decoder": Protocol(lr_ratio=1.0),
     "imagenet+autoencoder": Protocol(lr_ratio=0.3),
-    "imagenet+autoencoder+decoder": Protocol(),
+    "imagenet+autoencoder+decoder": Protocol(lr=8e-3, lr_ratio=0.3),
 }
 """The fine-tuning protocol of each kind of init, chosen on results/protocol_validation.csv (docs/training.md).
 
-Where the decoder is transferred too, the values of "autoencoder" stand until their search is complete. fastai's own
-ratio (0.01 at the first layer) starves an encoder that comes from a short pretraining.
+fastai's own ratio (0.01 at the first layer) starves an encoder that comes from a short pretraining.
 """
 
 
