@@ -7,6 +7,8 @@ import json
 import torch
 from torch.utils.data import get_worker_info
 
+from segae.data.images import UNNAMED
+
 _ROWS = 128  # one per worker process; each writes in its own row only, so no lock is needed
 _ROW_BYTES = 8192
 
@@ -40,6 +42,11 @@ class SharedFailures:
     def unnamed(self) -> int:
         """How many times a failure was met after its process's part of the list was full."""
         return int(self._unnamed.sum())
+
+    @property
+    def all(self) -> tuple[tuple[str, str], ...]:
+        """``items``, and (``UNNAMED``, how many times) where there were more than the list could hold."""
+        return (*self.items, *([(UNNAMED, str(self.unnamed))] if self.unnamed else []))
 
     @property
     def items(self) -> tuple[tuple[str, str], ...]:

@@ -19,6 +19,9 @@ from segae.errors import SegaeError
 
 logger = logging.getLogger("segae")
 
+UNNAMED = "(not named)"
+"""In place of a path, where a list of failures ends with the number of those that it could not hold."""
+
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -199,6 +202,7 @@ class Quarantine:
     def __init__(self) -> None:
         self._reasons: dict[Path, str] = {}
         self._reported = 0
+        self._unnamed = 0  # further failures, met when a list of theirs was full
 
     def add(self, path: Path, reason: str) -> None:
         """Remember a file; a file that is already there keeps its first reason."""
@@ -222,10 +226,15 @@ class Quarantine:
             logger.warning("%d unreadable file(s) left out: %s%s", len(new), first, more)
 
     def take(self, failures: Iterable[tuple[Path | str, str]], folder: Path) -> None:
-        """Add what was found later, (path, reason) each, and report and write it."""
+        """Add what was found later, (path, reason) each or (``UNNAMED``, how many times), and report and write it."""
         for path, reason in failures:
-            self.add(Path(path), reason)
+            if str(path) == UNNAMED:
+                self._unnamed += int(reason)
+            else:
+                self.add(Path(path), reason)
         self.report()
+        if self._unnamed:
+            logger.warning(self._rest())
         self.write(folder)
 
     def write(self, folder: Path) -> Path | None:
@@ -234,5 +243,9 @@ class Quarantine:
             return None
         target = folder / "quarantine.csv"
         with target.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("path", "reason"), *self.items])
+            rest = [(UNNAMED, self._rest())] if self._unnamed else []
+            csv.writer(file).writerows([("path", "reason"), *self.items, *rest])
         return target
+
+    def _rest(self) -> str:
+        return f"{self._unnamed} more time(s) something could not be read, after the list of failures was full"

@@ -1,11 +1,12 @@
-"""Pretraining images streamed from tar shards (the WebDataset layout), for data sets that outgrow a disk.
+"""Pretraining images streamed from shards, for data sets that outgrow a disk: tar files or rows of parquet files.
 
-The shards are opened, expanded and unpacked by the webdataset library, which has no position to resume from. That
-part, and with it the order, is here. A sweep is one pass over all shards in an order drawn from (seed, sweep). The
-shards are dealt out to the streams, one stream for each loader worker of each rank. A stream reads its shards one
-after the other and shuffles its images in blocks; while one block is handed out the next is read. A position is then
-four numbers, whatever the size of the shards: the sweep, the shard and the member where the block begins, and how
-many images of the block have been handed out. To go on there, one shard is read up to the block, without decoding.
+The shards are found, opened and unpacked by the webdataset and datasets libraries. What is here is the order, and a
+position in it to resume from: the one library has none, the other's leaves out what lies in its shuffle buffer. A
+sweep is one pass over all shards in an order drawn from (seed, sweep). The shards are dealt out to the streams, one
+stream for each loader worker of each rank. A stream reads its shards one after the other and shuffles its images in
+blocks; while one block is handed out the next is read. A position is then four numbers, whatever the size of the
+shards: the sweep, the shard and the member where the block begins, and how many images of the block have been handed
+out. To go on there, one shard is read up to the block, without decoding.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -25,7 +26,7 @@ from segae.data.failures import SharedFailures
 from segae.data.images import UnreadableImage
 from segae.data.reduced import decode_reduced, squash
 from segae.data.stream_position import Position, StreamPositions, share
-from segae.data.tar_shards import find_shards, read_shard
+from segae.data.tar_shards import TarShards, find_shards
 from segae.errors import SegaeError
 
 _MOST_EMPTY_SWEEPS = 20
@@ -39,11 +40,22 @@ class _Member(NamedTuple):
     shard: int
     number: int
     name: str
-    data: bytes
+    data: bytes | None
+
+
+class Shards(Protocol):
+    """Where images come from: ``TarShards``, or ``segae.data.table_shards.TableShards``."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One for each shard; a saved position is of these."""
+
+    def read(self, shard: int, start: int, failures: SharedFailures) -> Iterator[tuple[str, bytes | None]]:
+        """Images of a shard from number ``start`` on, always the same ones; None is one that was put on the list."""
 
 
 class ShardImages(IterableDataset[Tensor]):
-    """Images for pretraining from tar shards: members named .jpg, .jpeg, .png or .webp; all others are passed over.
+    """Images for pretraining from shards; of tar files the members named .jpg, .jpeg, .png or .webp.
 
     Without `epoch_images` an epoch is one sweep over all shards: over all ranks and workers together every image
     comes once, and ranks may get unequal numbers. With it, an epoch is the next so many images of an endless row of
@@ -59,7 +71,7 @@ class ShardImages(IterableDataset[Tensor]):
     exact there too. With another number of ranks or workers a resumed run begins the next sweep.
 
     Args:
-        shards: as `find_shards` takes them.
+        shards: tar files as `find_shards` takes them, or other `Shards`.
         size: side S in pixels to which each image is squashed before the transform.
         transform: from `segae.data.transforms`.
         seed: of order and augmentation.
@@ -79,7 +91,7 @@ class ShardImages(IterableDataset[Tensor]):
 
     def __init__(
         self,
-        shards: str | Sequence[str],
+        shards: str | Sequence[str] | Shards,
         size: int,
         transform: Transform,
         seed: int,
@@ -90,7 +102,8 @@ class ShardImages(IterableDataset[Tensor]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.shards = find_shards(shards)
+        self._source = TarShards(find_shards(shards)) if isinstance(shards, str | Sequence) else shards
+        self.shards = self._source.names
         if not 0 <= rank < world or batch_size < 1 or shuffle_buffer < 1:
             raise SegaeError(
                 f"rank {rank} of {world}, batch size {batch_size} and shuffle buffer {shuffle_buffer} were given. "
@@ -117,8 +130,11 @@ class ShardImages(IterableDataset[Tensor]):
 
     @property
     def failures(self) -> tuple[tuple[str, str], ...]:
-        """What could not be read so far in any worker: (shard or shard/member, reason); the first few hundred."""
-        return self._failures.items
+        """What could not be read so far in any worker: (shard or shard/member, reason); the first few hundred.
+
+        If there were more, the last row is (``segae.data.images.UNNAMED``, how many times one was met).
+        """
+        return self._failures.all
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes next, before its first batch is asked for; running workers hear of it."""
@@ -196,10 +212,9 @@ class ShardImages(IterableDataset[Tensor]):
     def _members(self, order: Sequence[int], turn: int, number: int) -> Iterator[_Member]:
         """The images of a stream's shards, beginning with image `number` of its shard `turn`."""
         for at in range(turn, len(order)):
-            url = self.shards[order[at]]
-            for index, (name, data) in enumerate(read_shard(url, self._failures)):
-                if at > turn or index >= number:
-                    yield _Member(at, order[at], index, name, data)
+            start = number if at == turn else 0
+            for index, (name, data) in enumerate(self._source.read(order[at], start, self._failures), start):
+                yield _Member(at, order[at], index, name, data)
 
     def _too_few_shards(self, workers: int) -> SegaeError:
         return SegaeError(
@@ -208,15 +223,16 @@ class ShardImages(IterableDataset[Tensor]):
         )
 
     def _nothing_there(self) -> SegaeError:
-        first = (
-            "; ".join(f"{name} ({reason})" for name, reason in self.failures[:3]) or "no .jpg, .png or .webp in them"
-        )
+        named = (f"{name} ({reason})" for name, reason in self._failures.items[:3])
         return SegaeError(
-            f"no image can be read from the shards {self.shards[0]} to {self.shards[-1]}: {first}. Wanted tar files of "
-            "images; make them anew or name others."
+            f"no image can be read from the shards {self.shards[0]} to {self.shards[-1]}: "
+            f"{'; '.join(named) or 'no .jpg, .png or .webp in them'}. Wanted shards of images; make them anew or name "
+            "others."
         )
 
     def _decode(self, member: _Member, sweep: int) -> Tensor | None:
+        if member.data is None:
+            return None
         name = f"{self.shards[member.shard]}/{member.name}"
         try:
             image = squash(decode_reduced(member.data, Path(member.name), self._size), self._size)

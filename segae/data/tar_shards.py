@@ -6,6 +6,8 @@ import glob
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,21 @@ from segae.data.failures import SharedFailures
 from segae.errors import SegaeError
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True)
+class TarShards:
+    """Tar files as ``segae.data.shards.ShardImages`` reads them; ``names`` are their paths and URLs."""
+
+    names: tuple[str, ...]
+
+    def count(self) -> int:
+        """How many images there are, as ``count_images``."""
+        return count_images(self.names)
+
+    def read(self, shard: int, start: int, failures: SharedFailures) -> Iterator[tuple[str, bytes | None]]:
+        """Name and contents of each image of a shard from number ``start`` on, as ``read_shard``."""
+        return islice(read_shard(self.names[shard], failures), start, None)
 
 
 def find_shards(shards: str | Sequence[str]) -> tuple[str, ...]:

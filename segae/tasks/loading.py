@@ -1,4 +1,4 @@
-"""How a training gets its images: decoded once, on the device, decoded again each time, or from tar shards."""
+"""How a training gets its images: decoded once, on the device, decoded again each time, or from shards."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Unlabelled:
     valid: Any
     measured: Any
     shown: np.ndarray
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
     count: int
     failures: Callable[[], Iterable[tuple[Any, str]]] = tuple
 
@@ -60,9 +60,9 @@ def load_unlabelled(
     Raises:
         SegaeError: no image can be read, or the path does not go with the data, the device or the workers.
     """
-    if any(str(root).endswith(".tar") for root in config.data):
-        from segae.tasks.streaming import load_shards
+    from segae.tasks.streaming import is_streamed, load_shards
 
+    if is_streamed(config.data):
         return load_shards(config, description)
     from segae.data.pretraining import find_pretraining_images
 
@@ -154,7 +154,7 @@ def unlabelled_sets(
 def _load_live(config: Pretrain, description: EncoderDescription, paths: Sequence[Path]) -> Unlabelled:
     import numpy as np
 
-    from segae.data.live import LiveImages
+    from segae.data.live import LiveImages, PackedPaths
     from segae.data.reduced import read_resized
     from segae.data.transforms import eval_transform, pretrain_transform
 
@@ -182,7 +182,7 @@ def _load_live(config: Pretrain, description: EncoderDescription, paths: Sequenc
         parts[1] if valid else None,
         LiveImages(measured, size, eval_transform(*look), config.seed),
         np.stack(shown) if shown else np.zeros((0, size, size, 3), np.uint8),
-        tuple(paths),
+        PackedPaths(paths),  # held until the end, where a million Path objects would take 400 MB
         len(train),
         lambda: [failure for part in parts for failure in part.failures],
     )

@@ -82,10 +82,10 @@ def run(config: Plan) -> Forecast:
     import tempfile
     import time
 
+    started = time.perf_counter()  # the command that is planned loads torch too, which takes seconds
     from segae.tasks.trial import draw_stand_ins, sample_pretraining, sample_segmentation, within
     from segae.training.device import choose_device
 
-    started = time.perf_counter()
     device = choose_device(config.device)
     _check(config)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from segae.errors import SegaeError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
 
@@ -146,3 +148,11 @@ def open_run(
     quarantine.report()
     once(lambda: quarantine.write(config.out))
     return resume, source
+
+
+def list_failures(quarantine: Quarantine, failures: Iterable[tuple[Any, str]], folder: Path) -> None:
+    """Report and write what could not be read while training; each process has read other images and knows its own."""
+    from segae.training.distributed import gathered, once
+
+    found = gathered(list(failures))
+    once(lambda: quarantine.take((failure for part in found for failure in part), folder))

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from segae.models.encoder import EncoderDescription
     from segae.objectives.presets import Objective
     from segae.training.schedule import Phase
 
@@ -22,7 +24,8 @@ class Pretrain:
     """
 
     data: tuple[Path, ...]
-    """Folders of images, searched recursively. Of a data set with masks only the training images are taken."""
+    """Folders of images, searched recursively. Of a data set with masks only the training images are taken. Or a
+    stream: tar shards, a folder of parquet files, or 'hf://owner/name?split=train&column=image'."""
     out: Path = Path("runs/pretrain")
     """Run folder."""
     encoder: str = "tf_efficientnet_lite0"
@@ -96,9 +99,9 @@ class Pretrain:
     """Processes that prepare images; 0 is right unless they are decoded live or the device is much faster."""
     data_path: Literal["auto", "cache", "device", "live"] = "auto"
     """Images decoded once on the disk (cache) or held on the device, or decoded each time (live); auto takes the
-    device where it is a GPU with room for them. Tar shards in --data are streamed."""
+    device where it is a GPU with room for them. Shards in --data are streamed."""
     epoch_images: int | None = None
-    """Tar shards: images in an epoch; none counts those in local shards."""
+    """Shards: images in an epoch; none counts those in local ones."""
     activation_checkpointing: bool = False
     """Keep little for the backward pass and compute it again: less memory, a third more time."""
     compile: bool = False
@@ -162,22 +165,16 @@ def run(config: Pretrain) -> Path:
 
 def _pretrain(config: Pretrain, device: torch.device) -> Path:
     from segae.data.images import Quarantine
-    from segae.models.encoder import create_encoder
-    from segae.tasks.compute import pretraining_of_items, set_up
+    from segae.tasks.compute import pretraining_of_items
     from segae.tasks.finish import finish_pretraining, measure_clean
     from segae.tasks.loading import load_unlabelled
-    from segae.tasks.prepare import build_pretrainer, make_probe, open_run
-    from segae.training.distributed import once, this_place
+    from segae.tasks.prepare import list_failures, make_probe, open_run
+    from segae.training.distributed import this_place
     from segae.training.fit import fit, print_epoch
     from segae.training.panels import reconstruction_sheet
-    from segae.training.run import RESUME_FILE, seed_everything
+    from segae.training.run import RESUME_FILE
 
-    seed_everything(config.seed)
-    encoder, description = create_encoder(config.encoder, config.init)
-    config = resolve(config, description.init)
-    objective, phases = _objective(config), make_phases(config)
-    model = build_pretrainer(config, encoder, description, objective).to(device)
-    set_up(model, config, dense=objective.masking == "dense")
+    config, model, description, objective, phases = begin(config, device)
     probe = make_probe(config, description, device)
     quarantine = Quarantine()
     data = load_unlabelled(config, description, device, quarantine)
@@ -196,7 +193,7 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
         resume=resume,
         report=print_epoch,
     )
-    once(lambda: quarantine.take(data.failures(), config.out))
+    list_failures(quarantine, data.failures(), config.out)
     if not this_place().first:
         return config.out / "encoder.safetensors"
     # before BatchNorm is measured on clean images: corrupted ones are what the model was trained on
@@ -204,6 +201,24 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
     reconstruction_sheet(model, objective, data.shown, description.mean, description.std, panels)
     measure_clean(config, model, objective, data.measured, device)
     return finish_pretraining(config, model, description, data.paths, data.count + data.held_out, log, source)
+
+
+def begin(
+    config: Pretrain, device: torch.device
+) -> tuple[Pretrain, nn.Module, EncoderDescription, Objective, tuple[Phase, ...]]:
+    """What a pretraining has before it has images: the resolved configuration, and what it asks for."""
+    from segae.models.encoder import create_encoder
+    from segae.tasks.compute import set_up
+    from segae.tasks.prepare import build_pretrainer
+    from segae.training.run import seed_everything
+
+    seed_everything(config.seed)
+    encoder, description = create_encoder(config.encoder, config.init)
+    config = resolve(config, description.init)
+    objective, phases = _objective(config), make_phases(config)
+    model = build_pretrainer(config, encoder, description, objective).to(device)
+    set_up(model, config, dense=objective.masking == "dense")
+    return config, model, description, objective, phases
 
 
 def make_phases(config: Pretrain) -> tuple[Phase, ...]:

@@ -70,7 +70,7 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
     from segae.training.run import provenance, seed_everything
     from segae.training.schedule import make_phases
 
-    data = open_dataset(config.data, config.classes)
+    data = open_dataset(config.data, config.classes, config.merge)
     seed_everything(config.seed)
     encoder, description = create_encoder(config.encoder, config.init)
     config = resolve(config, description)
@@ -85,13 +85,15 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
     started = time.perf_counter()
     train, valid, files = _decode_pairs(parts, size, data.mask_values, config, drawn)
     apart_s = time.perf_counter() - started
-    items = labelled_sets(config, train, valid, description, device)
-    learner = segmentation_of_items(config, items, model, len(data.classes), size, device)
+    once = replace(config, epoch_images=None)  # the timed epochs are short ones
+    items = labelled_sets(once, train, valid, description, device)
+    learner = segmentation_of_items(once, items, model, len(data.classes), size, device)
     counts = _scaled((len(parts[0]), len(parts[1])), images, config.val_fraction)
+    epoch, extra = config.epoch_images or counts[0], counts[0] if config.recalibrate else 0
     return Sample(
         learner,
         phases,
-        Workload(*counts, files=sum(counts), extra_passes=counts[0] if config.recalibrate else 0),
+        Workload(epoch, counts[1], files=sum(counts), extra_passes=extra),
         len(train.images) + (len(valid.images) if valid else 0),
         4 * size * size,
         apart_s / files,
@@ -107,22 +109,15 @@ def sample_pretraining(config: Pretrain, device: torch.device, images: int | Non
     from torch.utils.data import Subset
 
     from segae.data.pretraining import find_pretraining_images
-    from segae.models.encoder import create_encoder
-    from segae.tasks.compute import pretraining_of_items, set_up
+    from segae.tasks.compute import pretraining_of_items
     from segae.tasks.finish import finish_pretraining
     from segae.tasks.loading import MEASURED_IMAGES, unlabelled_sets
-    from segae.tasks.prepare import build_pretrainer
-    from segae.tasks.pretrain import _objective, make_phases, resolve
+    from segae.tasks.pretrain import begin
     from segae.training.forecast import Workload
     from segae.training.panels import reconstruction_sheet
-    from segae.training.run import provenance, seed_everything
+    from segae.training.run import provenance
 
-    seed_everything(config.seed)
-    encoder, description = create_encoder(config.encoder, config.init)
-    config = resolve(config, description.init)
-    objective, phases = _objective(config), make_phases(config)
-    model = build_pretrainer(config, encoder, description, objective).to(device)
-    set_up(model, config, dense=objective.masking == "dense")
+    config, model, description, objective, phases = begin(config, device)
     paths = find_pretraining_images(config.data)
     counts = _scaled(_split_size(paths, config), images, config.val_fraction)
     started = time.perf_counter()
@@ -150,7 +145,7 @@ def sample_pretraining(config: Pretrain, device: torch.device, images: int | Non
     )
 
 
-def _decode_pairs(parts: Any, size: int, mask_values: Sequence[int], config: Segment, drawn: bool) -> tuple:
+def _decode_pairs(parts: Any, size: int, mask_values: Sequence[Any], config: Segment, drawn: bool) -> tuple:
     """Training and validation arrays of the sample, and how many files they came from."""
     from segae.data.cache import CachedPairs, cache_pairs
     from segae.data.images import Quarantine

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from segae.errors import SegaeError
 from segae.training.forward import evaluating
+from segae.training.memory import prediction_memory
 from segae.training.metrics import SegmentationMetrics, SegmentationScores
 
 CPU = torch.device("cpu")
@@ -62,14 +63,14 @@ def predict_logits(
         device: where to compute.
 
     Raises:
-        SegaeError: the batch size is below 1.
+        SegaeError: the batch size is below 1, or the memory is too small for it.
     """
     require_batch_size(batch_size)
     model.to(device)
     for start in range(0, len(images), batch_size):
-        image_bchw = normalise(images[start : start + batch_size], mean, std, device)
-        with evaluating(model), torch.inference_mode():
-            logits_bkhw = model(image_bchw).float()
+        batch = images[start : start + batch_size]
+        with prediction_memory(len(batch)), evaluating(model), torch.inference_mode():
+            logits_bkhw = model(normalise(batch, mean, std, device)).float()
         yield logits_bkhw
 
 
@@ -164,7 +165,8 @@ def resize_logits(logits_khw: Tensor, height: int, width: int) -> Tensor:
     Logits and not labels are resized: contours come out smooth, and probabilities stay probabilities.
     """
     size = (height, width)
-    return functional.interpolate(logits_khw[None], size=size, mode="bilinear", align_corners=False)[0]
+    with prediction_memory(1):
+        return functional.interpolate(logits_khw[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 def softmax_winner(logits: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from segae.errors import SegaeError
 from segae.training.callbacks import Bfloat16Autocast, EpochClock, SumGradients
 from segae.training.checkpoint import load_resume_file
 from segae.training.distributed import make_equal, once, this_place
+from segae.training.memory import training_memory
 from segae.training.recording import EpochLog, ProgressBar, SaveResume
 from segae.training.schedule import Phase
 from segae.training.synchronised_batchnorm import synchronised_batchnorm
@@ -47,7 +48,7 @@ def fit(
         images_per_second and, with validation images, valid_loss and miou.
 
     Raises:
-        SegaeError: the loss is not a number, or a file could not be written. What was saved stays.
+        SegaeError: the loss is not a number, the memory is full, or a file could not be written. What was saved stays.
     """
     clock: EpochClock = learner.epoch_clock
     done, optimizer_state = 0, None
@@ -64,7 +65,7 @@ def fit(
     clock.epochs = clock.offset + sum(phase.epochs for phase in phases)
     make_equal(learner.model)
     try:
-        with ExitStack() as stack:
+        with training_memory(learner, resume_file), ExitStack() as stack:
             if this_place().world > 1:
                 extra.append(SumGradients(stack.enter_context(synchronised_batchnorm(learner.model))))
             for context in (learner.added_cbs(extra), learner.no_logging(), learner.no_bar()):

@@ -122,6 +122,8 @@ def make_forecast(calibration: Calibration, workload: Workload) -> Forecast:
         phase.epochs * workload.train_images * phase.seconds_per_image + phase.warm_up_s for phase in calibration.phases
     )
     looked_at = epochs * workload.valid_images
+    # a forward pass; without a validation to measure it on, the third of a step that it is about
+    look_s = calibration.validation_s_per_image or min(phase.seconds_per_image for phase in calibration.phases) / 3
     further = max(workload.files - calibration.sample_images, 0)
     parts = {
         "training_s": training_s,
@@ -129,7 +131,7 @@ def make_forecast(calibration: Calibration, workload: Workload) -> Forecast:
         "between_s": epochs * calibration.between_s,
         "start_s": calibration.start_s,
         "decode_s": workload.files * calibration.decode_s_per_image,
-        "finish_s": calibration.finish_s + workload.extra_passes * calibration.validation_s_per_image,
+        "finish_s": calibration.finish_s + workload.extra_passes * look_s,
     }
     watts = calibration.watts
     return Forecast(

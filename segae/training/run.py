@@ -29,7 +29,8 @@ _RUN_FILES = (
     *("curves.png", "sheet.png", "reconstructions.png"),
     *(f"{name}.{suffix}" for name in _WEIGHTS for suffix in ("safetensors", "json")),
 )
-_FREE = ("device", "workers")  # may differ between the parts of one run
+# may differ between the parts of one run; a memory that is full in its middle is no reason to begin again
+_FREE = ("device", "workers", "micro_batch", "activation_checkpointing")
 TYPED_IN = "typed_in"
 """Key in config.json of the folder in which the command was typed: relative paths begin there."""
 _PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "fastai", "albumentations", "numpy")
@@ -151,10 +152,13 @@ def open_run_folder(folder: Path, config: Any, *, resume: bool, overwrite: bool)
 def _changed(config: Any, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Names of the settings that are not what they were; of a path counts where it leads, not how it was typed."""
     then, now = Path(old.get(TYPED_IN, ".")), Path.cwd()
+    # a run that began before there was a setting had its default
+    defaults = {field.name: json.loads(json.dumps(field.default, default=str)) for field in dataclasses.fields(config)}
 
     def same(name: str) -> bool:
-        return old.get(name) == new[name] or (
-            _holds_paths(getattr(config, name, None)) and _places(old.get(name), then) == _places(new[name], now)
+        was = old.get(name, defaults.get(name))
+        return was == new[name] or (
+            _holds_paths(getattr(config, name, None)) and _places(was, then) == _places(new[name], now)
         )
 
     return [name for name in new if name not in _FREE and not same(name)]

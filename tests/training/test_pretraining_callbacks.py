@@ -15,9 +15,10 @@ from segae.models.pretrainer import create_pretrainer
 from segae.objectives.presets import make_objective
 from segae.training.callbacks import Callback
 from segae.training.fit import fit
-from segae.training.learner import make_loaders, pretraining_learner
+from segae.training.learner import pretraining_learner
+from segae.training.loaders import make_loaders
 from segae.training.plateau import at_plateau
-from segae.training.pretraining_callbacks import FeatureRank
+from segae.training.pretraining_watch import FeatureRank
 from segae.training.rank import effective_rank, feature_spread, pooled_features
 from segae.training.run import seed_everything
 from segae.training.schedule import Phase

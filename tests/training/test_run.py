@@ -81,3 +81,14 @@ def test_a_name_is_no_path(places):
     assert goes_on(Segment(data=Path("data"), out=Path("run"), init="imagenet"))
     with pytest.raises(SegaeError, match="init was 'imagenet', now 'random'"):
         goes_on(Segment(data=Path("data"), out=Path("run"), init="random"))
+
+
+def test_a_run_that_began_before_a_setting_existed_had_its_default(places):
+    typed = Segment(data=Path("data"), out=Path("run"))
+    begin(typed)
+    path = Path("run") / "config.json"
+    older = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("loss", "merge")}
+    path.write_text(json.dumps(older))
+    with pytest.raises(SegaeError, match="now 'dice'"):
+        goes_on(replace(typed, loss="dice"))
+    assert goes_on(typed)
