@@ -42,7 +42,7 @@ _HOME = {
     "make_objective": "segae.objectives.presets",
     "choose_device": "segae.training.device",
     "seed_everything": "segae.training.run",
-    "make_loaders": "segae.training.learner",
+    "make_loaders": "segae.training.loaders",
     "pretraining_learner": "segae.training.learner",
     "segmentation_learner": "segae.training.learner",
     "protocol_of": "segae.training.schedule",

@@ -23,10 +23,14 @@ ALLOWED = {
 }
 ONLY_HERE = {
     "albumentations": {"data/transforms.py"},
+    "datasets": {"data/table_shards.py"},
+    "webdataset": {"data/tar_shards.py"},
     "fastai": {
         "training/learner.py",
+        "training/loaders.py",
         "training/callbacks.py",
         "training/pretraining_callbacks.py",
+        "training/pretraining_watch.py",
         "training/recording.py",
         "training/fit.py",
         "training/micro_batches.py",

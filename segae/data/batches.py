@@ -111,26 +111,37 @@ class LabelledImages(AugmentedItems):
         masks: uint8 (N, S, S), class indices.
         transform: from `segae.data.transforms`.
         seed: with the epoch and the index, the only source of randomness.
+        repeats: times that every image occurs, each time augmented anew.
 
-    Item `index` is (float32 tensor (3, S, S), normalised; int64 tensor (S, S), class indices).
+    Attributes:
+        distinct: N, how many images there are without the repeats.
+
+    Item `index` is (float32 tensor (3, S, S), normalised; int64 tensor (S, S), class indices): image `index % N`.
 
     Raises:
+        SegaeError: repeats is below 1.
         ValueError: there are not as many masks as images.
     """
 
-    def __init__(self, images: np.ndarray, masks: np.ndarray, transform: Transform, seed: int) -> None:
+    def __init__(
+        self, images: np.ndarray, masks: np.ndarray, transform: Transform, seed: int, repeats: int = 1
+    ) -> None:
         super().__init__(transform, seed)
+        require_repeats(repeats)
         if len(images) != len(masks):
             raise ValueError(f"{len(images)} images and {len(masks)} masks")
         self._images = images
         self._masks = masks
+        self._repeats = repeats
+        self.distinct = len(images)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return self.distinct * self._repeats
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         index = from_start(index, len(self))
-        result = self._apply(index, image=self._images[index], mask=self._masks[index])
+        place = index % self.distinct
+        result = self._apply(index, image=self._images[place], mask=self._masks[place])
         return result["image"], result["mask"].long()
 
 

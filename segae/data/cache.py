@@ -72,7 +72,7 @@ def cache_images(
 def cache_pairs(
     pairs: Sequence[Pair],
     size: int,
-    mask_values: Sequence[int],
+    mask_values: Sequence[int | tuple[int, ...]],
     quarantine: Quarantine,
     cache_dir: Path | None = None,
     progress: bool = True,
@@ -82,7 +82,7 @@ def cache_pairs(
     Args:
         pairs: image and mask files.
         size: side S in pixels; a mask's pixel takes the nearest class.
-        mask_values: raw value of each class index in the mask files.
+        mask_values: raw value of each class index in the mask files, or all of them where a class has several.
         quarantine: receives the image of each pair of which a file cannot be read; the others are returned.
         cache_dir: where the arrays are kept; `default_cache_dir()` when None.
         progress: show a bar while decoding.

@@ -41,7 +41,7 @@ class Verdict:
 
 def fetch_arrays(
     files: Sequence[Sequence[Path]],
-    parameters: tuple[int, ...],
+    parameters: tuple[int | tuple[int, ...], ...],
     shapes: Shapes,
     decode: Callable[[int], Decoded | Verdict],
     cache_dir: Path,

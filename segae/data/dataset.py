@@ -32,7 +32,8 @@ class SegmentationData:
         root: its folder.
         classes: names, in the order of the class indices.
         palette: one RGB colour (0..255) per class.
-        mask_values: the raw value in a mask file of each class; its position is the class index.
+        mask_values: the raw value in a mask file of each class; its position is the class index. A class that was
+            merged out of several has all their values, as a tuple.
         splits: "train" and "test", disjoint.
         missing: number of names that a split file lists and that are not on the disk.
     """
@@ -41,7 +42,7 @@ class SegmentationData:
     root: Path
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
-    mask_values: tuple[int, ...]
+    mask_values: tuple[int | tuple[int, ...], ...]
     splits: Mapping[str, tuple[Pair, ...]]
     missing: int = 0
 

@@ -31,6 +31,10 @@ class DeviceImages(Dataset[tuple[Tensor, ...]]):
         seed: with the epoch and the index, the only source of randomness.
         repeats: times that every image occurs, each time augmented anew.
 
+    Attributes:
+        device: where they lie.
+        distinct: N, how many images there are without the repeats.
+
     A batch is (float32 (B, 3, S, S), normalised) or (that, int64 (B, S, S)).
 
     Raises:
@@ -54,7 +58,7 @@ class DeviceImages(Dataset[tuple[Tensor, ...]]):
             raise SegaeError(f"repeats is {repeats}; 1 or more is wanted, for example --repeats 10.")
         if masks is not None and len(images) != len(masks):
             raise ValueError(f"{len(images)} images and {len(masks)} masks")
-        self.device = device
+        self.device, self.distinct = device, len(images)
         # copies: a cache is a read-only map of a file, which torch must not be given to write to
         self._image_nhwc = torch.from_numpy(np.array(images)).to(device)
         self._mask_nhw = None if masks is None else torch.from_numpy(np.array(masks)).to(device)
@@ -72,7 +76,7 @@ class DeviceImages(Dataset[tuple[Tensor, ...]]):
         return other
 
     def __len__(self) -> int:
-        return len(self._image_nhwc) * self._repeats
+        return self.distinct * self._repeats
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes next, before its first batch is asked for."""
@@ -82,7 +86,7 @@ class DeviceImages(Dataset[tuple[Tensor, ...]]):
         """The batch of these items."""
         place_b = torch.tensor(indices).to(self.device, non_blocking=True)
         changes = self._drawn()[place_b] if self._transform is not None else None
-        image_b = place_b % len(self._image_nhwc)
+        image_b = place_b % self.distinct
         # the images' bytes stay in their order: permuted, they are what channels_last means
         chosen_bchw = self._image_nhwc[image_b].permute(0, 3, 1, 2)
         image_bchw = change_images(chosen_bchw, changes, self._mean_c11, self._std_c11)

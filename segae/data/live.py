@@ -74,8 +74,11 @@ class _LiveItems(AugmentedItems):
 
     @property
     def failures(self) -> tuple[tuple[Path, str], ...]:
-        """The files that could not be read so far, in any process, each with the reason; the first few hundred."""
-        return tuple((Path(path), reason) for path, reason in self._failures.items)
+        """The files that could not be read so far, in any process, each with the reason; the first few hundred.
+
+        If there were more, the last row is (``segae.data.images.UNNAMED``, how many times one was met).
+        """
+        return tuple((Path(path), reason) for path, reason in self._failures.all)
 
     @property
     def failed(self) -> int:
@@ -149,29 +152,42 @@ class LivePairs(_LiveItems):
     Args:
         pairs: image and mask files.
         size: side S in pixels to which each is squashed before the transform.
-        mask_values: raw value of each class index in the mask files.
+        mask_values: raw value of each class index in the mask files, or all of them where a class has several.
         transform: from `segae.data.transforms`.
         seed: with the epoch and the index, the only source of randomness, as in `LabelledImages`.
+        repeats: times that every image occurs, each time augmented anew.
 
-    Item `index` is (float32 tensor (3, S, S), normalised; int64 tensor (S, S), class indices).
+    Attributes:
+        distinct: N, how many images there are without the repeats.
+
+    Item `index` is (float32 tensor (3, S, S), normalised; int64 tensor (S, S), class indices): image `index % N`.
 
     Raises:
-        SegaeError: no pairs; from an item: 100 pairs in a row that cannot be used.
+        SegaeError: no pairs, or repeats below 1; from an item: 100 pairs in a row that cannot be used.
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], size: int, mask_values: Sequence[int], transform: Transform, seed: int
+        self,
+        pairs: Sequence[Pair],
+        size: int,
+        mask_values: Sequence[int | tuple[int, ...]],
+        transform: Transform,
+        seed: int,
+        repeats: int = 1,
     ) -> None:
         super().__init__((pair.image for pair in pairs), size, transform, seed)
+        require_repeats(repeats)
+        self._repeats = repeats
+        self.distinct = len(self._paths)
         self._masks = PackedPaths(pair.mask for pair in pairs)
         self._mask_values = tuple(mask_values)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return self.distinct * self._repeats
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         index = from_start(index, len(self))
-        image, mask = self._first_readable(index, self._read)
+        image, mask = self._first_readable(index % self.distinct, self._read)
         result = self._apply(index, image=image, mask=mask)
         return result["image"], result["mask"].long()
 

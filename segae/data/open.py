@@ -7,21 +7,28 @@ from pathlib import Path
 
 from segae.data.dataset import SegmentationData
 from segae.data.folder import FolderData
+from segae.data.merge import merge_classes
 from segae.data.oxford_pets import CLASSES, OxfordPets
 from segae.errors import SegaeError
 
 
-def open_dataset(root: Path, classes: Sequence[str] = ()) -> SegmentationData:
+def open_dataset(root: Path, classes: Sequence[str] = (), merge: Sequence[str] = ()) -> SegmentationData:
     """Open a folder in the official Oxford-IIIT Pet layout, or one with `images/` and `masks/`.
 
     Args:
         root: the data set's folder.
         classes: class names of an images/ + masks/ folder; left empty, they come from its classes.txt or from
             the values in the masks.
+        merge: classes to be taken as one, such as `foreground=pet+border`; see `segae.data.merge`.
 
     Raises:
-        SegaeError: the folder is missing, has neither layout, or has a layout that is broken.
+        SegaeError: the folder is missing, has neither layout, or has a layout that is broken; or classes are merged
+            that it does not have.
     """
+    return merge_classes(_open(root, classes), merge)
+
+
+def _open(root: Path, classes: Sequence[str]) -> SegmentationData:
     if not root.is_dir():
         raise SegaeError(
             f"There is no folder {root}. Wanted the folder of a data set: the Oxford-IIIT Pet layout (fetch "

@@ -47,12 +47,12 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def to_class_indices(mask: np.ndarray, mask_values: Sequence[int], path: Path) -> np.ndarray:
+def to_class_indices(mask: np.ndarray, mask_values: Sequence[int | tuple[int, ...]], path: Path) -> np.ndarray:
     """Translate raw mask values to class indices.
 
     Args:
         mask: int32 (H, W), raw values.
-        mask_values: raw value of each class index; at most 256.
+        mask_values: raw value of each class index, or all of them where a class has several; at most 256 classes.
         path: the mask's file, for the error message.
 
     Returns:
@@ -61,20 +61,21 @@ def to_class_indices(mask: np.ndarray, mask_values: Sequence[int], path: Path) -
     Raises:
         SegaeError: the mask holds a value that is not among `mask_values`.
     """
-    values = np.asarray(mask_values)
+    groups = [value if isinstance(value, tuple) else (value,) for value in mask_values]
+    values = np.array([value for group in groups for value in group])
+    classes = np.array([index for index, group in enumerate(groups) for _ in group], np.uint8)
     order = np.argsort(values)
-    place = np.searchsorted(values[order], mask).clip(max=len(values) - 1)
-    indices = order[place].astype(np.uint8)
-    wrong = values[indices] != mask
+    place = order[np.searchsorted(values[order], mask).clip(max=len(values) - 1)]
+    wrong = values[place] != mask
     if wrong.any():
         found = np.unique(mask[wrong])
         raise SegaeError(
             f"{path} holds the value "
             f"{', '.join(map(str, found[:5]))}{' and others' if len(found) > 5 else ''}, which is no class. "
-            f"Wanted only {', '.join(map(str, mask_values))}; correct the mask, or name a class for each "
+            f"Wanted only {', '.join(map(str, values))}; correct the mask, or name a class for each "
             "value."
         )
-    return indices
+    return classes[place]
 
 
 def require_same_size(image: np.ndarray, mask: np.ndarray, pair: Pair) -> None:

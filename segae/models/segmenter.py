@@ -80,7 +80,7 @@ class SegmenterDescription:
         decoder: A name of `DECODERS`.
         classes: Names, in the order of the class indices.
         palette: One RGB colour in 0..255 per class.
-        mask_values: Per class, its raw value in the data set's mask files.
+        mask_values: Per class, its raw value in the data set's mask files; all of them if it was merged.
         in_channels: Channels of an input image.
         mean: Per channel, subtracted from images in [0, 1].
         std: Per channel, images are divided by it after that.
@@ -92,7 +92,7 @@ class SegmenterDescription:
     decoder: str
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
-    mask_values: tuple[int, ...]
+    mask_values: tuple[int | tuple[int, ...], ...]
     in_channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]

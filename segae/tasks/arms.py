@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from segae.tasks.compare import Compare
 
 _DECODER = "+decoder"
+VARIANTS = {
+    "frozen": "the encoder is frozen in all epochs",
+    "linear": "a linear decoder on an encoder that is frozen in all epochs",
+    "long": "four times the full epochs",
+}
+"""What stands behind an arm's @: the same start, fine-tuned in another way."""
+_LONG = 4
 _THE_ARMS = ("data", "out", "encoder", "init", "objective", "seed", "device", "probe", "classes", "resume", "overwrite")
 
 
@@ -26,11 +33,13 @@ class Arm:
         start: `random` or `imagenet`: before any pretraining of ours.
         objective: what our pretraining asks for; empty where there is none.
         transfer: `encoder` or `encoder+decoder`.
+        variant: a key of `VARIANTS`, or empty.
     """
 
     start: str
     objective: str
     transfer: str
+    variant: str = ""
 
     @property
     def init(self) -> str:
@@ -43,9 +52,28 @@ class Arm:
 def parse_arm(text: str) -> Arm:
     """Read `random`, `imagenet`, `ae:<objective>` or `imagenet+ae:<objective>`, the last two also with `+decoder`.
 
+    Behind an `@` may stand one of `VARIANTS`, such as `imagenet@frozen` or `ae:mask+decoder@long`.
+
     Raises:
         SegaeError: it is none of these, or the objective is unknown or trains nothing of what is transferred.
     """
+    start, mark, variant = text.partition("@")
+    if mark and variant not in VARIANTS:
+        known = "; ".join(f"@{name}: {meaning}" for name, meaning in VARIANTS.items())
+        raise SegaeError(
+            f"the arm {text!r} has the unknown variant {variant!r}. Use one of these, as the last part of the arm: "
+            f"{known}."
+        )
+    arm = replace(_parse_start(start), variant=variant)
+    if variant == "linear" and arm.transfer == "encoder+decoder":
+        raise SegaeError(
+            f"the arm {text!r} transfers a decoder, and @linear has none but its head. Use "
+            f"{start.removesuffix(_DECODER)}@linear or {start}@frozen."
+        )
+    return arm
+
+
+def _parse_start(text: str) -> Arm:
     from segae.objectives.presets import OBJECTIVES, make_objective
 
     bare = text.removesuffix(_DECODER)
@@ -55,7 +83,8 @@ def parse_arm(text: str) -> Arm:
     if not mark or start not in ("", "imagenet+") or not objective:
         raise SegaeError(
             f"the arm {text!r} is unknown; use random, imagenet, ae:<objective> or imagenet+ae:<objective>, with "
-            f"{_DECODER} behind it to transfer the decoder too, for example --arms random imagenet ae:mask."
+            f"{_DECODER} behind it to transfer the decoder too, and @{', @'.join(VARIANTS)} behind all of it for a "
+            f"variant, for example --arms random imagenet ae:mask."
         )
     if objective not in OBJECTIVES:
         close = difflib.get_close_matches(objective, list(OBJECTIVES), n=1)
@@ -69,6 +98,24 @@ def parse_arm(text: str) -> Arm:
             f"too: --arms {text}{_DECODER}."
         )
     return Arm("imagenet" if start else "random", objective, transfer)
+
+
+def own_settings(config: Compare, arm: Arm) -> Compare:
+    """The configuration with the decoder, schedule and BatchNorm mode of the arm's variant.
+
+    An encoder that is frozen in all epochs rests with its BatchNorm layers, unless a mode was asked for.
+    """
+    if arm.variant == "long":
+        return replace(config, epochs=_LONG * config.epochs)
+    if not arm.variant:
+        return config
+    rests = replace(
+        config,
+        freeze_epochs=config.freeze_epochs + config.epochs,
+        epochs=0,
+        bn_mode=config.bn_mode or "strict",
+    )
+    return replace(rests, decoder="linear") if arm.variant == "linear" else rests
 
 
 def require_transferable(transfer: str, decoder: str) -> None:

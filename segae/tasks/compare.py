@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from segae.errors import SegaeError
-from segae.tasks.arms import parse_arm, pretraining_of, require_transferable
+from segae.tasks.arms import own_settings, parse_arm, pretraining_of, require_transferable
 from segae.tasks.pretrain import run as pretrain
 from segae.tasks.rows import add_per_image, make_row, read_json, read_rows, summary_table, write_rows
+from segae.tasks.scoring import VAL_FRACTION, score_test, score_validation
 from segae.tasks.segment import Segment
 from segae.tasks.segment import run as segment
 from segae.tasks.settings import digest, settings_of
-
-if TYPE_CHECKING:
-    from segae.training.metrics import SegmentationScores
-
-_VAL_FRACTION = 0.2
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,8 @@ class Compare:
     """Name of the study in the rows."""
     arms: tuple[str, ...] = ("random", "imagenet", "ae:mask")
     """Inits to compare: random, imagenet, ae:<objective>, imagenet+ae:<objective>; the last two with +decoder behind
-    them transfer the decoder too."""
+    them transfer the decoder too. Behind each may stand @frozen (the encoder rests in all epochs), @linear (so too,
+    with a linear decoder) or @long (four times the full epochs)."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each arm is run once with each seed."""
     encoder: str = "tf_efficientnet_lite0"
@@ -49,14 +46,22 @@ class Compare:
     """Any decoder of segmentation-models-pytorch, or linear."""
     classes: tuple[str, ...] = ()
     """Class names in the order of their mask values; not needed for Pets or when the folder has a classes.txt."""
+    merge: tuple[str, ...] = ()
+    """Classes to be taken as one, such as foreground=pet+border."""
     image_size: int = 128
     """Side of the square input in pixels while fine-tuning."""
     freeze_epochs: int = 1
     """Epochs with the encoder frozen."""
     epochs: int = 3
     """Epochs after that, with everything training."""
+    epoch_images: int | None = None
+    """Images per epoch, drawn with repetition where there are fewer; none takes each training image once."""
     batch_size: int = 16
     """Images per fine-tuning step."""
+    augment: bool = True
+    """Change the training images a little each time."""
+    loss: Literal["cross_entropy", "dice"] = "cross_entropy"
+    """Cross-entropy of each pixel, or one minus the Dice score of each class over a batch."""
     lr: float | None = None
     """Peak learning rate of the head in the frozen epochs; the full epochs peak at half of it. None takes, here and
     in the next four settings, what was best on validation images for each kind of init (docs/training.md)."""
@@ -124,6 +129,7 @@ def _rows_of(config: Compare, target: Path) -> list[dict[str, str]]:
 def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
     """Pretrain if the arm asks for it, fine-tune, score once, return the row."""
     parsed = parse_arm(arm)
+    own = own_settings(config, parsed)
     init = str(pretrain_arm(config, arm, seed)) if parsed.objective else parsed.start
     folder = segment_folder(config, arm, seed)
     if not (folder / "metrics.json").exists():
@@ -133,69 +139,32 @@ def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
                 out=folder,
                 encoder=config.encoder,
                 init=init,
-                decoder=config.decoder,
+                decoder=own.decoder,
                 transfer=parsed.transfer,  # type: ignore[arg-type]
                 classes=config.classes,
+                merge=config.merge,
                 image_size=config.image_size,
-                freeze_epochs=config.freeze_epochs,
-                epochs=config.epochs,
+                freeze_epochs=own.freeze_epochs,
+                epochs=own.epochs,
+                epoch_images=config.epoch_images,
                 batch_size=config.batch_size,
+                loss=config.loss,
+                augment=config.augment,
                 lr=config.lr,
                 lr_ratio=config.lr_ratio,
-                bn_mode=config.bn_mode,
+                bn_mode=own.bn_mode,
                 warmup=config.warmup,
                 recalibrate=config.recalibrate,
                 labels=config.labels,
-                val_fraction=0.0 if config.split == "test" else _VAL_FRACTION,
+                val_fraction=0.0 if config.split == "test" else VAL_FRACTION,
                 seed=seed,
                 device=config.device,
                 resume=True,
             )
         )
-    scores = _score_test(config, folder) if config.split == "test" else _score_validation(config, folder, seed)
+    scores = score_test(config, folder) if config.split == "test" else score_validation(config, folder, seed)
     measured = read_json(folder / "metrics.json") | {"settings": settings_of(config, arm, seed)[1]}
     return make_row(experiment=config.experiment, split=config.split, run=measured, scores=scores.as_row())
-
-
-def _score_test(config: Compare, folder: Path) -> SegmentationScores:
-    from segae.tasks.evaluate import Evaluate
-    from segae.tasks.evaluate import run as evaluate
-
-    return evaluate(
-        Evaluate(
-            model=folder / "model.safetensors",
-            data=config.data,
-            split="test",
-            out=folder / "test",
-            classes=config.classes,
-            device=config.device,
-        )
-    )
-
-
-def _score_validation(config: Compare, folder: Path, seed: int) -> SegmentationScores:
-    """Scores on the training images that fine-tuning with this seed kept apart; the test split stays closed."""
-    from segae.data.cache import cache_pairs
-    from segae.data.dataset import split_off_validation, take_labels
-    from segae.data.images import Quarantine
-    from segae.data.open import open_dataset
-    from segae.models.segmenter import load_segmenter
-    from segae.training.device import choose_device
-    from segae.training.evaluation import evaluate_model
-
-    data = open_dataset(config.data, config.classes)
-    _, kept = split_off_validation(take_labels(data.splits["train"], config.labels, seed), _VAL_FRACTION, seed)
-    model, description = load_segmenter(folder / "model.safetensors")
-    cached = cache_pairs(kept, description.image_size, data.mask_values, Quarantine())
-    return evaluate_model(
-        model,
-        cached.images,
-        cached.masks,
-        classes=description.classes,
-        mean=description.mean,
-        std=description.std,
-        device=choose_device(config.device),
-    )
 
 
 def _keep(config: Compare, target: Path, arm: str, seed: int, row: dict[str, Any]) -> None:
@@ -208,19 +177,27 @@ def _keep(config: Compare, target: Path, arm: str, seed: int, row: dict[str, Any
     with FileLock(default_cache_dir() / f"rows-{digest(str(target.resolve()))}.lock"):
         if config.split == "test":
             lines = read_rows(segment_folder(config, arm, seed) / "test" / "per_image.csv")
-            scores = {line["name"]: float(line["miou"]) for line in lines}
-            add_per_image(target.parent / "per_image" / f"{config.experiment}.csv.gz", row, scores)
+            add_per_image(target.parent / "per_image" / f"{config.experiment}.csv.gz", row, lines)
         write_rows(target, [*read_rows(target), row])
 
 
 def pretrain_arm(config: Compare, arm: str, seed: int) -> Path:
     """The encoder file of an autoencoder arm, pretrained now unless it is there already."""
-    wanted = pretraining_of(config, parse_arm(arm), seed)
-    name = f"pretrain-{_plain(parse_arm(arm).init)}-{wanted.seed}-{settings_of(config, arm, seed)[0]}"
-    folder = config.out / name
+    folder = pretrain_folder(config, arm, seed)
+    if folder is None:
+        raise SegaeError(f"the arm {arm!r} has no pretraining; wanted one such as ae:mask.")
     if not (folder / "metrics.json").exists():  # written last
-        pretrain(replace(wanted, out=folder, resume=True))
+        pretrain(replace(pretraining_of(config, parse_arm(arm), seed), out=folder, resume=True))
     return folder / "encoder.safetensors"
+
+
+def pretrain_folder(config: Compare, arm: str, seed: int) -> Path | None:
+    """The run folder of an arm's pretraining; None where there is none."""
+    parsed = parse_arm(arm)
+    if not parsed.objective:
+        return None
+    wanted = pretraining_of(config, parsed, seed)
+    return config.out / f"pretrain-{_plain(parsed.init)}-{wanted.seed}-{settings_of(config, arm, seed)[0]}"
 
 
 def segment_folder(config: Compare, arm: str, seed: int) -> Path:
@@ -229,4 +206,4 @@ def segment_folder(config: Compare, arm: str, seed: int) -> Path:
 
 
 def _plain(arm: str) -> str:
-    return arm.replace(":", "-").replace("+", "-")
+    return arm.replace(":", "-").replace("+", "-").replace("@", "-")

@@ -62,7 +62,8 @@ def pretraining_of_items(
     probe: Callable[[nn.Module], float] | None = None,
 ) -> Any:
     """The Learner of a resolved pretraining; ``items`` are those to train on and those to validate on."""
-    from segae.training.learner import make_loaders, pretraining_learner
+    from segae.training.learner import pretraining_learner
+    from segae.training.loaders import make_loaders
 
     def make(batch: int) -> Any:
         return pretraining_learner(
@@ -88,13 +89,15 @@ def segmentation_of_items(
     config: Segment, items: tuple[Any, Any], model: nn.Module, classes: int, size: int, device: torch.device
 ) -> Any:
     """The Learner of a resolved segmentation; ``items`` are those to train on and those to validate on."""
-    from segae.training.learner import make_loaders, segmentation_learner
+    from segae.training.learner import segmentation_learner
+    from segae.training.loaders import make_loaders
 
     def make(batch: int) -> Any:
         return segmentation_learner(
-            make_loaders(*items, batch_size=batch, **_loading(config, device)),
+            make_loaders(*items, batch_size=batch, epoch_images=config.epoch_images, **_loading(config, device)),
             model,
             classes=classes,
+            loss=config.loss,
             bn_mode=str(config.bn_mode),
             precision=config.precision,
             seed=config.seed,

@@ -46,6 +46,8 @@ class Evaluate:
     """auto, cpu, cuda, cuda:1, mps."""
     classes: tuple[str, ...] = ()
     """Class names in the order of their mask values; not needed for Pets or with a classes.txt."""
+    merge: tuple[str, ...] = ()
+    """Classes to be taken as one, such as foreground=pet+border; none takes what the model was trained with."""
 
 
 def run(config: Evaluate) -> SegmentationScores:
@@ -57,16 +59,16 @@ def run(config: Evaluate) -> SegmentationScores:
     """
     from segae.data.cache import cache_pairs
     from segae.data.images import Quarantine
-    from segae.data.open import open_dataset
     from segae.models.segmenter import load_segmenter
+    from segae.tasks.readings import note_reading
+    from segae.tasks.same_classes import open_as_trained
     from segae.training.device import choose_device
     from segae.training.evaluation import evaluate_at_mask_size, evaluate_model
     from segae.training.run import require_no_training_run
 
     device = choose_device(config.device)
     model, description = load_segmenter(config.model)
-    data = open_dataset(config.data, config.classes)
-    require_same_classes(description.classes, data.classes)
+    data = open_as_trained(config.data, config.classes, config.merge, description)
     pairs = choose_split(data, config.split)
     out = config.out or config.model.parent / f"evaluate-{config.split}"
     require_no_training_run(out, "evaluate")
@@ -74,6 +76,9 @@ def run(config: Evaluate) -> SegmentationScores:
     cached = cache_pairs(pairs, description.image_size, data.mask_values, quarantine)
     how: dict[str, Any] = {"classes": description.classes, "mean": description.mean, "std": description.std}
     how |= {"batch_size": config.batch_size, "device": device}
+    if config.split == "test":
+        names = [pair.name for pair in cached.pairs]
+        note_reading(config.model, model, data.name, names, how["mean"], how["std"], out)
     if config.resolution == "original":
         scores = evaluate_at_mask_size(model, cached.images, _masks(cached.pairs, data.mask_values), **how)
     else:
@@ -85,16 +90,6 @@ def run(config: Evaluate) -> SegmentationScores:
     print(describe_scores(scores))
     print(f"wrote {out / 'metrics.json'}")
     return scores
-
-
-def require_same_classes(model_classes: Sequence[str], data_classes: Sequence[str]) -> None:
-    """Raise SegaeError unless the model's classes are the data set's, in the same order."""
-    if tuple(model_classes) != tuple(data_classes):
-        raise SegaeError(
-            f"The data set has the {len(data_classes)} classes {', '.join(data_classes)}, but the model was "
-            f"trained for the {len(model_classes)} classes {', '.join(model_classes)}. If they mean the "
-            f"same, type --classes {' '.join(model_classes)}; else choose another --data or --model."
-        )
 
 
 def choose_split(data: SegmentationData, split: str) -> tuple[Pair, ...]:
@@ -120,7 +115,7 @@ def describe_scores(scores: SegmentationScores) -> str:
     return "\n".join(f"{name:<{width}}  {value:.3f}" for name, value in rows.items())
 
 
-def _masks(pairs: Sequence[Pair], mask_values: Sequence[int]) -> Iterator[np.ndarray]:
+def _masks(pairs: Sequence[Pair], mask_values: Sequence[int | tuple[int, ...]]) -> Iterator[np.ndarray]:
     """Class indices of each mask file at its own size, read when asked for."""
     from segae.data.images import read_mask
     from segae.data.resize import to_class_indices
@@ -168,7 +163,13 @@ def _write_numbers(
     }
     write_json(out / "config.json", resolved_config(config))
     write_json(out / "metrics.json", content)
-    table = pd.DataFrame({"name": names, "miou": scores.per_image}).to_csv(index=False)
+    pixels = {"intersection": scores.per_image_intersection, "union": scores.per_image_union}
+    counts = {
+        f"{kind}_{name}": count_nk[:, index]
+        for kind, count_nk in pixels.items()
+        for index, name in enumerate(scores.classes)
+    }
+    table = pd.DataFrame({"name": names, "miou": scores.per_image, **counts}).to_csv(index=False)
     write_atomically(out / "per_image.csv", lambda file: file.write(table.encode()))
 
 

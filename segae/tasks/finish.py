@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +143,10 @@ def finish_segmentation(
         "split_hash": split_hash(pair.name for pair in pairs),
         "freeze_epochs": config.freeze_epochs,
         "epochs": config.epochs,
+        "epoch_images": config.epoch_images or "",
         "batch_size": config.batch_size,
+        "loss": config.loss,
+        "augment": int(config.augment),
         "lr": config.lr,
         "lr_ratio": config.lr_ratio,
         "bn_mode": config.bn_mode,
@@ -151,6 +155,7 @@ def finish_segmentation(
         "seed": config.seed,
         "seconds": sum(row["seconds"] for row in log),
         "peak_memory_mb": cost.peak_memory_mb,
+        **({"merge": json.dumps(config.merge)} if config.merge else {}),
         **source,
     }
     target = config.out / "model.safetensors"

@@ -82,7 +82,10 @@ def labelled_sets(
     description: EncoderDescription,
     device: torch.device,
 ) -> tuple[Any, Any]:
-    """Training and validation items of decoded pairs, augmented and clean, normalised as the encoder was."""
+    """Training and validation items of decoded pairs, augmented and clean, normalised as the encoder was.
+
+    The training items repeat the pairs as often as ``epoch_images`` needs.
+    """
     from segae.data.batch_transforms import MildChange
     from segae.data.batches import LabelledImages
     from segae.data.device_images import DeviceImages
@@ -90,13 +93,17 @@ def labelled_sets(
 
     size = config.image_size or description.image_size
     look = (size, description.mean, description.std)
+    changed = train_transform if config.augment else eval_transform
+    repeats = _repeats(config, len(train.images))
     need = train.images.nbytes + train.masks.nbytes
     if choose_data_path(config.data_path, need, device, config.workers) == "device":
         where: dict[str, Any] = {"device": device, "seed": config.seed}
         clean = None if valid is None else DeviceImages(valid.images, valid.masks, None, *look[1:], **where)
-        return DeviceImages(train.images, train.masks, MildChange(), *look[1:], **where), clean
+        return DeviceImages(
+            train.images, train.masks, MildChange() if config.augment else None, *look[1:], repeats=repeats, **where
+        ), clean
     return (
-        LabelledImages(train.images, train.masks, train_transform(*look), config.seed),
+        LabelledImages(train.images, train.masks, changed(*look), config.seed, repeats),
         None if valid is None else LabelledImages(valid.images, valid.masks, eval_transform(*look), config.seed),
     )
 
@@ -105,7 +112,7 @@ def _live_sets(
     config: Segment,
     train: Sequence[Pair],
     valid: Sequence[Pair],
-    mask_values: Sequence[int],
+    mask_values: Sequence[int | tuple[int, ...]],
     description: EncoderDescription,
 ) -> tuple[Any, Any]:
     from segae.data.live import LivePairs
@@ -113,7 +120,14 @@ def _live_sets(
 
     size = config.image_size or description.image_size
     look = (size, description.mean, description.std)
+    changed = train_transform if config.augment else eval_transform
     return (
-        LivePairs(train, size, mask_values, train_transform(*look), config.seed),
+        LivePairs(train, size, mask_values, changed(*look), config.seed, _repeats(config, len(train))),
         LivePairs(valid, size, mask_values, eval_transform(*look), config.seed) if valid else None,
     )
+
+
+def _repeats(config: Segment, distinct: int) -> int:
+    from segae.training.sharing import turns
+
+    return 1 if config.epoch_images is None else turns(config.epoch_images, distinct)

@@ -35,7 +35,7 @@ def write_page(
     from segae.files import write_atomically
     from segae.training.run import commit
 
-    data = open_dataset(comparison.data, comparison.classes)
+    data = open_dataset(comparison.data, comparison.classes, comparison.merge)
     seed = comparison.seeds[0]
     pretrained = [arm for arm in comparison.arms if "ae:" in arm]
     folders = {name_of(arm): segment_folder(comparison, arm, seed) for arm in comparison.arms}

@@ -18,6 +18,7 @@ COLUMNS = (
     "split",
     "labels",
     "label_fraction",
+    "label_subset",
     "encoder",
     "decoder",
     "init",
@@ -25,7 +26,10 @@ COLUMNS = (
     "image_size",
     "freeze_epochs",
     "epochs",
+    "epoch_images",
     "batch_size",
+    "loss",
+    "augment",
     "lr",
     "lr_ratio",
     "bn_mode",
@@ -59,7 +63,11 @@ COLUMNS = (
     "versions",
     "date",
 )
-"""The columns of every segmentation row; iou_<class> follows, one for each class."""
+"""The columns of every segmentation row; iou_<class> follows, one for each class.
+
+Rows of early files lack some: there an epoch was the labelled images once, which an empty ``epoch_images`` says too,
+the loss was cross_entropy, and images were augmented. ``label_subset`` is a hash of the training images' names.
+"""
 
 
 def make_row(
@@ -74,7 +82,13 @@ def make_row(
     What the run says of its encoder's pretraining goes into the row; without pretraining these columns are empty.
     """
     none = {name: "" for name in COLUMNS if name.startswith("pretrain_")}
-    known = {**none, **run, **scores, "experiment": experiment, "split": split}
+    before = {
+        "epoch_images": "",
+        "loss": "cross_entropy",
+        "augment": 1,
+    }  # what a run was that is older than these columns
+    own = {"experiment": experiment, "split": split, "label_subset": run["split_hash"]}
+    known = {**none, **before, **run, **scores, **own}
     classes = sorted(name for name in scores if name.startswith("iou_"))
     return {name: _short(known[name]) for name in (*COLUMNS, *classes)}
 
@@ -105,26 +119,55 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
+PIXEL_COUNTS = ("intersection_", "union_")
+"""How the columns of one image's pixels begin; a class name follows."""
 _PER_IMAGE = ("dataset", "split", "settings", "init", "seed", "labels", "freeze_epochs", "epochs")
 
 
-def add_per_image(path: Path, row: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+def per_image_rows(row: Mapping[str, Any], images: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The scores of single images under the columns that say of which run they are.
+
+    Args:
+        row: the run's result row, or as much of it as those columns.
+        images: lines of the per_image.csv of ``segae evaluate``: name, miou in [0, 1], and where they exist
+            ``intersection_<class>`` and ``union_<class>`` in pixels.
+    """
+    key = {name: str(row[name]) for name in _PER_IMAGE}
+    return [
+        {
+            **key,
+            "image": line["name"],
+            "miou": round(float(line["miou"]), 6),
+            **{name: int(value) for name, value in line.items() if name.startswith(PIXEL_COUNTS)},
+        }
+        for line in images
+    ]
+
+
+def add_per_image(path: Path, row: Mapping[str, Any], images: Sequence[Mapping[str, Any]]) -> None:
     """Add the scores of single images, which paired tests need, to a gzipped CSV file beside the rows.
 
     Args:
         path: such as ``results/per_image/<experiment>.csv.gz``; scores of the same run in it are replaced.
-        row: the run's result row.
-        scores: mean IoU in [0, 1] by image name.
+        row: as in ``per_image_rows``.
+        images: as in ``per_image_rows``.
     """
     key = {name: str(row[name]) for name in _PER_IMAGE}
-    old = []
-    if path.exists():
-        with gzip.open(path, "rt", newline="") as file:
-            old = [line for line in csv.DictReader(file) if any(line[name] != value for name, value in key.items())]
-    lines: list[dict[str, Any]] = [
-        *old,
-        *({**key, "image": name, "miou": round(value, 6)} for name, value in scores.items()),
-    ]
+    old = [line for line in read_compressed(path) if any(line[name] != value for name, value in key.items())]
+    lines: list[dict[str, Any]] = [*old, *per_image_rows(row, images)]
+    write_compressed(path, lines)
+
+
+def read_compressed(path: Path) -> list[dict[str, str]]:
+    """The lines of a gzipped CSV file as text; none if there is no file."""
+    if not path.exists():
+        return []
+    with gzip.open(path, "rt", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_compressed(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write a gzipped CSV file atomically; the same lines give the same bytes."""
     write_atomically(path, lambda file: file.write(gzip.compress(_as_csv(lines).encode(), mtime=0)))
 
 
@@ -134,24 +177,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def summary_table(rows: Sequence[dict[str, str]]) -> str:
-    """Mean over seeds of each init and schedule, best first, as text columns."""
-    groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    """Mean over seeds of each init, decoder and schedule, best first, as text columns."""
+    groups: dict[tuple[str, str, str, str], list[dict[str, str]]] = {}
     for row in rows:
-        group = (row["init"], row["transfer"], f"{row['freeze_epochs']} + {row['epochs']}")
+        group = (row["init"], row["transfer"], row["decoder"], f"{row['freeze_epochs']} + {row['epochs']}")
         groups.setdefault(group, []).append(row)
     classes = sorted({name for row in rows for name in row if name.startswith("iou_") and row[name]})
-    header = ["init", "transfer", "epochs", "seeds", "mIoU", *(name.removeprefix("iou_") for name in classes)]
+    header = ["init", "transfer", "decoder", "epochs", "seeds", "mIoU"]
+    header += [name.removeprefix("iou_") for name in classes]
     table = [
         [
             init,
             transfer,
+            decoder,
             schedule,
             str(len(members)),
             *(f"{sum(float(row[name]) for row in members) / len(members):.3f}" for name in ("miou", *classes)),
         ]
-        for (init, transfer, schedule), members in groups.items()
+        for (init, transfer, decoder, schedule), members in groups.items()
     ]
-    table.sort(key=lambda line: -float(line[4]))
+    table.sort(key=lambda line: -float(line[header.index("mIoU")]))
     widths = [max(len(line[column]) for line in [header, *table]) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *table]

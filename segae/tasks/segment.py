@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from segae.errors import SegaeError
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -36,16 +38,24 @@ class Segment:
     """What a file in --init gives: its encoder, or also the decoder.safetensors that pretraining wrote beside it."""
     classes: tuple[str, ...] = ()
     """Class names in the order of their mask values; not needed for Pets or when the folder has a classes.txt."""
+    merge: tuple[str, ...] = ()
+    """Classes to be taken as one, such as foreground=pet+border."""
     image_size: int | None = None
     """Side of the square input in pixels; none takes the encoder's own (the size of its pretraining)."""
     freeze_epochs: int = 1
     """Epochs with the encoder frozen."""
     epochs: int = 3
     """Epochs after that, with everything training."""
+    epoch_images: int | None = None
+    """Images per epoch, drawn with repetition where there are fewer; none takes each training image once."""
     batch_size: int = 16
     """Images per optimizer step, of all processes together."""
     micro_batch: int | None = None
     """Images at once, a divisor of the batch size; none takes all, or on CUDA as many as fit."""
+    loss: Literal["cross_entropy", "dice"] = "cross_entropy"
+    """Cross-entropy of each pixel, or one minus the Dice score of each class over a batch."""
+    augment: bool = True
+    """Change the training images a little each time: flip, zoom, move, rotate, brightness, contrast."""
     lr: float | None = None
     """Peak learning rate of the head in the frozen epochs; the full epochs peak at half of it. None takes, here and
     in the next four settings, what was best on validation images for the kind of init (docs/training.md)."""
@@ -108,14 +118,14 @@ def _segment(config: Segment, device: torch.device) -> Path:
     from segae.tasks.compute import segmentation_of_items, set_up
     from segae.tasks.finish import finish_segmentation
     from segae.tasks.labelled import load_labelled
-    from segae.tasks.prepare import open_run
+    from segae.tasks.prepare import list_failures, open_run
     from segae.training.cost import measured
-    from segae.training.distributed import once, this_place
+    from segae.training.distributed import this_place
     from segae.training.fit import fit, print_epoch
     from segae.training.run import RESUME_FILE, seed_everything
     from segae.training.schedule import check_batchnorm_mode, make_phases
 
-    data = open_dataset(config.data, config.classes)
+    data = open_dataset(config.data, config.classes, config.merge)
     seed_everything(config.seed)
     encoder, description = create_encoder(config.encoder, config.init)
     config = resolve(config, description)
@@ -137,7 +147,7 @@ def _segment(config: Segment, device: torch.device) -> Path:
     learner = segmentation_of_items(config, (images.train, images.valid), model, len(data.classes), size, device)
     resume, source = open_run(config, device, [pair.name for pair in images.pairs], quarantine)
     print(f"encoder {config.encoder}, init {config.init}: {description.source}")
-    print(f"{len(images.pairs)} training images, {config.freeze_epochs} + {config.epochs} epochs on {device}")
+    print(f"{_amount(config, len(images.pairs))}, {config.freeze_epochs} + {config.epochs} epochs on {device}")
     if config.recalibrate and not resume:
         _recalibrate(config, model, images.sample, description, device)
     with measured(device) as cost:
@@ -149,23 +159,34 @@ def _segment(config: Segment, device: torch.device) -> Path:
             resume=resume,
             report=print_epoch,
         )
-    once(lambda: quarantine.take(images.failures(), config.out))
+    list_failures(quarantine, images.failures(), config.out)
     if not this_place().first:
         return config.out / "model.safetensors"
     return finish_segmentation(config, model, description, data, images.pairs, images.shown, log, cost, source, device)
 
 
 def resolve(config: Segment, description: EncoderDescription) -> Segment:
-    """The configuration with every setting that was left open filled in for this init."""
+    """The configuration with every setting that was left open filled in for this init.
+
+    Raises:
+        SegaeError: an epoch without images.
+    """
     from dataclasses import asdict, replace
 
     from segae.training.schedule import protocol_of
 
+    if config.epoch_images is not None and config.epoch_images < 1:
+        raise SegaeError(f"epoch_images is {config.epoch_images}; 1 or more is wanted, for example --epoch-images 300.")
     defaults = asdict(protocol_of(description.init, config.transfer)) | {"image_size": description.image_size}
     return replace(
         config,
         **{name: value for name, value in defaults.items() if getattr(config, name) is None},
     )
+
+
+def _amount(config: Segment, images: int) -> str:
+    amount = f"{images} training images"
+    return amount if config.epoch_images is None else f"{amount}, {config.epoch_images} to an epoch"
 
 
 def _rates(config: Segment) -> dict[str, float]:

@@ -23,11 +23,12 @@ def settings_of(config: Compare, arm: str, seed: int) -> tuple[str, str]:
     """
     from segae.data.open import open_dataset
     from segae.data.pretraining import find_pretraining_images
-    from segae.tasks.arms import parse_arm, pretraining_of
+    from segae.tasks.arms import own_settings, parse_arm, pretraining_of
     from segae.training.schedule import protocol_of
 
     parsed = parse_arm(arm)
-    data = open_dataset(config.data, config.classes)
+    own = own_settings(config, parsed)
+    data = open_dataset(config.data, config.classes, config.merge)
     used = {split: [pair.name for pair in pairs] for split, pairs in data.splits.items()}
     common = {"dataset": data.name, "splits": used, "encoder": config.encoder, "init": parsed.init}
     pretraining: dict[str, Any] = {}
@@ -39,12 +40,29 @@ def settings_of(config: Compare, arm: str, seed: int) -> tuple[str, str]:
         pretraining = {name: str(value) for name, value in wanted.items() if name not in _NO_MATTER}
         pretraining["images"] = [path.name for path in images]
     settings = ("decoder", "image_size", "freeze_epochs", "epochs", "batch_size", "labels", "split")
-    fine_tuning = {name: getattr(config, name) for name in settings}
+    fine_tuning = {name: getattr(own, name) for name in settings}
     fine_tuning |= {"classes": data.classes, "transfer": parsed.transfer, "seed": seed}
     for name, value in asdict(protocol_of(parsed.init, parsed.transfer)).items():
-        given = getattr(config, name)
+        given = getattr(own, name)
         fine_tuning[name] = value if given is None else given
+    fine_tuning |= _younger(config)
     return digest([common, pretraining]), digest([common, pretraining, fine_tuning])
+
+
+def _younger(config: Compare) -> dict[str, Any]:
+    """Settings that runs are older than: left as they were then, the run is the same one that it was."""
+    given: dict[str, Any] = {}
+    if config.epoch_images is not None:
+        given["epoch_images"] = config.epoch_images
+    if config.loss != "cross_entropy":
+        given["loss"] = config.loss
+    if not config.augment:
+        given["augment"] = False
+    if config.merge:
+        from segae.data.merge import read_merge
+
+        given["merge"] = {name: sorted(parts) for name, parts in read_merge(config.merge).items()}
+    return given
 
 
 def digest(content: Any) -> str:

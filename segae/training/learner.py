@@ -1,10 +1,9 @@
-"""fastai Learners for pretraining and segmentation. Besides them only callbacks, recording and fit import fastai."""
+"""fastai Learners for pretraining and segmentation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from fastai.callback import schedule  # noqa: F401 - gives Learner its fit_one_cycle and fine_tune
@@ -12,91 +11,22 @@ from fastai.callback.progress import ProgressCallback  # noqa: F401 - gives Lear
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch import nn
 
 from segae.errors import SegaeError
 from segae.objectives.presets import Objective
 from segae.training.callbacks import Bfloat16Autocast, EncoderMode, EpochClock, StopOnNaN
 from segae.training.device import prepare_device
-from segae.training.distributed import require_divisible, this_place
+from segae.training.losses import segmentation_loss
 from segae.training.micro_batches import Accumulate
-from segae.training.pretraining_callbacks import (
-    CorruptInput,
-    DistancePenalty,
-    FeatureRank,
-    ProbeCurve,
-    StopOnPlateau,
-)
+from segae.training.pretraining_callbacks import CorruptInput, DistancePenalty
 from segae.training.pretraining_checks import check_model, check_settings
+from segae.training.pretraining_watch import FeatureRank, ProbeCurve, StopOnPlateau
 from segae.training.recording import MeanIoU
 from segae.training.schedule import check_batchnorm_mode, parameter_groups
-from segae.training.sharing import EpochSampler
 from segae.training.unhurried import UnhurriedLearner
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-
-
-def make_loaders(
-    train: Dataset,
-    valid: Dataset | None,
-    *,
-    batch_size: int,
-    device: torch.device,
-    workers: int = 0,
-    seed: int = 0,
-    train_indices: Sequence[int] | None = None,
-) -> DataLoaders:
-    """Data loaders for a Learner.
-
-    Args:
-        train: items as from ``segae.data.batches``: an image, or (image, mask).
-        valid: the same for validation; None or empty: no validation loss is computed.
-        batch_size: images in a batch, 1 or more, of all processes together where there are several; a last batch of
-            a single image is dropped (BatchNorm cannot estimate a variance from it).
-        device: where batches go.
-        workers: processes that load images; 0 loads in the training process, right for cached images.
-        seed: decides the order of the training images.
-        train_indices: the items of ``train`` that an epoch goes through; None takes all.
-    """
-    if batch_size < 1:
-        raise SegaeError(f"batch size is {batch_size}; it must be 1 or more, for example --batch-size 16.")
-    stream = isinstance(train, IterableDataset)
-    indices: Sequence[int] = () if stream else range(len(train)) if train_indices is None else train_indices  # type: ignore[arg-type]
-    held_out: Any = [] if valid is None else valid
-    place = this_place()
-    common: dict[str, Any] = {"batch_size": require_divisible(batch_size, place), "num_workers": workers}
-    common["collate_fn"] = _collate
-    common["persistent_workers"] = workers > 0  # starting them anew would cost seconds in every epoch
-    pinned = device.type == "cuda"
-
-    def load(data: Any, order: Sequence[int], seed: int | None, drop_single: bool) -> DataLoader:
-        if isinstance(data, IterableDataset):  # a stream has its own order, and its own share for each process
-            return DataLoader(data, pin_memory=pinned, **common)
-        sampler = EpochSampler(order, seed, batch_size, place, drop_single)
-        # what lies on a device already cannot be pinned
-        return DataLoader(data, sampler=sampler, pin_memory=pinned and not _on_device(data), **common)
-
-    dls = DataLoaders(load(train, indices, seed, True), load(held_out, range(len(held_out)), None, False))
-    dls._device = device  # torch's loaders have no device; without this fastai takes a GPU whenever there is one
-    return dls
-
-
-def _on_device(data: Any) -> bool:
-    """Whether it is ``DeviceImages``, or a subset of them."""
-    return getattr(data, "device", getattr(getattr(data, "dataset", None), "device", None)) is not None
-
-
-def _collate(items: list | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Stack to a tuple of tensors, also for single images: fastai would take a bare batch apart.
-
-    ``DeviceImages`` gives whole batches, which pass as they are.
-    """
-    if isinstance(items, tuple):
-        return items
-    if isinstance(items[0], tuple):
-        return tuple(torch.stack([torch.as_tensor(item[part]) for item in items]) for part in range(len(items[0])))
-    return (torch.stack(items),)
 
 
 def pretraining_learner(
@@ -175,8 +105,9 @@ def segmentation_learner(
     precision: str = "auto",
     seed: int = 0,
     accumulate: int = 1,
+    loss: str = "cross_entropy",
 ) -> Learner:
-    """A Learner that fine-tunes a segmenter by per-pixel cross-entropy.
+    """A Learner that fine-tunes a segmenter.
 
     Its two parameter groups are the encoder and the rest, so ``freeze()`` freezes exactly the encoder; run the
     schedule with ``segae.fit`` (fastai's own ``fine_tune`` works too, with fastai's learning-rate ratio).
@@ -190,6 +121,7 @@ def segmentation_learner(
         precision: as in ``pretraining_learner``.
         seed: decides augmentations and order.
         accumulate: as in ``pretraining_learner``.
+        loss: "cross_entropy" of each pixel, or "dice"; see ``segae.training.losses``.
     """
     check_batchnorm_mode(bn_mode)
     parameter_groups(segmenter)  # refuses a model without an encoder now, not in the middle of a run
@@ -198,7 +130,7 @@ def segmentation_learner(
     return UnhurriedLearner(
         dls,
         segmenter,
-        loss_func=nn.CrossEntropyLoss(),
+        loss_func=segmentation_loss(loss),
         opt_func=_adamw(dls.device),
         splitter=parameter_groups,
         wd=weight_decay,

@@ -57,6 +57,9 @@ class SegmentationScores:
         iou: intersection over union of each class.
         confusion: int64 (K, K) pixel counts, rows truth, columns prediction.
         per_image: float64 (N,), for each image the mean IoU over the classes in its truth or its prediction.
+        per_image_intersection: int64 (N, K), for each image and class the pixels that truth and prediction share;
+            their sums over images, over those of ``per_image_union``, are ``iou``.
+        per_image_union: int64 (N, K), for each image and class the pixels in its truth or its prediction.
     """
 
     classes: tuple[str, ...]
@@ -68,6 +71,8 @@ class SegmentationScores:
     iou: tuple[float, ...]
     confusion: NDArray[np.int64]
     per_image: NDArray[np.float64]
+    per_image_intersection: NDArray[np.int64]
+    per_image_union: NDArray[np.int64]
 
     def as_row(self) -> dict[str, float]:
         """The scores under the column names of a results table, one ``iou_<class>`` per class."""
@@ -100,6 +105,8 @@ class SegmentationMetrics:
         self._boundary_intersection = np.zeros(count, np.int64)
         self._boundary_union = np.zeros(count, np.int64)
         self._per_image: list[float] = []
+        self._intersections_nk: list[NDArray[np.int64]] = []  # one array per batch
+        self._unions_nk: list[NDArray[np.int64]] = []
 
     def update(self, prediction_bhw: Tensor, truth_bhw: Tensor) -> None:
         """Add a batch of class indices, (B, H, W) each, on any device.
@@ -115,7 +122,10 @@ class SegmentationMetrics:
         count = len(self.classes)
         confusion_bkk = _confusion_per_image(prediction_bhw, truth_bhw, count).cpu().numpy()
         self._confusion += confusion_bkk.sum(axis=0)
-        self._per_image += _mean_present(_iou(confusion_bkk)).tolist()
+        intersection_bk, union_bk = _overlap(confusion_bkk)
+        self._intersections_nk.append(intersection_bk)
+        self._unions_nk.append(union_bk)
+        self._per_image += _mean_present(_ratio(intersection_bk, union_bk)).tolist()
         predictions = prediction_bhw.to(torch.int32).cpu().numpy()
         for prediction_hw, truth_hw in zip(predictions, truth_bhw.to(torch.int32).cpu().numpy(), strict=True):
             self._add_boundaries(prediction_hw, truth_hw)
@@ -137,7 +147,7 @@ class SegmentationMetrics:
         if not self._per_image:
             raise SegaeError("There are 0 images to score, at least 1 is wanted: choose a split that has images.")
         confusion = self._confusion
-        iou = _iou(confusion)
+        iou = _ratio(*_overlap(confusion))
         return SegmentationScores(
             classes=self.classes,
             miou=float(_mean_present(iou)),
@@ -149,6 +159,8 @@ class SegmentationMetrics:
             iou=tuple(iou.tolist()),
             confusion=confusion.copy(),
             per_image=np.array(self._per_image),
+            per_image_intersection=np.concatenate(self._intersections_nk),
+            per_image_union=np.concatenate(self._unions_nk),
         )
 
 
@@ -200,13 +212,14 @@ def _require_class_indices(name: str, values: Tensor, classes: int) -> None:
         )
 
 
-def _iou(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """IoU per class (..., K) from (..., K, K); NaN where a class is in neither truth nor prediction."""
+def _overlap(confusion: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pixels per class in both and in either of truth and prediction, (..., K) each, from (..., K, K)."""
     both = np.diagonal(confusion, axis1=-2, axis2=-1)
-    return _ratio(both, confusion.sum(axis=-1) + confusion.sum(axis=-2) - both)
+    return both, confusion.sum(axis=-1) + confusion.sum(axis=-2) - both
 
 
 def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Quotient, NaN where there is nothing to divide by: a class in neither truth nor prediction has no score."""
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 

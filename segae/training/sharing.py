@@ -35,17 +35,23 @@ class Part:
 
 
 class EpochSampler(Sampler[int]):
-    """Every index once, in an order that depends only on (seed, epoch), so that a resumed run sees the same.
+    """The items of an epoch in an order that depends only on (seed, epoch), so that a resumed run sees the same.
+
+    An epoch is every index once; or, by ``images``, turns through all indices, each in a fresh order, until there are
+    so many. So no index comes more than once oftener than another, and the first turn is an epoch as it would be
+    without ``images``. In turn t (from 0) the index i is called i + t * (number of indices): a data set with as many
+    ``repeats`` takes that for the same image, augmented anew.
 
     Several processes have the same order and take turns in it: batch k of a single process is the places k B to
     (k + 1) B, and each process gets a contiguous part of it. So their number does not change what a batch is.
 
     Args:
-        indices: of the items.
+        indices: of the items; with ``images`` they must be 0, 1, 2, ...
         seed: None keeps the order of ``indices``.
         batch_size: B, images of a global batch; a multiple of the number of processes.
         place: of this process.
         drop_single: leave out a last batch of a single image, from which BatchNorm cannot estimate a variance.
+        images: of an epoch, 1 or more; None takes every index once.
     """
 
     def __init__(
@@ -55,10 +61,12 @@ class EpochSampler(Sampler[int]):
         batch_size: int = 1,
         place: Place | None = None,
         drop_single: bool = False,
+        images: int | None = None,
     ) -> None:
         self.indices, self.seed, self.epoch = indices, seed, 0
         self.batch_size, self.place = batch_size, place or Place()
-        count = len(indices)
+        self.turns = 1 if images is None else turns(images, len(indices))
+        count = len(indices) if images is None else images
         self.images = count - 1 if drop_single and batch_size > 1 and count > 1 and count % batch_size == 1 else count
 
     def set_epoch(self, epoch: int) -> None:
@@ -78,7 +86,7 @@ class EpochSampler(Sampler[int]):
         for batch in range(-(-self.images // self.batch_size)):
             part = self.part(batch)
             start = part.before + part.first
-            yield from (int(self.indices[place]) for place in order[start : start + max(part.count, 1)])
+            yield from (self._item(place) for place in order[start : start + max(part.count, 1)])
 
     def __len__(self) -> int:
         whole, rest = divmod(self.images, self.batch_size)
@@ -86,10 +94,29 @@ class EpochSampler(Sampler[int]):
         return whole * (self.batch_size // self.place.world) + last
 
     def _order(self) -> Sequence[int]:
+        count = len(self.indices)
         if self.seed is None:
-            return range(len(self.indices))
+            return range(count * self.turns)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return torch.randperm(len(self.indices), generator=generator).tolist()
+        orders = [turn * count + torch.randperm(count, generator=generator) for turn in range(self.turns)]
+        return torch.cat(orders).tolist()
+
+    def _item(self, place: int) -> int:
+        return place if self.turns > 1 else int(self.indices[place])
+
+
+def turns(images: int, distinct: int) -> int:
+    """How often an epoch of ``images`` goes through ``distinct`` images, the last time perhaps through a part of them.
+
+    Raises:
+        SegaeError: there is no image, or an epoch would have none.
+    """
+    if images < 1 or distinct < 1:
+        raise SegaeError(
+            f"an epoch of {images} images was asked for, out of {distinct}; both must be 1 or more, for example "
+            f"--epoch-images 1000."
+        )
+    return -(-images // distinct)
 
 
 def part_of_batch(learner: Any) -> Part:

@@ -91,3 +91,13 @@ def test_impossible_fractions_are_refused() -> None:
             split_off_validation(make(["a", "b"]), fraction, 0)
     with pytest.raises(SegaeError, match="two or more"):
         split_off_validation(make(["a"]), 0.5, 0)
+
+
+@pytest.mark.parametrize("count", [2, 5, 15])
+def test_a_small_budget_has_training_and_validation_images_nested_in_those_of_a_larger_one(count: int) -> None:
+    pairs = make([f"image_{number}" for number in range(300)])
+    for seed in range(20):
+        small, large = (split_off_validation(take_labels(pairs, n, seed), 0.2, seed) for n in (count, 60))
+        assert small[0]
+        assert small[1]
+        assert set(small[0]) | set(small[1]) <= set(large[0]) | set(large[1])

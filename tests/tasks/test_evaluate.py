@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -226,3 +227,50 @@ def test_normalisation_is_that_of_the_training_pipeline() -> None:
     ours = normalise(image[None], mean, std, torch.device("cpu"))
     assert ours.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(ours[0], eval_transform(64, mean, std)(image=image)["image"], rtol=0, atol=1e-5)
+
+
+def test_the_pixels_of_each_image_stand_beside_its_score(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    model, pets = make_segmenter(), write_pets(tmp_path / "pets")
+    scores = run(Evaluate(model, pets, out=tmp_path / "out", device="cpu"))
+    table = pd.read_csv(tmp_path / "out" / "per_image.csv")
+    both, either = (
+        table[[f"{kind}_{name}" for name in scores.classes]].to_numpy() for kind in ("intersection", "union")
+    )
+    assert both.dtype == np.int64
+    assert both.sum(axis=0) / either.sum(axis=0) == pytest.approx(scores.iou)
+    assert np.nanmean(np.where(either > 0, both / np.maximum(either, 1), np.nan), axis=1) == pytest.approx(
+        table["miou"]
+    )
+
+
+def merged_segmenter(make_segmenter: MakeSegmenter, *merge: str) -> Path:
+    """A segmenter that says it was trained with these classes merged."""
+    model_file = make_segmenter(("foreground", "background"))
+    model, description = load_segmenter(model_file)
+    save_segmenter(model_file, model, replace(description, details={"merge": json.dumps(merge)}))
+    return model_file
+
+
+def test_a_model_is_scored_with_the_classes_merged_as_it_was_trained(
+    make_segmenter: MakeSegmenter, tmp_path: Path
+) -> None:
+    model, pets = merged_segmenter(make_segmenter, "foreground=pet+border"), write_pets(tmp_path / "pets")
+    found = run(Evaluate(model, pets, out=tmp_path / "a", device="cpu"))
+    typed = run(Evaluate(model, pets, out=tmp_path / "b", device="cpu", merge=("foreground=border+pet",)))
+    assert found.classes == ("foreground", "background")
+    assert found.confusion.tolist() == typed.confusion.tolist()
+    pixels = 0
+    for name in NAMES:
+        trimap = np.asarray(Image.open(pets / "annotations/trimaps" / f"{name}.png"))
+        pixels += int((cv2.resize(trimap, (64, 64), interpolation=cv2.INTER_NEAREST_EXACT) != 2).sum())
+    assert found.confusion[0].sum() == pixels
+    with pytest.raises(SegaeError, match=r"trained with --merge foreground=pet\+border, and --merge foreground=pet"):
+        run(Evaluate(model, pets, out=tmp_path / "c", device="cpu", merge=("foreground=pet", "background=border")))
+
+
+def test_another_data_set_may_have_the_classes_without_merging(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    model, data = merged_segmenter(make_segmenter, "foreground=pet+border"), write_folder(tmp_path / "d", (0, 255))
+    scores = run(Evaluate(model, data, device="cpu", classes=("foreground", "background")))
+    assert len(scores.per_image) == 4
+    with pytest.raises(SegaeError, match="no class pet that could be merged"):
+        run(Evaluate(model, data, device="cpu", classes=("back", "fore")))

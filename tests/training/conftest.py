@@ -12,7 +12,8 @@ from segae.models.autoencoder import Autoencoder
 from segae.models.encoder import create_encoder
 from segae.models.segmenter import create_segmenter
 from segae.objectives.presets import make_objective
-from segae.training.learner import make_loaders, pretraining_learner, segmentation_learner
+from segae.training.learner import pretraining_learner, segmentation_learner
+from segae.training.loaders import make_loaders
 from segae.training.run import seed_everything
 
 CPU = torch.device("cpu")

@@ -34,7 +34,8 @@ from segae.objectives.presets import make_objective
 from segae.training import fit as fit_module
 from segae.training.distributed import Place, joined, once, require_divisible, require_single_process, this_place
 from segae.training.fit import fit
-from segae.training.learner import make_loaders, pretraining_learner, segmentation_learner
+from segae.training.learner import pretraining_learner, segmentation_learner
+from segae.training.loaders import make_loaders
 from segae.training.run import seed_everything
 from segae.training.schedule import make_phases, make_pretraining_phases
 from segae.training.synchronised_batchnorm import synchronised_batchnorm

@@ -10,7 +10,8 @@ from segae.models.pretrainer import create_pretrainer
 from segae.models.weights import load_strictly
 from segae.objectives.presets import OBJECTIVES, make_objective
 from segae.training.fit import fit
-from segae.training.learner import make_loaders, pretraining_learner
+from segae.training.learner import pretraining_learner
+from segae.training.loaders import make_loaders
 from segae.training.run import seed_everything
 from segae.training.schedule import make_pretraining_phases
 

@@ -18,7 +18,8 @@ from segae.objectives.reconstruction import MeanSquaredError, PatchNormalisedErr
 from segae.training.callbacks import Callback
 from segae.training.fit import fit
 from segae.training.hard_masks import mask_patch, patch_errors, share_at, squared_error
-from segae.training.learner import make_loaders, pretraining_learner
+from segae.training.learner import pretraining_learner
+from segae.training.loaders import make_loaders
 from segae.training.run import seed_everything
 from segae.training.schedule import Phase
 

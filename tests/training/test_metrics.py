@@ -188,3 +188,20 @@ def test_a_lone_mask_and_an_empty_set_are_errors() -> None:
         metrics.update(torch.zeros(2, 2, dtype=torch.long), torch.zeros(2, 2, dtype=torch.long))
     with pytest.raises(SegaeError, match="0 images to score"):
         metrics.compute()
+
+
+@given(batches(), st.integers(1, 3))
+@settings(deadline=None, max_examples=50)
+def test_the_pixels_of_each_image_make_every_score(batch: tuple[int, torch.Tensor, torch.Tensor], size: int) -> None:
+    classes, prediction, truth = batch
+    scores = scores_of(classes, prediction, truth, batch=size)
+    both_nk, either_nk = scores.per_image_intersection, scores.per_image_union
+    assert both_nk.dtype == either_nk.dtype == np.int64
+    assert both_nk.shape == either_nk.shape == (len(truth), classes)
+    for image, (predicted, true) in enumerate(zip(prediction, truth, strict=True)):
+        for index in range(classes):
+            assert both_nk[image, index] == ((predicted == index) & (true == index)).sum()
+            assert either_nk[image, index] == ((predicted == index) | (true == index)).sum()
+    with np.errstate(invalid="ignore"):
+        assert scores.iou == pytest.approx(both_nk.sum(0) / either_nk.sum(0), nan_ok=True)
+        assert scores.per_image == pytest.approx(np.nanmean(both_nk / either_nk, axis=1))

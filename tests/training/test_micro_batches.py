@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 from segae.errors import SegaeError
 from segae.training.callbacks import Callback
 from segae.training.fit import fit
-from segae.training.learner import make_loaders, segmentation_learner
+from segae.training.learner import segmentation_learner
+from segae.training.loaders import make_loaders
 from segae.training.micro_batches import Accumulate, largest_that_fits
 from segae.training.schedule import make_phases
 

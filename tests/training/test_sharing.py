@@ -10,7 +10,7 @@ from segae.objectives.catalogue import OBJECTIVES
 from segae.objectives.corruption import GaussianNoise, Hardness, PatchMask
 from segae.objectives.presets import make_objective
 from segae.training.distributed import Place
-from segae.training.sharing import EpochSampler, Part, shared_draws
+from segae.training.sharing import EpochSampler, Part, shared_draws, turns
 
 
 @pytest.mark.parametrize(
@@ -93,3 +93,52 @@ def test_other_random_numbers_are_left_alone_and_other_ways_of_drawing_are_refus
     with shared_draws(generator, Part(0, 0, 4, 4)):  # all of the batch: nothing to share
         torch.zeros(2).normal_(generator=generator)
     assert GaussianNoise(1.0)(torch.zeros(2, 3, 4, 4), generator).image_bchw.std() > 0
+
+
+@pytest.mark.parametrize("images", [3, 7, 20, 21, 29])
+def test_an_epoch_of_so_many_images_takes_all_almost_equally_often(images):
+    sampler, once = EpochSampler(range(7), 5, 4, images=images), EpochSampler(range(7), 5, 4)
+    for epoch in (0, 3):
+        sampler.set_epoch(epoch)
+        once.set_epoch(epoch)
+        items = list(sampler)
+        assert len(items) == len(sampler) == images
+        assert len(set(items)) == images, "an image would be augmented twice in the same way"
+        counts = [sum(item % 7 == image for item in items) for image in range(7)]
+        assert max(counts) - min(counts) <= 1
+        assert items[:7] == list(once)[:images]
+        assert [item // 7 for item in items] == sorted(item // 7 for item in items)
+    assert items[7:14] != [item + 7 for item in items[:7]] or images < 14
+    assert 7 * turns(images, 7) > max(items)
+
+
+@pytest.mark.parametrize(("images", "batch_size", "world"), [(29, 4, 2), (17, 8, 4), (5, 4, 4)])
+def test_several_processes_share_an_epoch_with_repetition(images, batch_size, world):
+    alone = EpochSampler(range(6), 5, batch_size, drop_single=True, images=images)
+    alone.set_epoch(2)
+    order, joined = list(alone), {}
+    assert len(order) == images - (images % batch_size == 1)
+    for rank in range(world):
+        sampler = EpochSampler(range(6), 5, batch_size, Place(rank, world), True, images)
+        sampler.set_epoch(2)
+        own = iter(sampler)
+        for batch in range(-(-len(order) // batch_size)):
+            part = sampler.part(batch)
+            took = [next(own) for _ in range(max(part.count, 1))]
+            joined |= {part.before + part.first + place: item for place, item in enumerate(took[: part.count])}
+        assert next(own, None) is None
+    assert [joined[place] for place in range(len(order))] == order
+
+
+def test_fewer_images_than_there_are_change_from_epoch_to_epoch():
+    sampler, seen = EpochSampler(range(9), 1, images=3), set()
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        seen |= set(sampler)
+    assert seen == set(range(9))
+
+
+@pytest.mark.parametrize(("images", "distinct"), [(0, 5), (-3, 5), (4, 0)])
+def test_an_epoch_without_images_is_refused(images, distinct):
+    with pytest.raises(SegaeError, match=f"an epoch of {images} images.* out of {distinct};.*--epoch-images"):
+        turns(images, distinct)

@@ -1,0 +1,218 @@
+"""Variants of arms, epochs with repetition, Dice and merged classes, from the command to the rows and their details."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from segae.cli import main
+from segae.errors import SegaeError
+from segae.models.encoder import create_encoder
+from segae.tasks.arms import Arm, own_settings, parse_arm
+from segae.tasks.compare import Compare, segment_folder
+from segae.tasks.details import details_of
+from segae.tasks.rows import COLUMNS, add_per_image, make_row, read_rows, write_rows
+from segae.tasks.settings import settings_of
+from segae.training.run import seed_everything
+
+ARMS = ("random", "random@frozen", "random@linear", "random@long")
+SMALL = ["--encoder", "test_resnet", "--image-size", "64", "--batch-size", "4", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("pets") / "pets"
+    main(["data", "drawn", "--root", str(root), "--train", "9", "--test", "3", "--unlabelled", "2", "--size", "64"])
+    return root
+
+
+@pytest.fixture(scope="module")
+def compared(pets, tmp_path_factory) -> Compare:
+    out = tmp_path_factory.mktemp("compared")
+    words = ["--labels", "4", "--epoch-images", "6", "--freeze-epochs", "1", "--epochs", "1", "--seeds", "0"]
+    words += ["--merge", "foreground=pet+border", "--loss", "dice"]
+    main(["compare", "--data", str(pets), "--out", str(out), "--arms", *ARMS, *words, *SMALL])
+    settings = {"labels": 4, "epoch_images": 6, "epochs": 1, "merge": ("foreground=pet+border",), "loss": "dice"}
+    return Compare(pets, out=out, encoder="test_resnet", image_size=64, batch_size=4, seeds=(0,), **settings)
+
+
+def test_a_row_says_what_was_varied(compared):
+    rows = read_rows(compared.out / "rows.csv")
+    shown = [(row["decoder"], row["freeze_epochs"], row["epochs"], row["bn_mode"]) for row in rows]
+    assert shown == [("unet", "1", "1", "train"), ("unet", "2", "0", "strict"), ("linear", "2", "0", "strict"),
+                     ("unet", "1", "4", "train")]  # fmt: skip
+    assert {(row["init"], row["epoch_images"], row["loss"], row["labels"]) for row in rows} == {
+        ("random", "6", "dice", "4")
+    }
+    assert len({row["label_subset"] for row in rows}) == 1, "arms were trained on different images"
+    assert [name for name in rows[0] if name.startswith("iou_")] == ["iou_background", "iou_foreground"]
+    assert len({row["settings"] for row in rows}) == 4
+
+
+def test_the_encoder_of_a_frozen_arm_is_the_one_that_it_started_from(compared):
+    seed_everything(0)
+    start = create_encoder("test_resnet", "random")[0].state_dict()
+    for arm, same in zip(ARMS, (False, True, True, False), strict=True):
+        folder = segment_folder(compared, arm, 0)
+        trained = safetensors.torch.load_file(folder / "model.safetensors")
+        assert all(torch.equal(trained[f"encoder.{name}"], value) for name, value in start.items()) is same, arm
+        assert (folder / "curves.png").stat().st_size > 1000
+        assert (folder / "sheet.png").stat().st_size > 1000
+
+
+def test_details_are_those_of_the_run(compared):
+    for row, arm in zip(read_rows(compared.out / "rows.csv"), ARMS, strict=True):
+        details = details_of(segment_folder(compared, arm, 0), row)
+        run = {"settings": row["settings"], "seed": "0"}
+        for line in (*details.per_image, *details.confusion, *details.curve):
+            assert line.items() >= run.items()
+        phases = ["frozen"] * int(row["freeze_epochs"]) + ["full"] * int(row["epochs"])
+        assert [line["phase"] for line in details.curve] == phases
+        assert [line["epoch"] for line in details.curve] == [str(epoch + 1) for epoch in range(len(phases))]
+        assert all(float(line["train_loss"]) > 0 and line["miou"] == line["valid_loss"] == "" for line in details.curve)
+        pixels = {(line["truth"], line["prediction"]): line["pixels"] for line in details.confusion}
+        assert sum(pixels.values()) == 3 * 64 * 64
+        assert len(details.per_image) == 3
+        for name in ("foreground", "background"):
+            both = sum(line[f"intersection_{name}"] for line in details.per_image)
+            assert both == pixels[name, name]
+            either = sum(line[f"union_{name}"] for line in details.per_image)
+            assert both / either == pytest.approx(float(row[f"iou_{name}"]), abs=1e-6)
+    with gzip.open(compared.out / "per_image" / "compare.csv.gz", "rt") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 3 * len(ARMS)
+    assert {str(line["intersection_background"]) for line in details.per_image} <= {
+        line["intersection_background"] for line in lines if line["settings"] == row["settings"]
+    }
+
+
+def test_every_epoch_has_as_many_images_as_were_asked_for(compared):
+    with (segment_folder(compared, "random@long", 0) / "log.csv").open() as file:
+        assert [row["images"] for row in csv.DictReader(file)] == ["6"] * 5
+
+
+def test_a_run_that_is_not_finished_has_no_details(tmp_path):
+    (tmp_path / "log.csv").write_text("epoch\n")
+    with pytest.raises(SegaeError, match="holds no finished run"):
+        details_of(tmp_path, {"settings": "x", "seed": "0"})
+
+
+def test_validation_at_a_small_budget_leaves_the_test_split_closed(pets, tmp_path):
+    words = ["--labels", "3", "--epoch-images", "5", "--epochs", "0", "--seeds", "0", "--split", "val", *SMALL]
+    main(["compare", "--data", str(pets), "--out", str(tmp_path), "--arms", "random", "random@linear", *words])
+    rows = read_rows(tmp_path / "rows.csv")
+    assert [row["split"] for row in rows] == ["val"] * 2
+    assert all(1 <= int(row["labels"]) <= 2 and 0 < float(row["miou"]) < 1 for row in rows)
+    assert len({row["label_subset"] for row in rows}) == 1
+    folder = next(tmp_path.glob("val-random-0-*"))
+    details = details_of(folder, rows[0])
+    assert details.per_image == details.confusion == ()
+    assert all(0 < float(line["miou"]) < 1 and float(line["valid_loss"]) > 0 for line in details.curve)
+
+
+@pytest.mark.parametrize(
+    ("text", "arm"),
+    [
+        ("imagenet@frozen", Arm("imagenet", "", "encoder", "frozen")),
+        ("ae:mask@linear", Arm("random", "mask", "encoder", "linear")),
+        ("imagenet+ae:mask+decoder@long", Arm("imagenet", "mask", "encoder+decoder", "long")),
+    ],
+)
+def test_a_variant_stands_behind_the_arm(text, arm):
+    assert parse_arm(text) == arm
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("random@slow", "unknown variant 'slow'.*@frozen: .*@linear: .*@long: "),
+        ("random@", "unknown variant ''"),
+        ("ae:mask@long+decoder", "unknown variant 'long[+]decoder'.*the last part"),
+        ("ae:mask+decoder@linear", "ae:mask@linear or ae:mask[+]decoder@frozen"),
+        ("imgnet@long", "the arm 'imgnet' is unknown"),
+    ],
+)
+def test_an_impossible_variant_is_refused_with_the_next_thing_to_type(text, message):
+    with pytest.raises(SegaeError, match=message):
+        parse_arm(text)
+
+
+def test_a_frozen_arm_keeps_the_batchnorm_mode_that_was_asked_for():
+    config = Compare(Path("pets"), bn_mode="eval", freeze_epochs=2, epochs=3)
+    own = own_settings(config, parse_arm("random@frozen"))
+    assert (own.bn_mode, own.freeze_epochs, own.epochs, own.decoder) == ("eval", 5, 0, "unet")
+    assert own_settings(config, parse_arm("random")) is config
+
+
+def fixed(root: Path) -> Compare:
+    """A comparison of which everything that decides a run is written down here."""
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for index in range(4):
+        cv2.imwrite(str(root / "images" / f"{index}.png"), np.zeros((8, 8, 3), np.uint8))
+        cv2.imwrite(str(root / "masks" / f"{index}.png"), np.full((8, 8), index % 3, np.uint8))
+    (root / "trainval.txt").write_text("0\n1\n2\n")
+    (root / "test.txt").write_text("3\n")
+    protocol = {"lr": 0.004, "lr_ratio": 1.0, "bn_mode": "train", "warmup": 0.3, "recalibrate": False}
+    return Compare(root, classes=("ground", "thing", "edge"), labels=2, **protocol)
+
+
+def test_the_runs_of_published_rows_are_still_the_same(tmp_path):
+    """The digests were taken before a comparison had epochs with repetition, losses, merged classes or variants."""
+    config = fixed(tmp_path / "data")
+    assert settings_of(config, "random", 0) == ("184eca7f63", "db16667286")
+    assert settings_of(config, "imagenet", 3) == ("817710adc9", "ccbb7e5d47")
+    assert settings_of(config, "random@long", 0) == settings_of(replace(config, epochs=12), "random", 0)
+
+
+def test_what_is_new_makes_another_run(tmp_path):
+    config = fixed(tmp_path / "data")
+    others = [replace(config, **{name: value}) for name, value in (
+        ("epoch_images", 3), ("epoch_images", 4), ("loss", "dice"), ("merge", ("all=thing+edge",)),
+        ("merge", ("all=ground+thing",)))]  # fmt: skip
+    digests = [settings_of(other, "random", 0) for other in (config, *others)]
+    digests += [settings_of(config, f"random@{variant}", 0) for variant in ("frozen", "linear", "long")]
+    assert len({fine for _, fine in digests}) == 9
+    assert len({pretraining for pretraining, _ in digests}) == 1
+    turned = replace(config, merge=("all=edge+thing",))
+    assert settings_of(turned, "random", 0) == digests[4]
+
+
+KEY = {"dataset": "d", "split": "test", "init": "random", "seed": "0", "labels": "4", "freeze_epochs": "1"}
+
+
+def test_pixels_are_added_to_a_file_of_scores_alone(tmp_path):
+    path = tmp_path / "per_image" / "e.csv.gz"
+    rows = [{**KEY, "epochs": "3", "settings": name} for name in ("old", "new")]
+    add_per_image(path, rows[0], [{"name": "a", "miou": "0.123456789"}])
+    pixels = {"intersection_pet": "12", "union_pet": "15"}
+    for _ in range(2):  # the second time in place of the first
+        add_per_image(path, rows[1], [{"name": "a", "miou": 0.8, **pixels}])
+    with gzip.open(path, "rt") as file:
+        old, new = csv.DictReader(file)
+    assert (old["miou"], old["intersection_pet"], old["settings"]) == ("0.123457", "", "old")
+    assert (new["miou"], new["intersection_pet"], new["union_pet"]) == ("0.8", "12", "15")
+
+
+def test_rows_join_a_file_that_is_older_than_some_columns(tmp_path, compared):
+    run = json.loads((segment_folder(compared, "random", 0) / "metrics.json").read_text()) | {"settings": "x"}
+    older = {name: value for name, value in run.items() if name not in ("epoch_images", "loss")}
+    row = make_row(experiment="e", split="test", run=older, scores=dict.fromkeys(("miou", "dice", "pixel_accuracy",
+                   "per_image_miou", "boundary_iou", "iou_pet"), 0.5))  # fmt: skip
+    assert (row["epoch_images"], row["loss"], row["label_subset"]) == ("", "cross_entropy", run["split_hash"])
+    before = {name: "1" for name in (*COLUMNS, "iou_pet") if name not in ("epoch_images", "loss", "label_subset")}
+    path = tmp_path / "rows.csv"
+    write_rows(path, [before])
+    write_rows(path, [*read_rows(path), row])
+    first, second = read_rows(path)
+    assert (first["loss"], first["label_subset"], first["iou_pet"]) == ("", "", "1")
+    assert (second["loss"], second["settings"]) == ("cross_entropy", "x")
