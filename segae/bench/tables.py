@@ -30,9 +30,11 @@ _HEADER = (
 _SETTINGS = (  # rows that agree in all of these are seeds of one thing
     *("experiment", "dataset", "split", "labels", "encoder", "decoder", "init", "transfer", "image_size"),
     *("freeze_epochs", "epochs", "batch_size", "lr", "lr_ratio", "bn_mode", "warmup", "recalibrate"),
+    *("epoch_images", "loss", "augment"),
     *("pretrain_dataset", "pretrain_epochs", "pretrain_image_size", "pretrain_batch_size", "pretrain_lr"),
     *("pretrain_decoder", "pretrain_target", "pretrain_settings"),
 )
+_BEFORE = {"loss": "cross_entropy", "augment": "1"}  # what rows without these columns were
 _COLUMNS = ("miou", "iou_pet", "iou_background", "iou_border", "per_image_miou")
 _RATIO = "lr_ratio"
 _BASE = {_RATIO: "", "lr": 0.004, "bn_mode": "strict", "recalibrate": 0, "warmup": 0.3}
@@ -70,7 +72,7 @@ def seeds_of_one_thing(rows: Sequence[Row]) -> list[list[Row]]:
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row.get(name, "") for name in _SETTINGS), []).append(row)
+        groups.setdefault(tuple(row.get(name) or _BEFORE.get(name, "") for name in _SETTINGS), []).append(row)
     for members in groups.values():
         if len({row["seed"] for row in members}) < len(members):
             raise ValueError(f"two rows of {members[0]['init']} share a seed; they are no independent runs")
