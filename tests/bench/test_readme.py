@@ -1,0 +1,50 @@
+"""A page whose table is not that of the rows is found, whichever page and row it is."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+from segae.bench.readme import SECTIONS, pages_with_results
+from segae.tasks.rows import read_rows
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Path:
+    """The pages and the rows again, to be spoilt."""
+    for name in {name for page, _, rows, _ in SECTIONS for name in (page, rows)}:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for path, text in pages_with_results(tmp_path).items():
+        path.write_text(text)
+    return tmp_path
+
+
+def stale(root: Path) -> set[str]:
+    return {str(page.relative_to(root)) for page, text in pages_with_results(root).items() if page.read_text() != text}
+
+
+@pytest.mark.parametrize(("page", "rows"), [(page, rows) for page, _, rows, _ in SECTIONS])
+def test_a_row_that_changes_makes_its_page_stale(pages: Path, page: str, rows: str) -> None:
+    assert not stale(pages)
+    lines = read_rows(pages / rows)
+    lines[0]["miou"] = str(float(lines[0]["miou"]) + 0.1)
+    with (pages / rows).open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    assert stale(pages) == {page}
+
+
+@pytest.mark.parametrize("page", sorted({page for page, _, _, _ in SECTIONS}))
+def test_a_number_that_is_changed_by_hand_makes_the_page_stale(pages: Path, page: str) -> None:
+    name = next(name for where, name, _, _ in SECTIONS if where == page)
+    before, mark, table = (pages / page).read_text().partition(f"<!-- {name}: made by")
+    assert "0." in table
+    (pages / page).write_text(before + mark + table.replace("0.", "0.9", 1))
+    assert stale(pages) == {page}
