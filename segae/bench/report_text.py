@@ -1,0 +1,218 @@
+"""The words of a report: what the result is and how it was made, all of it from the rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from segae.bench.report_arms import REFERENCES, Row, Section
+from segae.bench.report_numbers import LEVEL, Numbers, Result, survives, tested, told_apart
+from segae.tasks.page import name_of
+
+if TYPE_CHECKING:
+    from segae.bench.statistics import Comparison, Interval
+    from segae.bench.worth import Worth
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A score as text; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A difference with its sign."""
+    return "–" if math.isnan(value) else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def span(interval: Interval, how: Callable[[float], str] = number) -> str:
+    """The ends of an interval."""
+    return f"{how(interval.low)} to {how(interval.high)}"
+
+
+def p_value(p: float) -> str:
+    """A p value as papers print it."""
+    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def headline(numbers: Numbers, labels: int) -> str:
+    """Which start is best with this many labels, and what can be said of its lead, in plain words."""
+    results = [result for result in numbers.at(labels) if not result.arm.variant] or list(numbers.at(labels))
+    best = max(results, key=lambda result: result.miou)
+    start = f"With {labels} labelled images of {numbers.section.dataset}, {best.arm.name}"
+    if len(results) == 1:
+        return f"{start} reaches a mean IoU of {_with_interval(best)}."
+    leads = [(other.arm.name, lead) for other in results if other is not best and (lead := _lead(best, other))]
+    tied, ahead = (
+        [f"{name} {_numbers(*lead)}" for name, lead in leads if told_apart(lead[0]) is clear] for clear in (False, True)
+    )
+    said = f"{start} has the highest mean IoU, {_with_interval(best)}"
+    if tied:
+        said += f", but cannot be told apart from {listed(tied)}"
+    if ahead:
+        said += f"{'; it is ahead' if tied else ', ahead'} of {listed(ahead)}"
+    return f"{said}." if leads else f"{said}. No difference could be tested: that takes two seeds or more."
+
+
+def answers(numbers: Numbers) -> list[str]:
+    """What autoencoder pretraining brings over random and over ImageNet weights at each label budget."""
+    arms = dict.fromkeys(arm.name for arm in numbers.section.arms if "ae:" in arm.init and not arm.variant)
+    sentences = []
+    for name in arms:
+        for init in REFERENCES:
+            found = [
+                (result.arm.labels, result.against[init])
+                for result in numbers.results
+                if result.arm.name == name and init in result.against and tested(result.against[init])
+            ]
+            states: dict[str, list[str]] = {}
+            for labels, one in sorted(found, key=lambda pair: -pair[0]):
+                states.setdefault(_state(one), []).append(f"with {labels} labels {_numbers(one, 1)}")
+            said = "; ".join(f"{state.format(name_of(init))} {listed(cases)}" for state, cases in states.items())
+            sentences += [f"{name} {said}."] if said else []
+    return sentences
+
+
+def worth_text(worth: Worth, budgets: Sequence[int]) -> str:
+    """With how many labels the reference gets as far, with the interval where there is one."""
+    from segae.bench.worth import ABOVE, BELOW
+
+    outside = {ABOVE: f"> {max(budgets)}", BELOW: f"< {min(budgets)}"}
+    if worth.labels is None:
+        return next((text for side, text in outside.items() if side in worth.note), "–")
+    low, high = (None if end is None else f"{end:.0f}" for end in (worth.low, worth.high))
+    ends = f" ({low or f'< {min(budgets)}'} to {high or f'> {max(budgets)}'})"
+    return f"{worth.labels:.0f}{ends}"
+
+
+def methods(all_numbers: Sequence[Numbers]) -> str:
+    """A methods paragraph for a paper: nothing in it that the rows do not say."""
+    rows = [row for numbers in all_numbers for row in numbers.section.rows]
+    sections = [numbers.section for numbers in all_numbers]
+    said = [
+        _what_was_trained(rows, sections),
+        _protocols(sections),
+        *_pretraining(sections),
+        _measured(rows),
+        _tested(all_numbers),
+    ]
+    return " ".join(sentence for sentence in said if sentence)
+
+
+def values(rows: Iterable[Row], column: str) -> list[str]:
+    """What stands in a column, each once, in the order of the rows; nothing for empty cells."""
+    return list(dict.fromkeys(row[column] for row in rows if row.get(column)))
+
+
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """`a, b and c`."""
+    return " ".join([", ".join(words[:-1]), last, words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def _with_interval(result: Result) -> str:
+    if result.interval is None:
+        return f"{number(result.miou)} (one seed, no interval)"
+    return f"{number(result.miou)} ({100 * LEVEL:.0f} % interval {span(result.interval)})"
+
+
+def _lead(best: Result, other: Result) -> tuple[Comparison, int] | None:
+    """The tested comparison of two arms, and 1 if it is of the best with the other, -1 if it is the other way."""
+    for result, reference, sign in ((best, other, 1), (other, best, -1)):
+        found = result.against.get(reference.arm.init) if reference.arm.is_reference else None
+        if found is not None and tested(found):
+            return found, sign
+    return None
+
+
+def _numbers(comparison: Comparison, sign: int) -> str:
+    """Difference and interval, and the corrected p value where it takes back what the interval says."""
+    one = comparison.difference
+    low, high = sorted((sign * one.low, sign * one.high))
+    doubt = ""
+    if told_apart(comparison) and not survives(comparison):
+        doubt = f"; corrected for all comparisons p = {p_value(comparison.p_adjusted)}"
+    return f"({signed(sign * one.estimate)}, {signed(low)} to {signed(high)}{doubt})"
+
+
+def _state(comparison: Comparison) -> str:
+    if not told_apart(comparison):
+        return "cannot be told apart from {}"
+    return "is above {}" if comparison.difference.estimate > 0 else "is below {}"
+
+
+def _what_was_trained(rows: Sequence[Row], sections: Sequence[Section]) -> str:
+    starts = listed(list(dict.fromkeys(arm.name for section in sections for arm in section.arms)))
+    encoders, decoders = listed(values(rows, "encoder")), listed(values(rows, "decoder"))
+    budgets = {
+        dataset: listed([str(one) for one in sorted({int(row["labels"]) for row in rows if row["dataset"] == dataset})])
+        for dataset in values(rows, "dataset")
+    }
+    data = listed([f"{dataset} with {count} labelled training images" for dataset, count in budgets.items()])
+    seeds = sorted({len(arm.rows) for section in sections for arm in section.arms})
+    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return (
+        f"We fine-tuned segmenters with the encoder {encoders} and the decoder {decoders} on {data}, "
+        f"starting from: {starts}. Each was trained with {count} seed{'' if seeds == [1] else 's'}."
+    )
+
+
+def _protocols(sections: Sequence[Section]) -> str:
+    rows = [row for section in sections for row in section.rows]
+    kinds = dict.fromkeys((row["freeze_epochs"], row["epochs"]) for row in rows)
+    schedules = listed([f"{frozen} frozen and {full} full epochs" for frozen, full in kinds], "or")
+    sizes, batches = (listed(values(rows, column)) for column in ("image_size", "batch_size"))
+    said = f"Images were resized to {sizes} px; the batch size was {batches}; the schedule was {schedules}. "
+    if epochs := values(rows, "epoch_images"):
+        said += f"At the smaller label budgets an epoch was {listed(epochs, 'or')} images, drawn with repetition. "
+    if losses := values(rows, "loss"):
+        said += f"The loss was {listed(losses)}. "
+    alike: dict[tuple[str, ...], dict[str, None]] = {}
+    for arm in (arm for section in sections for arm in section.arms):
+        settings = (arm.rows[0][name] for name in ("lr", "lr_ratio", "bn_mode", "warmup", "recalibrate"))
+        alike.setdefault(tuple(settings), {})[arm.name] = None
+    each = [
+        f"{listed(list(names))}: peak learning rate {lr}, encoder over head rate {ratio}, BatchNorm mode {mode}, "
+        f"warm-up {warmup}{', BatchNorm statistics measured again' if again not in ('0', '') else ''}"
+        for (lr, ratio, mode, warmup, again), names in alike.items()
+    ]
+    return f"{said}Fine-tuning settings were, for {'; for '.join(each)}."
+
+
+def _pretraining(sections: Sequence[Section]) -> list[str]:
+    said: dict[str, None] = {}
+    for arm in (arm for section in sections for arm in section.arms if "ae:" in arm.init):
+        row = arm.rows[0]
+        images = sorted({int(float(one)) for one in values(arm.rows, "pretrain_images")})
+        count = (
+            f"{images[0]}" if len(images) == 1 else f"{images[0]} to {images[-1]}" if images else "an unknown number of"
+        )
+        said[
+            f"The autoencoder of {name_of(arm.init)} was pretrained on {count} images of {row['pretrain_dataset']} for "
+            f"{row['pretrain_epochs']} epochs at {row['pretrain_image_size']} px (batch {row['pretrain_batch_size']}, "
+            f"peak learning rate {row['pretrain_lr']}, decoder {row['pretrain_decoder']})."
+        ] = None
+    return list(said)
+
+
+def _measured(rows: Sequence[Row]) -> str:
+    devices, software = listed(values(rows, "device")), listed(values(rows, "versions"), "or")
+    commits = listed(values(rows, "commit"))
+    return (
+        f"Scores are of the {listed(values(rows, 'split'))} images: mean IoU over the classes from pixel counts "
+        f"summed over all images, and boundary IoU (arXiv 2103.16562). Runs were made on {devices} with {software}"
+        f"{f', at commit {commits}' if commits else ''}."
+    )
+
+
+def _tested(all_numbers: Sequence[Numbers]) -> str:
+    over = {
+        result.interval.over for numbers in all_numbers for result in numbers.results if result.interval is not None
+    }
+    count = sum(numbers.comparisons for numbers in all_numbers)
+    said = f"Intervals are {100 * LEVEL:.0f} % intervals over {listed(sorted(over), 'or over')}. " if over else ""
+    if count:
+        said += (
+            f"Differences to random and to ImageNet weights are paired by seed; the p values of the {count} "
+            "comparisons are corrected by Holm's method within each section."
+        )
+    return said

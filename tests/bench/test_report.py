@@ -1,0 +1,320 @@
+"""The page says what the rows say: numbers, doubts, missing files, and names that are no markup."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segae.bench.report import Report, run, write_report
+from segae.bench.report_arms import sections_of
+from segae.bench.report_numbers import numbers_of
+from segae.bench.report_text import headline, methods
+from segae.errors import SegaeError
+from segae.tasks.rows import COLUMNS, read_rows, write_rows
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+CLASSES = ("pet", "background", "border")
+IMAGES = 40
+PIXELS = 1000
+SKILL = {"random": 0.40, "imagenet": 0.69, "ae:denoise": 0.43, "imagenet+ae:denoise": 0.69}
+_DEFAULTS = {
+    **{"split": "test", "encoder": "tf_efficientnet_lite0", "transfer": "encoder", "image_size": 128},
+    **{"batch_size": 16, "lr": 0.004, "lr_ratio": 1.0, "bn_mode": "strict", "warmup": 0.3, "recalibrate": 0},
+    **{"device": "cpu (1 threads)", "peak_memory_mb": 1900, "commit": "0123456789ab", "versions": "torch 2.15.0"},
+    **{"date": "2026-11-22", "loss": "cross_entropy"},
+}
+
+
+def simulate(
+    folder: Path,
+    *,
+    budgets: Sequence[int] = (30, 300),
+    seeds: Sequence[int] = (0, 1, 2),
+    inits: Sequence[str] = tuple(SKILL),
+    dataset: str = "oxford-iiit-pet-sample",
+    classes: Sequence[str] = CLASSES,
+    variants: Sequence[tuple[str, str, int, int]] = (),
+    skill: dict[str, float] | None = None,
+    side_files: bool = True,
+    changes: dict[str, object] | None = None,
+    append: bool = False,
+) -> Path:
+    """Write the files of a finished benchmark called `bench`: rows, counts of single images, curves, confusion.
+
+    Args:
+        folder: where they go.
+        variants: further (init, decoder, frozen epochs, full epochs), at the largest budget.
+        skill: expected IoU of each init with the most labels; a tenth of the labels costs 0.1.
+        changes: columns that are other than usual.
+        append: add to the files that are there.
+    """
+    runs = [(init, "unet", 1, 3, budget) for budget in budgets for init in inits]
+    runs += [(*variant, max(budgets)) for variant in variants]
+    generator = np.random.default_rng(len(dataset))
+    easy = generator.normal(0, 0.08, IMAGES)  # an image is as hard for one arm as for the others
+    made: dict[str, list[dict[str, object]]] = {"rows": [], "per_image": [], "curves": [], "confusion": []}
+    for init, decoder, frozen, full, budget in runs:
+        level = (skill or SKILL)[init] + 0.1 * np.log10(budget / max(budgets)) + (0.02 if full > 3 else 0)
+        for seed in seeds:
+            settings = f"{generator.integers(16**10):010x}"
+            iou = level + easy[:, None] + np.array([0.1, 0.15, -0.25])[None, : len(classes)] + generator.normal(0, 0.01)
+            union = generator.integers(PIXELS // 2, PIXELS, (IMAGES, len(classes)))
+            inter = np.round(union * np.clip(iou + generator.normal(0, 0.02, iou.shape), 0.01, 0.99)).astype(int)
+            key = {"dataset": dataset, "split": "test", "settings": settings, "init": init, "seed": seed}
+            key |= {"labels": budget, "freeze_epochs": frozen, "epochs": full}
+            per_class = inter.sum(axis=0) / union.sum(axis=0)
+            row = {**dict.fromkeys(COLUMNS, ""), **_DEFAULTS, **key, "experiment": "bench", "decoder": decoder}
+            row |= {
+                "miou": round(float(per_class.mean()), 6),
+                "dice": 0.7,
+                "pixel_accuracy": 0.8,
+                "seconds": 60 + budget,
+            }
+            row |= {"per_image_miou": 0.6, "boundary_iou": round(float(per_class.mean()) / 2, 6), "label_fraction": 1.0}
+            row |= {f"iou_{name}": round(float(value), 6) for name, value in zip(classes, per_class, strict=True)}
+            row["epoch_images"] = "" if budget == max(budgets) else max(budgets)
+            row["label_subset"] = f"{budget:06d}{seed:010d}"
+            if "ae:" in init:
+                row |= {"pretrain_objective": "denoise", "pretrain_dataset": dataset, "pretrain_images": 900}
+                row |= {"pretrain_epochs": 40, "pretrain_images_seen": 36000, "pretrain_image_size": 96}
+                row |= {"pretrain_batch_size": 32, "pretrain_lr": 0.001, "pretrain_decoder": "plain"}
+                row |= {"pretrain_seed": seed, "pretrain_seconds": 900, "pretrain_commit": "0123456789ab"}
+            made["rows"].append(row | (changes or {}))
+            for image in range(IMAGES):
+                counts = {f"intersection_{name}": inter[image, k] for k, name in enumerate(classes)}
+                counts |= {f"union_{name}": union[image, k] for k, name in enumerate(classes)}
+                miou = float(np.mean(inter[image] / union[image]))
+                made["per_image"].append({**key, "image": f"image_{image}", "miou": round(miou, 6), **counts})
+            for epoch in range(1, frozen + full + 1):
+                phase = "frozen" if epoch <= frozen else "full"
+                loss = {"train_loss": round(1.2 / epoch + 0.02 * seed, 4), "valid_loss": "", "miou": ""}
+                made["curves"].append({"settings": settings, "seed": seed, "epoch": epoch, "phase": phase, **loss})
+            for true, truth in enumerate(classes):
+                for predicted, prediction in enumerate(classes):
+                    pixels = 700 if true == predicted else 100
+                    cell = {"settings": settings, "seed": seed, "truth": truth, "prediction": prediction}
+                    made["confusion"].append({**cell, "pixels": pixels})
+    path = folder / "bench.csv"
+    write_rows(path, [*(read_rows(path) if append else []), *made.pop("rows")])
+    for kind, lines in made.items() if side_files else ():
+        _write(folder / kind / "bench.csv.gz", lines, append)
+    return path
+
+
+def _write(path: Path, lines: list[dict[str, object]], append: bool) -> None:
+    old: list[dict[str, object]] = []
+    if append:
+        with gzip.open(path, "rt", newline="") as file:
+            old = list(csv.DictReader(file))  # type: ignore[arg-type]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(name for line in [*old, *lines] for name in line))
+    with gzip.open(path, "wt", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows([*old, *lines])
+
+
+def words(page: Path) -> str:
+    """The page without its markup, spaces made one."""
+    text = re.sub(r"<style>.*?</style>", "", page.read_text(), flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split())
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    variants = [("imagenet", "unet", 4, 0), ("imagenet", "linear", 4, 0), ("random", "unet", 1, 12)]
+    rows = simulate(folder, variants=variants)
+    return run(Report(rows=rows))
+
+
+def test_the_numbers_of_the_page_are_those_of_the_rows(page):
+    said = words(page)
+    rows = read_rows(page.parent / "bench.csv")
+    for init in SKILL:
+        for labels in ("30", "300"):
+            mine = [row for row in rows if (row["init"], row["labels"], row["decoder"]) == (init, labels, "unet")]
+            mine = [row for row in mine if row["epochs"] == "3"]
+            assert len(mine) == 3
+            for column in ("miou", "iou_pet", "iou_border", "boundary_iou"):
+                assert f"{np.mean([float(row[column]) for row in mine]):.3f}" in said
+    random, imagenet = (
+        {
+            row["seed"]: float(row["miou"])
+            for row in rows
+            if (row["init"], row["labels"], row["epochs"]) == (init, "300", "3")
+        }
+        for init in ("random", "imagenet")
+    )
+    assert f"{np.mean([imagenet[seed] - random[seed] for seed in random]):+.3f}" in said
+    assert "6.0" in said  # (60 + 300) seconds
+    assert "15.0" in said  # pretraining
+
+
+def test_arms_of_one_name_are_told_apart_by_what_differs(tmp_path):
+    rows = read_rows(simulate(tmp_path, budgets=(300,), inits=("random", "ae:denoise")))
+    longer = [row | {"pretrain_epochs": "160"} for row in rows if row["init"] == "ae:denoise"]
+    (section,) = sections_of([*rows, *longer])
+    assert [arm.name for arm in section.arms][1:] == [
+        "autoencoder (denoise) [pretraining epochs 160]",
+        "autoencoder (denoise) [pretraining epochs 40]",
+    ]
+
+
+def test_variants_stand_beside_the_arms_that_they_vary(page):
+    (section,) = sections_of(read_rows(page.parent / "bench.csv"))
+    assert [arm.name for arm in section.at(300)] == [
+        *("random", "ImageNet", "autoencoder (denoise)", "ImageNet + autoencoder (denoise)"),
+        *("ImageNet with a frozen encoder", "ImageNet with a linear head", "random for 1 + 12 epochs"),
+    ]
+    assert all(name in words(page) for name in ("ImageNet with a frozen encoder", "random for 1 + 12 epochs"))
+
+
+def test_the_page_is_alone_and_its_pictures_have_words(page):
+    text = page.read_text()
+    assert not re.search(r'(src|href)="(?!data:|#|https://arxiv)', text)
+    pictures = re.findall(r"<img [^>]*>", text)
+    assert len(pictures) > 8
+    assert all(re.search(r'alt="[^"]{10,}"', picture) for picture in pictures)
+    assert page.stat().st_size < 3e6
+
+
+def test_every_figure_is_a_file_of_its_own(tmp_path):
+    rows = simulate(tmp_path, inits=("random",), dataset="../pets/of mine")
+    write_report(rows, tmp_path / "page.html", figures=tmp_path / "figures")
+    files = {path.name: path for path in (tmp_path / "figures").iterdir()}
+    stems = {path.stem for path in files.values()}
+    kinds = ("labels", "classes", "boundaries", "confusion-1", "curves-train-loss", "cost")
+    assert stems == {f"1-pets-of-mine-{kind}" for kind in kinds}
+    assert set(files) == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "pdf")}
+    curve = files["1-pets-of-mine-labels.svg"].read_text()
+    assert "labelled training images" in curve
+    assert ">random<" in curve
+    assert files["1-pets-of-mine-labels.pdf"].read_bytes().startswith(b"%PDF")
+
+
+def test_no_difference_is_claimed_whose_interval_contains_zero(tmp_path):
+    rows = simulate(tmp_path, budgets=(300,), skill=SKILL | {"imagenet+ae:denoise": 0.692})
+    (section,) = sections_of(read_rows(rows))
+    numbers = numbers_of(section, tmp_path / "per_image" / "bench.csv.gz")
+    said = headline(numbers, 300)
+    _, _, rest = said.partition("cannot be told apart from")
+    assert rest, said
+    assert "ImageNet" in rest.partition("; it is ahead of")[0]
+    assert "random" in rest.partition("; it is ahead of")[2]
+    for result in numbers.results:
+        for comparison in result.against.values():
+            ends = comparison.difference
+            if ends.low <= 0 <= ends.high:
+                assert f"ahead of {result.arm.name} " not in said
+
+
+def test_a_clear_difference_is_claimed_with_its_interval(tmp_path):
+    rows = simulate(tmp_path, budgets=(300,), inits=("random", "imagenet"))
+    (section,) = sections_of(read_rows(rows))
+    numbers = numbers_of(section, tmp_path / "per_image" / "bench.csv.gz")
+    gain = numbers.results[1].against["random"].difference
+    assert numbers.comparisons == 1  # ImageNet against random is not counted twice
+    assert "cannot be told apart" not in headline(numbers, 300)
+    expected = f"ahead of random (+{gain.estimate:.3f}, +{gain.low:.3f} to +{gain.high:.3f})"
+    assert expected in headline(numbers, 300)
+
+
+def test_one_seed_claims_nothing(tmp_path):
+    rows = simulate(tmp_path, budgets=(300,), seeds=(0,), inits=("random", "imagenet"))
+    said = words(write_report(rows, tmp_path / "page.html"))
+    assert "No difference could be tested: that takes two seeds or more" in said
+    assert "ahead of" not in said
+    assert "no spread between seeds is known" in said
+
+
+def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):
+    rows = simulate(tmp_path, budgets=(300,), inits=("random", "imagenet"), side_files=False)
+    said = words(write_report(rows, tmp_path / "page.html"))
+    for kind in ("curves", "confusion"):
+        assert f"There is no {kind}/bench.csv.gz beside bench.csv: `segae bench` writes it" in said
+    assert "segae report --rows bench.csv --data FOLDER --runs FOLDER" in said
+    assert "intervals are over seeds alone (there is no per_image/bench.csv.gz" in said
+    assert "intervals (over seeds)" in said
+
+
+def test_names_are_no_markup_and_no_formula(tmp_path):
+    hostile, dataset = "<script>alert(1)</script>$\\frac{", "pets\"'><img src=x onerror=alert(2)>"
+    rows = simulate(tmp_path, budgets=(300,), inits=("random",), classes=(hostile, "NA", "c"), dataset=dataset)
+    out = write_report(rows, tmp_path / "page.html")
+    text = out.read_text()
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert html.escape(f"IoU {hostile}", quote=False) in text
+    assert "NA 78 %" in html.unescape(text)  # a class of that name is no missing value
+
+
+def test_doubts_are_computed_from_the_rows(tmp_path):
+    rows = read_rows(simulate(tmp_path, budgets=(30, 300), inits=("random", "ae:denoise")))
+    rows[0]["commit"] = "fedcba987654+changes"
+    rows[1]["label_subset"] = "other"
+    for row in rows:
+        row["pretrain_seed"] = "0" if row["pretrain_seed"] else ""
+    write_rows(tmp_path / "bench.csv", rows)
+    said = words(write_report(tmp_path / "bench.csv", tmp_path / "page.html"))
+    doubts = said[said.rindex("What would invalidate this") :]
+    assert "had different labelled images (oxford-iiit-pet-sample, 30 labels" in doubts
+    assert "2 commits (0123456789ab and fedcba987654+changes)" in doubts
+    assert "not committed (fedcba987654+changes)" in doubts
+    assert "One pretraining served several seeds" in doubts
+    assert "No arm started from ImageNet weights" in doubts
+    assert "still falling by 5 % or more" in doubts
+    assert f"{IMAGES} scored images" in doubts
+
+
+def test_the_methods_say_what_the_rows_say(tmp_path):
+    path = simulate(tmp_path, budgets=(30, 300), changes={"batch_size": 24, "image_size": 160})
+    numbers = [numbers_of(one, tmp_path / "none.csv.gz") for one in sections_of(read_rows(path))]
+    said = methods(numbers)
+    for text in ("batch size was 24", "160 px", "30 and 300 labelled", "with 3 seeds", "1 frozen and 3 full epochs"):
+        assert text in said
+    assert "pretrained on 900 images of oxford-iiit-pet-sample for 40 epochs at 96 px" in said
+    assert "torch 2.15.0" in said
+
+
+def test_data_sets_and_schedules_have_sections_of_their_own(tmp_path):
+    longer = [(init, "unet", 1, 12) for init in SKILL]
+    simulate(tmp_path, budgets=(30, 300), variants=longer, inits=tuple(SKILL))
+    rows = simulate(tmp_path, budgets=(400,), dataset="nuclei", classes=("nucleus", "background"), append=True)
+    found = sections_of(read_rows(rows))
+    assert [(one.dataset, one.schedule, one.budgets) for one in found] == [
+        ("oxford-iiit-pet-sample", "1 + 3", (30, 300)),
+        ("oxford-iiit-pet-sample", "1 + 12", (300,)),
+        ("nuclei", "1 + 3", (400,)),
+    ]
+    assert "random for 1 + 12 epochs" in [arm.name for arm in found[0].arms]  # the longer scratch arm is a baseline too
+    assert set(found[2].classes) == {"nucleus", "background"}
+
+
+def test_unusable_rows_are_refused_with_what_to_type(tmp_path):
+    rows = read_rows(simulate(tmp_path, budgets=(300,), inits=("random",)))
+    with pytest.raises(SegaeError, match="no result rows"):
+        write_report(tmp_path / "none.csv", tmp_path / "page.html")
+    write_rows(tmp_path / "two.csv", [*rows, rows[0] | {"experiment": "other"}])
+    with pytest.raises(SegaeError, match="bench, other: choose one with --experiment"):
+        write_report(tmp_path / "two.csv", tmp_path / "page.html")
+    write_rows(tmp_path / "twice.csv", [*rows, rows[0]])
+    with pytest.raises(SegaeError, match="share a seed"):
+        write_report(tmp_path / "twice.csv", tmp_path / "page.html")
+    write_rows(tmp_path / "lr.csv", [*rows, *(row | {"lr": "0.1"} for row in rows)])
+    with pytest.raises(SegaeError, match="more than one arm of random"):
+        write_report(tmp_path / "lr.csv", tmp_path / "page.html")
+
+
+def test_published_rows_make_a_page(tmp_path):
+    said = words(write_report(REPOSITORY / "results" / "pretraining.csv", tmp_path / "page.html"))
+    rows = read_rows(REPOSITORY / "results" / "pretraining.csv")
+    scores = [float(row["miou"]) for row in rows if row["init"] == "imagenet"]
+    assert f"{np.mean(scores):.3f}" in said
