@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from segae.bench import benchmark, report
 from segae.errors import SegaeError
 from segae.tasks import compare, data, evaluate, plan, predict, pretrain, quickstart, segment
 
@@ -27,6 +28,8 @@ _TASKS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "evaluate": (evaluate.Evaluate, evaluate.run),
     "predict": (predict.Predict, predict.run),
     "compare": (compare.Compare, compare.run),
+    "bench": (benchmark.Bench, benchmark.run),
+    "report": (report.Report, report.run),
     "plan": (plan.Plan, plan.run),
     "quickstart": (quickstart.Quickstart, quickstart.run),
 }
@@ -42,6 +45,8 @@ _Command = (
     | Annotated[evaluate.Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[predict.Predict, tyro.conf.subcommand("predict")]
     | Annotated[compare.Compare, tyro.conf.subcommand("compare")]
+    | Annotated[benchmark.Bench, tyro.conf.subcommand("bench")]
+    | Annotated[report.Report, tyro.conf.subcommand("report")]
     | Annotated[plan.Plan, tyro.conf.subcommand("plan")]
     | Annotated[quickstart.Quickstart, tyro.conf.subcommand("quickstart")]
 )
@@ -67,12 +72,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SegaeError as error:
         print(f"segae{_process()}: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader has seen enough: segae --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
+        sys.exit(141)
     except KeyboardInterrupt:
         print(f"\nsegae: interrupted. {_how_to_go_on(given)}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if reason := _full_memory(error):
+            print(f"segae{_process()}: the memory is full: {reason}", file=sys.stderr)
+            sys.exit(2)
         print(f"segae{_process()}: unexpected {type(error).__name__}: {error}. {_keep_traceback()}", file=sys.stderr)
         sys.exit(1)
+
+
+def _full_memory(error: Exception) -> str | None:
+    """What filled the memory, if that is what happened; a place that knows what to type has said so itself."""
+    if "torch" not in sys.modules:
+        return None
+    from segae.training.memory import full_memory
+
+    return full_memory(error)
 
 
 def _require_place(kind: type) -> None:

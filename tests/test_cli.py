@@ -30,3 +30,11 @@ def test_one_warning_of_a_library_is_not_shown_and_all_others_are():
     assert "torch.jit.script" not in command
     assert after, "another FutureWarning was hidden"
     assert "torch.jit.script" in after  # outside the command line nothing is silenced
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault():
+    command = [sys.executable, "-m", "segae.cli", "compare", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        complaint = process.stderr.read()
+    assert complaint == ""

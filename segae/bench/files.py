@@ -1,0 +1,85 @@
+"""The files of a benchmark: one for each finished cell, and the tables that are put together from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segae.bench.grid import Cell
+from segae.bench.jobs import Outcome
+from segae.files import write_json
+from segae.tasks.rows import read_compressed, read_json, read_rows, write_compressed, write_rows
+
+DETAILS = ("per_image", "confusion", "curves")
+
+
+@dataclass(frozen=True)
+class BenchFiles:
+    """Where a benchmark keeps what it found.
+
+    Attributes:
+        cells: folder with a JSON file for each finished cell; nothing else is needed to go on after a kill.
+        rows: the CSV file of result rows; per_image/, confusion/ and curves/ stand beside it.
+        experiment: name of the study, in the rows and of the files beside them.
+    """
+
+    cells: Path
+    rows: Path
+    experiment: str
+
+    def keep(self, cell: Cell, outcome: Outcome) -> None:
+        """Write down what came of a cell."""
+        write_json(self._file(cell), {"row": outcome.row, "details": outcome.details})
+
+    def missing(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells that have neither a file of their own nor a row in the table."""
+        rows = {row["settings"] for row in read_rows(self.rows) if row["experiment"] == self.experiment}
+        return [cell for cell in cells if not self._file(cell).exists() and cell.settings not in rows]
+
+    def assemble(self, cells: Sequence[Cell]) -> list[dict[str, str]]:
+        """Put the tables together, in the order of the cells; what else was in them stays in front.
+
+        Returns:
+            The rows of these cells.
+        """
+        found = {cell.settings: read_json(self._file(cell)) for cell in cells if self._file(cell).exists()}
+        with self._locked():
+            old = read_rows(self.rows)
+            theirs = {row["settings"]: row for row in old if row["experiment"] == self.experiment}
+            mine = {cell.settings for cell in cells}
+            rows: list[dict[str, Any]] = [
+                row for row in old if row["experiment"] != self.experiment or row["settings"] not in mine
+            ]
+            for cell in cells:
+                row = found[cell.settings]["row"] if cell.settings in found else theirs.get(cell.settings)
+                rows += [] if row is None else [row]
+            write_rows(self.rows, rows)
+            for name in DETAILS:
+                self._assemble_details(name, {key: content["details"].get(name, []) for key, content in found.items()})
+        return [row for row in read_rows(self.rows) if row["experiment"] == self.experiment and row["settings"] in mine]
+
+    def _assemble_details(self, name: str, new: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        target = self.rows.parent / name / f"{self.experiment}.csv.gz"
+        lines: list[Mapping[str, Any]] = [line for line in read_compressed(target) if line["settings"] not in new]
+        lines += [line for key in new for line in new[key]]
+        if lines:
+            write_compressed(target, lines)
+
+    def _file(self, cell: Cell) -> Path:
+        return self.cells / f"{cell.settings}.json"
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer of the tables at a time: two benchmarks may add to the same ones."""
+        from filelock import FileLock
+
+        from segae.data.fingerprint import default_cache_dir
+        from segae.tasks.settings import digest
+
+        folder = default_cache_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"rows-{digest(str(self.rows.resolve()))}.lock"):
+            yield
