@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from segae.errors import SegaeError
 from segae.tasks.compare import Compare, pretrain_folder
-from segae.tasks.settings import settings_of
+from segae.tasks.settings import UsedImages, settings_of
 
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*")
 _SCHEDULE = re.compile(r"\s*(\d+)\s*\+\s*(\d+)\s*")
@@ -26,6 +26,7 @@ class Cell:
         seed: of the label subset, the weights, the order and the augmentation.
         settings: digest of everything that decides the run; its identity.
         pretraining: run folder of the pretraining that must be there first; None where there is none.
+        used: the images of the whole benchmark.
     """
 
     config: Compare
@@ -33,6 +34,7 @@ class Cell:
     seed: int
     settings: str
     pretraining: Path | None
+    used: UsedImages = field(repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -72,7 +74,7 @@ def make_cells(
         _require_once(name, values)
     _require_once("budgets", labels := [read_budget(text, train_images) for text in budgets])
     _require_once("schedules", epochs := [read_schedule(text) for text in schedules])
-    cells = []
+    cells, used = [], UsedImages(base)
     for encoder in encoders:
         for decoder in decoders:
             for freeze, full in epochs:
@@ -86,13 +88,14 @@ def make_cells(
                         labels=count,
                         epoch_images=None if count is None else train_images,
                     )
-                    cells += [make_cell(config, arm, seed) for arm in base.arms for seed in base.seeds]
+                    cells += [make_cell(config, arm, seed, used) for arm in base.arms for seed in base.seeds]
     return unique(cells)
 
 
-def make_cell(config: Compare, arm: str, seed: int) -> Cell:
+def make_cell(config: Compare, arm: str, seed: int, used: UsedImages) -> Cell:
     """The cell of one arm with one seed."""
-    return Cell(config, arm, seed, settings_of(config, arm, seed)[1], pretrain_folder(config, arm, seed))
+    settings = settings_of(config, arm, seed, used)[1]
+    return Cell(config, arm, seed, settings, pretrain_folder(config, arm, seed, used), used)
 
 
 def unique(cells: Iterable[Cell]) -> list[Cell]:

@@ -33,10 +33,10 @@ class Tuning:
         Every arm of every encoder and decoder gets the same candidates, so none is tuned better than another.
         """
         result = []
-        for config, arm in self._points(untuned).values():
+        for cell in self._points(untuned).values():
             for values in itertools.product(*self.candidates.values()):
-                tried = replace(config, **dict(zip(self.candidates, values, strict=True)))
-                result += [make_cell(tried, arm, seed) for seed in self.seeds]
+                tried = replace(cell.config, **dict(zip(self.candidates, values, strict=True)))
+                result += [make_cell(tried, cell.arm, seed, cell.used) for seed in self.seeds]
         return result
 
     def chosen(self, untuned: Sequence[Cell], rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, str, str], dict]:
@@ -47,14 +47,15 @@ class Tuning:
         """
         scores = {row["settings"]: float(row["miou"]) for row in rows}
         result = {}
-        for place, (config, arm) in self._points(untuned).items():
+        for place, cell in self._points(untuned).items():
             means: list[tuple[float, dict[str, Any]]] = []
             for values in itertools.product(*self.candidates.values()):
                 tried = dict(zip(self.candidates, values, strict=True))
-                runs = [make_cell(replace(config, **tried), arm, seed).settings for seed in self.seeds]
+                trials = [make_cell(replace(cell.config, **tried), cell.arm, seed, cell.used) for seed in self.seeds]
+                runs = [trial.settings for trial in trials]
                 if any(run not in scores for run in runs):
                     raise SegaeError(
-                        f"the search for {arm}'s settings misses the run with {tried}; repeat the command to run it."
+                        f"the search for {cell.arm}'s settings misses the run with {tried}; repeat the command."
                     )
                 means.append((statistics.fmean(scores[run] for run in runs), tried))
             result[place] = max(means, key=lambda entry: entry[0])[1]
@@ -62,21 +63,20 @@ class Tuning:
 
     def settle(self, untuned: Sequence[Cell], chosen: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[Cell]:
         """The cells with the settings chosen for them."""
-        return [make_cell(replace(cell.config, **chosen[_place(cell)]), cell.arm, cell.seed) for cell in untuned]
+        return [
+            make_cell(replace(cell.config, **chosen[_place(cell)]), cell.arm, cell.seed, cell.used) for cell in untuned
+        ]
 
-    def _points(self, untuned: Sequence[Cell]) -> dict[tuple[str, str, str], tuple[Compare, str]]:
-        """For each (encoder, decoder, arm) the configuration in which candidates are tried."""
-        points: dict[tuple[str, str, str], tuple[Compare, str]] = {}
+    def _points(self, untuned: Sequence[Cell]) -> dict[tuple[str, str, str], Cell]:
+        """For each (encoder, decoder, arm) a cell in whose configuration candidates are tried."""
+        points: dict[tuple[str, str, str], Cell] = {}
         for cell in untuned:
-            known = points.get(_place(cell))
-            if known is None or _labels(cell.config) > _labels(known[0]):
-                config = known[0] if known else cell.config
-                widest = replace(config, labels=cell.config.labels, epoch_images=cell.config.epoch_images)
-                points[_place(cell)] = (widest, cell.arm)
-        return {
-            place: (replace(config, split="val", experiment=f"{config.experiment}_validation"), arm)
-            for place, (config, arm) in points.items()
-        }
+            first = points.get(_place(cell), cell)
+            widest = max(first.config, cell.config, key=_labels)
+            named = f"{cell.config.experiment}_validation"
+            config = replace(first.config, labels=widest.labels, epoch_images=widest.epoch_images)
+            points[_place(cell)] = replace(first, config=replace(config, split="val", experiment=named))
+        return points
 
 
 def read_candidates(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:

@@ -13,7 +13,7 @@ from segae.tasks.rows import add_per_image, make_row, read_json, read_rows, summ
 from segae.tasks.scoring import VAL_FRACTION, score_test, score_validation
 from segae.tasks.segment import Segment
 from segae.tasks.segment import run as segment
-from segae.tasks.settings import digest, settings_of
+from segae.tasks.settings import UsedImages, digest, settings_of
 
 
 @dataclass(frozen=True)
@@ -191,13 +191,13 @@ def pretrain_arm(config: Compare, arm: str, seed: int) -> Path:
     return folder / "encoder.safetensors"
 
 
-def pretrain_folder(config: Compare, arm: str, seed: int) -> Path | None:
-    """The run folder of an arm's pretraining; None where there is none."""
+def pretrain_folder(config: Compare, arm: str, seed: int, used: UsedImages | None = None) -> Path | None:
+    """The run folder of an arm's pretraining; None where there is none; ``used`` as in ``settings_of``."""
     parsed = parse_arm(arm)
     if not parsed.objective:
         return None
     wanted = pretraining_of(config, parsed, seed)
-    return config.out / f"pretrain-{_plain(parsed.init)}-{wanted.seed}-{settings_of(config, arm, seed)[0]}"
+    return config.out / f"pretrain-{_plain(parsed.init)}-{wanted.seed}-{settings_of(config, arm, seed, used)[0]}"
 
 
 def segment_folder(config: Compare, arm: str, seed: int) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,32 +17,56 @@ _NO_MATTER = (
 )
 
 
-def settings_of(config: Compare, arm: str, seed: int) -> tuple[str, str]:
+@dataclass(frozen=True)
+class UsedImages:
+    """The images of a comparison by their names, looked up once and for all its runs.
+
+    Attributes:
+        config: whose data, unlabelled folders, classes and merge are looked at.
+    """
+
+    config: Compare
+
+    @cached_property
+    def labelled(self) -> tuple[str, tuple[str, ...], dict[str, list[str]]]:
+        """Name of the data set, its classes, and the images of each split."""
+        from segae.data.open import open_dataset
+
+        data = open_dataset(self.config.data, self.config.classes, self.config.merge)
+        return data.name, data.classes, {split: [pair.name for pair in pairs] for split, pairs in data.splits.items()}
+
+    @cached_property
+    def pretraining(self) -> list[str]:
+        """The images of a pretraining."""
+        from segae.data.pretraining import find_pretraining_images
+
+        return [path.name for path in find_pretraining_images((self.config.data, *self.config.unlabelled))]
+
+
+def settings_of(config: Compare, arm: str, seed: int, used: UsedImages | None = None) -> tuple[str, str]:
     """Digests of everything that decides a pretraining and a fine-tuning, the images' names included.
 
-    A run folder or a row with another digest is another run, however alike it looks.
+    A run folder or a row with another digest is another run, however alike it looks. ``used`` spares many runs of
+    the same images a look at the disk for each.
     """
-    from segae.data.open import open_dataset
-    from segae.data.pretraining import find_pretraining_images
     from segae.tasks.arms import own_settings, parse_arm, pretraining_of
     from segae.training.schedule import protocol_of
 
     parsed = parse_arm(arm)
     own = own_settings(config, parsed)
-    data = open_dataset(config.data, config.classes, config.merge)
-    used = {split: [pair.name for pair in pairs] for split, pairs in data.splits.items()}
-    common = {"dataset": data.name, "splits": used, "encoder": config.encoder, "init": parsed.init}
+    used = used or UsedImages(config)
+    dataset, classes, splits = used.labelled
+    common = {"dataset": dataset, "splits": splits, "encoder": config.encoder, "init": parsed.init}
     pretraining: dict[str, Any] = {}
     if parsed.objective:
         wanted = asdict(pretraining_of(config, parsed, seed))
-        images = find_pretraining_images((config.data, *config.unlabelled))
         if wanted["micro_batch"] is None:
             del wanted["micro_batch"]  # a run is the same one that it was before there were such batches
         pretraining = {name: str(value) for name, value in wanted.items() if name not in _NO_MATTER}
-        pretraining["images"] = [path.name for path in images]
+        pretraining["images"] = used.pretraining
     settings = ("decoder", "image_size", "freeze_epochs", "epochs", "batch_size", "labels", "split")
     fine_tuning = {name: getattr(own, name) for name in settings}
-    fine_tuning |= {"classes": data.classes, "transfer": parsed.transfer, "seed": seed}
+    fine_tuning |= {"classes": classes, "transfer": parsed.transfer, "seed": seed}
     for name, value in asdict(protocol_of(parsed.init, parsed.transfer)).items():
         given = getattr(own, name)
         fine_tuning[name] = value if given is None else given

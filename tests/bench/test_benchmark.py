@@ -19,6 +19,7 @@ from segae.cli import main
 from segae.errors import SegaeError
 from segae.tasks.compare import Compare
 from segae.tasks.rows import read_compressed, read_rows
+from segae.tasks.settings import UsedImages
 
 COST = {"seconds", "peak_memory_mb", "date", "pretrain_seconds", "commit", "pretrain_commit"}
 TINY = [
@@ -142,7 +143,7 @@ def test_a_run_that_fails_is_told_and_sinks_no_other(pets, tmp_path, capsys, mon
 
 def test_a_worker_that_dies_costs_its_own_run_and_the_next_one_gets_another(pets, tmp_path):
     base = Compare(data=pets, out=tmp_path, encoder="test_resnet", image_size=64, batch_size=4, epochs=1, device="cpu")
-    long, short = (make_cell(base, arm, 0) for arm in ("random@long", "random"))
+    long, short = (make_cell(base, arm, 0, UsedImages(base)) for arm in ("random@long", "random"))
     with Processes(1, ["cpu"], threads=1) as engine:
         engine.submit(Job(long, log=tmp_path / "long.log"))
         deadline = time.monotonic() + 120
