@@ -59,3 +59,20 @@ def test_recipes_refuse_to_be_imported():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
     assert "recipes are run or copied" in done.stderr
+
+
+def test_the_interval_rules_are_compared_as_the_documentation_says():
+    shown = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "interval_rules.py", "--draws", "20000"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    three = next(line for line in shown.splitlines() if line.startswith("3 seeds, level 5 %"))
+    highest = {
+        name: float(rate) for name, rate in re.findall(r"(Satterthwaite|Cochran|tails) [\d.]+ to ([\d.]+)", three)
+    }
+    # per cent; the standard error of a rate is 0.15
+    assert highest["Satterthwaite"] > 7
+    assert 4.5 < highest["Cochran"] < 5.8
+    assert 4.5 < highest["tails"] < 6.0
