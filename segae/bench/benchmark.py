@@ -188,7 +188,7 @@ def _run_all(
 
     missing = files.missing(cells)
     print(f"{len(cells)} runs, {len(cells) - len(missing)} of them finished already")
-    if missing and config.estimate:
+    if missing and config.estimate and config.preset != "quick":
         _tell_estimate(config, missing)
     done = len(cells) - len(missing)
 

@@ -82,7 +82,7 @@ class ThisProcess:
 
     def submit(self, job: Job) -> None:
         """Start a job."""
-        self._waiting.append(replace(job, device=self.device, log=None))
+        self._waiting.append(replace(job, device=self.device, shown=True))
 
     def next(self) -> tuple[Job, Outcome]:
         """Wait for a job to end."""

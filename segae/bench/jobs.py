@@ -22,13 +22,15 @@ class Job:
         cell: the run; of a pretraining, any run that needs it.
         pretraining: whether the pretraining is to be done and not the run itself.
         device: where it computes.
-        log: file that takes what the work prints; None prints it.
+        log: file that takes what the work prints, and the traceback of an unexpected error.
+        shown: whether the work prints to this process's own output instead.
     """
 
     cell: Cell
     pretraining: bool = False
     device: str = "auto"
     log: Path | None = None
+    shown: bool = False
 
     @property
     def key(self) -> str:
@@ -60,13 +62,16 @@ class Outcome:
 
 def do(job: Job) -> Outcome:
     """Do the work; whatever goes wrong is told and not raised, but for an interruption by the user."""
-    with _printing_to(job.log):
+    with _printing_to(None if job.shown else job.log):
         try:
             return _do(job)
         except SegaeError as error:
             return Outcome(failure=str(error))
         except Exception as error:
-            traceback.print_exc()
+            if job.log is not None:
+                job.log.parent.mkdir(parents=True, exist_ok=True)
+                with job.log.open("a") as file:
+                    file.write(traceback.format_exc())
             return Outcome(failure=f"unexpected {type(error).__name__}: {error}", ours=True)
 
 

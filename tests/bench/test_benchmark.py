@@ -141,6 +141,21 @@ def test_a_run_that_fails_is_told_and_sinks_no_other(pets, tmp_path, capsys, mon
     assert [row["init"] for row in read_rows(tmp_path / "bench.csv")] == ["random"]
 
 
+def test_an_unexpected_error_shows_no_traceback_and_keeps_it(pets, tmp_path, capsys, monkeypatch):
+    def fault(*_):
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr("segae.tasks.compare.run_arm", fault)
+    with pytest.raises(SystemExit) as stopped:
+        main([*bench(pets, tmp_path), "--arms", "random", "--budgets", "100%", "--seeds", "0"])
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "unexpected ZeroDivisionError: planted" in shown.err
+    assert "Traceback" not in shown.out + shown.err
+    (log,) = (tmp_path / "logs").iterdir()
+    assert "Traceback" in log.read_text()
+
+
 def test_a_worker_that_dies_costs_its_own_run_and_the_next_one_gets_another(pets, tmp_path):
     base = Compare(data=pets, out=tmp_path, encoder="test_resnet", image_size=64, batch_size=4, epochs=1, device="cpu")
     long, short = (make_cell(base, arm, 0, UsedImages(base)) for arm in ("random@long", "random"))
