@@ -121,7 +121,7 @@ def train(path: str, data: list[Path], out: Path, seconds: float, workers: int) 
 def _learner(path: str, data: list[Path], out: Path, workers: int) -> tuple[Any, Any]:
     import torch
 
-    from segae.data.images import Quarantine
+    from segae.data.quarantine import Quarantine
     from segae.tasks.compute import pretraining_of_items
     from segae.tasks.loading import load_unlabelled
     from segae.tasks.pretrain import Pretrain, begin

@@ -19,7 +19,7 @@ _HOME = {
     "split_off_validation": "segae.data.dataset",
     "take_labels": "segae.data.dataset",
     "draw_pets": "segae.data.drawn_pets",
-    "Quarantine": "segae.data.images",
+    "Quarantine": "segae.data.quarantine",
     "cache_images": "segae.data.cache",
     "cache_pairs": "segae.data.cache",
     "LabelledImages": "segae.data.batches",

@@ -167,7 +167,7 @@ class _Drawn:
         scores: Mapping[str, Mapping[str, float]],
     ) -> None:
         from segae.data.cache import cache_pairs
-        from segae.data.images import Quarantine
+        from segae.data.quarantine import Quarantine
         from segae.models.segmenter import load_segmenter
         from segae.training.evaluation import predict_masks
 

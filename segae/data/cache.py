@@ -12,7 +12,8 @@ import numpy as np
 from segae.data.cache_store import Decoded, Verdict, fetch_arrays
 from segae.data.dataset import Pair
 from segae.data.fingerprint import default_cache_dir
-from segae.data.images import Quarantine, UnreadableImage, read_image, read_mask
+from segae.data.images import UnreadableImage, read_image, read_mask
+from segae.data.quarantine import Quarantine
 from segae.data.resize import require_same_size, resize_image, resize_mask, to_class_indices
 from segae.errors import SegaeError
 

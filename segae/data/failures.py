@@ -7,7 +7,7 @@ import json
 import torch
 from torch.utils.data import get_worker_info
 
-from segae.data.images import UNNAMED
+from segae.data.quarantine import UNNAMED
 
 _ROWS = 128  # one per worker process; each writes in its own row only, so no lock is needed
 _ROW_BYTES = 8192

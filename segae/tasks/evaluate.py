@@ -58,7 +58,7 @@ def run(config: Evaluate) -> SegmentationScores:
             model file.
     """
     from segae.data.cache import cache_pairs
-    from segae.data.images import Quarantine
+    from segae.data.quarantine import Quarantine
     from segae.models.segmenter import load_segmenter
     from segae.tasks.readings import note_reading
     from segae.tasks.same_classes import open_as_trained

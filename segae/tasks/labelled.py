@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from segae.data.cache import CachedPairs
     from segae.data.dataset import Pair, SegmentationData
-    from segae.data.images import Quarantine
+    from segae.data.quarantine import Quarantine
     from segae.models.encoder import EncoderDescription
     from segae.tasks.segment import Segment
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from segae.data.images import Quarantine
+    from segae.data.quarantine import Quarantine
     from segae.models.encoder import EncoderDescription
     from segae.tasks.pretrain import Pretrain
 

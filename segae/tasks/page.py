@@ -120,7 +120,7 @@ def curves_figure(folders: dict[str, Path], encoders: dict[str, Path], path: Pat
 def masks_figure(folders: dict[str, Path], data: SegmentationData, size: int, path: Path) -> Path:
     """The same test images with the truth and every init's prediction side by side."""
     from segae.data.cache import cache_pairs
-    from segae.data.images import Quarantine
+    from segae.data.quarantine import Quarantine
     from segae.models.segmenter import load_segmenter
     from segae.training.colour import colour_mask
     from segae.training.evaluation import predict_masks

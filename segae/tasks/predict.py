@@ -45,7 +45,7 @@ def run(config: Predict) -> tuple[Path, ...]:
     from tqdm import tqdm
 
     from segae.data.folder import find_images
-    from segae.data.images import Quarantine
+    from segae.data.quarantine import Quarantine
     from segae.files import write_json
     from segae.models.segmenter import load_segmenter
     from segae.training import prediction

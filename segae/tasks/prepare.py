@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from segae.data.images import Quarantine
+    from segae.data.quarantine import Quarantine
     from segae.models.encoder import EncoderDescription
     from segae.objectives.presets import Objective
     from segae.tasks.pretrain import Pretrain
@@ -99,8 +99,8 @@ def make_probe(
     from segae.data.batches import UnlabelledImages
     from segae.data.cache import cache_pairs
     from segae.data.dataset import choose_by_hash
-    from segae.data.images import Quarantine
     from segae.data.open import open_dataset
+    from segae.data.quarantine import Quarantine
     from segae.data.transforms import eval_transform
     from segae.training.batchnorm import recalibrate_batchnorm
     from segae.training.distributed import first_on_machine

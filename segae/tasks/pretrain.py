@@ -164,7 +164,7 @@ def run(config: Pretrain) -> Path:
 
 
 def _pretrain(config: Pretrain, device: torch.device) -> Path:
-    from segae.data.images import Quarantine
+    from segae.data.quarantine import Quarantine
     from segae.tasks.compute import pretraining_of_items
     from segae.tasks.finish import finish_pretraining, measure_clean
     from segae.tasks.loading import load_unlabelled

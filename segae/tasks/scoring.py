@@ -35,8 +35,8 @@ def score_validation(config: Compare, folder: Path, seed: int) -> SegmentationSc
     """Scores on the training images that fine-tuning with this seed kept apart; the test split stays closed."""
     from segae.data.cache import cache_pairs
     from segae.data.dataset import split_off_validation, take_labels
-    from segae.data.images import Quarantine
     from segae.data.open import open_dataset
+    from segae.data.quarantine import Quarantine
     from segae.models.segmenter import load_segmenter
     from segae.training.device import choose_device
     from segae.training.evaluation import evaluate_model

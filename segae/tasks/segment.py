@@ -109,8 +109,8 @@ def run(config: Segment) -> Path:
 
 
 def _segment(config: Segment, device: torch.device) -> Path:
-    from segae.data.images import Quarantine
     from segae.data.open import open_dataset
+    from segae.data.quarantine import Quarantine
     from segae.models.decoder import DECODER_FILE, load_decoder_into
     from segae.models.encoder import create_encoder, output_stride, require_size
     from segae.models.segmenter import create_segmenter, require_decoder_size

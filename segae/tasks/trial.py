@@ -148,7 +148,7 @@ def sample_pretraining(config: Pretrain, device: torch.device, images: int | Non
 def _decode_pairs(parts: Any, size: int, mask_values: Sequence[Any], config: Segment, drawn: bool) -> tuple:
     """Training and validation arrays of the sample, and how many files they came from."""
     from segae.data.cache import CachedPairs, cache_pairs
-    from segae.data.images import Quarantine
+    from segae.data.quarantine import Quarantine
 
     batch, files = config.batch_size, 0
     arrays: list[CachedPairs | None] = []
@@ -167,7 +167,7 @@ def _decode_pairs(parts: Any, size: int, mask_values: Sequence[Any], config: Seg
 
 def _decode_images(paths: Sequence[Path], config: Pretrain, drawn: bool) -> tuple[np.ndarray, int]:
     from segae.data.cache import cache_images
-    from segae.data.images import Quarantine
+    from segae.data.quarantine import Quarantine
 
     wanted = _BATCHES * config.batch_size
     chosen = _spread(paths, wanted)

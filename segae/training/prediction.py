@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from segae.data.images import Quarantine, UnreadableImage, read_image
+from segae.data.images import UnreadableImage, read_image
+from segae.data.quarantine import Quarantine
 from segae.data.resize import resize_image
 from segae.errors import SegaeError
 from segae.files import write_atomically

@@ -14,8 +14,8 @@ from segae.bench.report_arms import sections_of
 from segae.data.cache import cache_pairs
 from segae.data.dataset import SegmentationData
 from segae.data.drawn_pets import draw_pets
-from segae.data.images import Quarantine
 from segae.data.open import open_dataset
+from segae.data.quarantine import Quarantine
 from segae.errors import SegaeError
 from segae.models.encoder import create_encoder
 from segae.models.segmenter import SegmenterDescription, create_segmenter, save_segmenter

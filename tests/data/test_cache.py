@@ -17,7 +17,8 @@ from PIL import Image
 from segae.data import cache, cache_store
 from segae.data.cache import cache_images, cache_pairs, default_cache_dir
 from segae.data.dataset import Pair
-from segae.data.images import Quarantine, read_image, read_mask
+from segae.data.images import read_image, read_mask
+from segae.data.quarantine import Quarantine
 from segae.data.resize import resize_image, resize_mask
 from segae.errors import SegaeError
 
@@ -235,7 +236,8 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from segae.data import cache
-from segae.data.images import Quarantine, read_image
+from segae.data.images import read_image
+from segae.data.quarantine import Quarantine
 
 folder, log = Path(sys.argv[1]), Path(sys.argv[2])
 

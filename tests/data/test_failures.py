@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from segae.data.failures import SharedFailures
-from segae.data.images import UNNAMED, Quarantine
 from segae.data.live import LiveImages
+from segae.data.quarantine import UNNAMED, Quarantine
 from segae.data.transforms import eval_transform
 
 HALF = (0.5, 0.5, 0.5)

@@ -12,9 +12,9 @@ from PIL import Image
 
 from segae.data.cache import cache_pairs
 from segae.data.folder import FolderData, find_images, make_palette
-from segae.data.images import Quarantine
 from segae.data.open import open_dataset
 from segae.data.oxford_pets import OxfordPets
+from segae.data.quarantine import Quarantine
 from segae.errors import SegaeError
 
 Maker = Callable[..., Path]

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from segae.data.images import Quarantine, UnreadableImage, read_image, read_mask
+from segae.data.images import UnreadableImage, read_image, read_mask
+from segae.data.quarantine import Quarantine
 from segae.errors import SegaeError
 
 anywhere = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

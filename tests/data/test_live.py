@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 from segae.data.batches import LabelledImages, UnlabelledImages
 from segae.data.cache import cache_images, cache_pairs
 from segae.data.dataset import Pair
-from segae.data.images import Quarantine, read_image
+from segae.data.images import read_image
 from segae.data.live import LiveImages, LivePairs, PackedPaths
+from segae.data.quarantine import Quarantine
 from segae.data.reduced import decode_reduced, read_resized, squash
 from segae.data.resize import resize_image
 from segae.data.transforms import eval_transform, pretrain_transform, train_transform

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from segae.data.cache import cache_pairs
-from segae.data.images import Quarantine
 from segae.data.live import LivePairs
 from segae.data.merge import merge_classes, read_merge, same_merge
 from segae.data.open import open_dataset
+from segae.data.quarantine import Quarantine
 from segae.data.resize import to_class_indices
 from segae.data.transforms import eval_transform
 from segae.errors import SegaeError

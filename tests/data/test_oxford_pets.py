@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from segae.data.cache import cache_pairs
-from segae.data.images import Quarantine, read_mask
+from segae.data.images import read_mask
 from segae.data.oxford_pets import ARCHIVES, BASE_URL, CLASSES, PALETTE, OxfordPets
+from segae.data.quarantine import Quarantine
 from segae.errors import SegaeError
 
 
