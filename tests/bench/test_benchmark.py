@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import runpy
 import signal
 import time
 from multiprocessing import active_children
@@ -97,18 +98,18 @@ def test_a_finished_benchmark_trains_nothing(undisturbed, pets, capsys):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == before
 
 
-def begin(arguments: list[str], cache: str) -> None:
-    os.environ["SEGAE_CACHE"] = cache
-    main(arguments)
-
-
 def test_killed_five_times_it_ends_with_the_same_rows(undisturbed, pets, tmp_path):
     other, seconds = undisturbed
     chance = random.Random(0)
+    script = tmp_path / "begin.py"  # a file: the server's children know neither this module nor this test's environment
+    script.write_text(
+        f"import os\nos.environ['SEGAE_CACHE'] = {str(tmp_path / 'cache')!r}\n"
+        f"from segae.cli import main\nmain({bench(pets, tmp_path)!r})\n"
+    )
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(NEEDED)  # imported once, not after each kill
     for _ in range(5):
-        process = server.Process(target=begin, args=(bench(pets, tmp_path), str(tmp_path / "cache")))
+        process = server.Process(target=runpy.run_path, args=(str(script),))
         process.start()
         # less than the whole even if nothing were lost by the kills
         process.join(chance.uniform(0.05, 0.19) * seconds)
