@@ -73,7 +73,6 @@ PRESETS: dict[str, Preset] = {
         | {
             "arms": ("random", "imagenet", f"ae:{OBJECTIVE}"),
             "budgets": ("25%", "100%"),
-            "seeds": (0, 1),
             "image_size": 64,
             "pretrain_image_size": 64,
             "pretrain_epochs": 3,

@@ -177,24 +177,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def summary_table(rows: Sequence[dict[str, str]]) -> str:
-    """Mean over seeds of each init, decoder and schedule, best first, as text columns."""
-    groups: dict[tuple[str, str, str, str], list[dict[str, str]]] = {}
+    """Mean over seeds of what differs in nothing else that is shown, best first, as text columns."""
+    shown = ("init", "transfer", "encoder", "decoder", "labels")
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
-        group = (row["init"], row["transfer"], row["decoder"], f"{row['freeze_epochs']} + {row['epochs']}")
+        group = (*(row[name] for name in shown), f"{row['freeze_epochs']} + {row['epochs']}")
         groups.setdefault(group, []).append(row)
     classes = sorted({name for row in rows for name in row if name.startswith("iou_") and row[name]})
-    header = ["init", "transfer", "decoder", "epochs", "seeds", "mIoU"]
-    header += [name.removeprefix("iou_") for name in classes]
+    header = [*shown, "epochs", "seeds", "mIoU", *(name.removeprefix("iou_") for name in classes)]
     table = [
         [
-            init,
-            transfer,
-            decoder,
-            schedule,
+            *group,
             str(len(members)),
             *(f"{sum(float(row[name]) for row in members) / len(members):.3f}" for name in ("miou", *classes)),
         ]
-        for (init, transfer, decoder, schedule), members in groups.items()
+        for group, members in groups.items()
     ]
     table.sort(key=lambda line: -float(line[header.index("mIoU")]))
     widths = [max(len(line[column]) for line in [header, *table]) for column in range(len(header))]

@@ -20,7 +20,7 @@ from segae.models.encoder import create_encoder
 from segae.tasks.arms import Arm, own_settings, parse_arm
 from segae.tasks.compare import Compare, segment_folder
 from segae.tasks.details import details_of
-from segae.tasks.rows import COLUMNS, add_per_image, make_row, read_rows, write_rows
+from segae.tasks.rows import COLUMNS, add_per_image, make_row, read_rows, summary_table, write_rows
 from segae.tasks.settings import settings_of
 from segae.training.run import seed_everything
 
@@ -216,3 +216,16 @@ def test_rows_join_a_file_that_is_older_than_some_columns(tmp_path, compared):
     first, second = read_rows(path)
     assert (first["loss"], first["label_subset"], first["iou_pet"]) == ("", "", "1")
     assert (second["loss"], second["settings"]) == ("cross_entropy", "x")
+
+
+def test_the_summary_averages_seeds_and_nothing_else():
+    base = {"init": "random", "transfer": "encoder", "encoder": "a", "decoder": "unet", "labels": "30"}
+    base |= {"freeze_epochs": "1", "epochs": "3", "iou_pet": "0.4"}
+    changes = [{}, {"labels": "300"}, {"encoder": "b"}, {"decoder": "linear"}, {"epochs": "12"}]
+    rows = [
+        base | change | {"miou": f"{0.1 * place + shift:.2f}"}
+        for place, change in enumerate(changes, start=1)
+        for shift in (-0.02, 0.02)
+    ]
+    lines = summary_table(rows).splitlines()[1:]
+    assert [line.split()[-3:-1] for line in lines] == [["2", f"{0.1 * place:.3f}"] for place in (5, 4, 3, 2, 1)]
