@@ -7,9 +7,9 @@ For each data path and each number of images a process of its own finds the imag
 links to them in further folders, or links to one tar file, so each is found, listed and read like any other.
 
 What counts is memory that nobody else can use: anonymous and shared pages, each page divided by the processes that
-share it (``Pss_Anon`` and ``Pss_Shmem`` of Linux's ``smaps_rollup``), summed over the process and its workers, five
-times a second. The pages of the memory-mapped cache are the kernel's to take back and do not count; they stand in a
-column of their own.
+share it (``Pss_Anon`` and ``Pss_Shmem`` of Linux's ``smaps_rollup``, and ``SwapPss``: what was moved out to swap is
+still held), summed over the process and its workers, five times a second. The pages of the memory-mapped cache are the
+kernel's to take back and do not count; they stand in a column of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 DRAWN = 1000
 SIZE = 32
-KINDS = {"own": ("Pss_Anon", "Pss_Shmem"), "files": ("Pss_File",)}
+KINDS = {"own": ("Pss_Anon", "Pss_Shmem", "SwapPss"), "files": ("Pss_File",)}
 
 
 class Watch:

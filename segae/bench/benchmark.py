@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from segae.bench.presets import PRESETS, Acceptance
 from segae.errors import SegaeError
@@ -132,7 +132,13 @@ def run(config: Bench) -> list[dict[str, str]]:
             print(verdict(accept, rows, len(data.splits["test"])))
         if config.page:
             page = config.out / "index.html"
-            write_report(files.rows, page, experiment=config.experiment, data=base.data, runs=config.out)
+            shown: dict[str, Any] = {
+                "data": base.data,
+                "classes": base.classes,
+                "merge": base.merge,
+                "runs": config.out,
+            }
+            write_report(files.rows, page, experiment=config.experiment, **shown)
             print(f"open {page.resolve().as_uri()}")
     if failed:
         raise SegaeError(_what_failed(cells, failed, config.out / "logs"))

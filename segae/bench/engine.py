@@ -145,7 +145,7 @@ class RayCluster:
         address: of a running cluster; None starts one of this machine alone.
 
     Raises:
-        SegaeError: Ray is not installed.
+        SegaeError: Ray is not installed; on entering, no cluster can be reached.
     """
 
     def __init__(self, jobs: int, device: str, threads: int | None, address: str | None) -> None:
@@ -158,6 +158,18 @@ class RayCluster:
         self._running: dict[Any, Job] = {}
 
     def __enter__(self) -> RayCluster:
+        try:
+            self._start()
+        except (ConnectionError, RuntimeError) as error:
+            raise SegaeError(
+                f"no Ray cluster could be reached at {self.address or 'this machine'} ({error}). Start one with "
+                "ray start --head, or leave --address out."
+            ) from error
+        gpus = 0 if self.device in ("cpu", "mps") or not self._ray.cluster_resources().get("GPU") else 1
+        self._do = self._ray.remote(_do_on_ray).options(num_cpus=self.threads, num_gpus=gpus, max_retries=0)
+        return self
+
+    def _start(self) -> None:
         own: dict[str, Any] = {"num_cpus": self.jobs * self.threads, "include_dashboard": False}
         self._ray.init(
             address=self.address or "local",
@@ -167,9 +179,6 @@ class RayCluster:
             runtime_env={"env_vars": {name: os.environ[name] for name in ("SEGAE_CACHE",) if name in os.environ}},
             **({} if self.address else own),
         )
-        gpus = 0 if self.device in ("cpu", "mps") or not self._ray.cluster_resources().get("GPU") else 1
-        self._do = self._ray.remote(_do_on_ray).options(num_cpus=self.threads, num_gpus=gpus, max_retries=0)
-        return self
 
     def __exit__(self, *_: object) -> None:
         for reference in self._running:

@@ -33,6 +33,10 @@ class Report:
     """Which study of the file; none takes the only one."""
     data: tuple[Path, ...] = ()
     """The data sets with the scored images, for pictures: folders whose names the rows give as dataset."""
+    classes: tuple[str, ...] = ()
+    """Class names as they were given to the benchmark; not needed for Pets or with a classes.txt."""
+    merge: tuple[str, ...] = ()
+    """Classes taken as one, as they were given to the benchmark."""
     runs: Path | None = None
     """Folder that holds the run folders, for pictures of what the models predict."""
     figures: Path | None = None
@@ -50,6 +54,8 @@ def run(config: Report) -> Path:
         config.out or config.rows.with_suffix(".html"),
         experiment=config.experiment,
         data=config.data,
+        classes=config.classes,
+        merge=config.merge,
         runs=config.runs,
         figures=config.figures,
     )
@@ -63,6 +69,8 @@ def write_report(
     *,
     experiment: str | None = None,
     data: Path | Sequence[Path] | None = None,
+    classes: Sequence[str] = (),
+    merge: Sequence[str] = (),
     runs: Path | None = None,
     figures: Path | None = None,
 ) -> Path:
@@ -73,6 +81,8 @@ def write_report(
         out: the HTML file.
         experiment: which study of the file; None takes the only one.
         data: folders of the data sets with the scored images.
+        classes: their class names, where the folders do not say them.
+        merge: classes that were taken as one, such as ``foreground=pet+border``.
         runs: folder that holds the run folders.
         figures: folder that gets each figure as SVG and PDF.
 
@@ -83,10 +93,12 @@ def write_report(
     from segae.bench.report_numbers import numbers_of
     from segae.bench.report_page import SectionPage, render
     from segae.bench.report_style import export
+    from segae.data.open import open_dataset
     from segae.files import write_atomically
 
     rows, name = _rows(rows_csv, experiment)
-    files = Files.beside(rows_csv, name, [data] if isinstance(data, Path) else data or (), runs)
+    opened = [open_dataset(folder, classes, merge) for folder in ([data] if isinstance(data, Path) else data or ())]
+    files = Files.beside(rows_csv, name, opened, runs)
     pages, used = [], 0
     for index, section in enumerate(sections_of(rows), start=1):
         page = SectionPage(numbers_of(section, files.per_image), files, index, _MOST_BYTES - used)
@@ -120,14 +132,13 @@ class Files:
     missing: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def beside(cls, rows_csv: Path, name: str, data: Sequence[Path], runs: Path | None) -> Files:
+    def beside(cls, rows_csv: Path, name: str, data: Sequence[SegmentationData], runs: Path | None) -> Files:
         """Look for the files of an experiment beside its rows.
 
         Raises:
-            SegaeError: a data set cannot be opened, or a file cannot be read.
+            SegaeError: there is no folder of runs, or a file cannot be read.
         """
         from segae.bench.pictures import run_folders
-        from segae.data.open import open_dataset
 
         if runs is not None and not runs.is_dir():
             raise SegaeError(f"There is no folder {runs}. Wanted the folder that holds the run folders: --runs.")
@@ -143,12 +154,11 @@ class Files:
                 f"No pictures: they need {' and '.join(wanted)}, as in "
                 f"segae report --rows {rows_csv.name} --data FOLDER --runs FOLDER."
             )
-        opened = [open_dataset(folder) for folder in data]
         return cls(
             per_image=paths["per_image"],
             curves=_table(paths["curves"], ("settings", "epoch", "train_loss")),
             confusion=_table(paths["confusion"], ("settings", "truth", "prediction", "pixels")),
-            data={one.name: one for one in opened},
+            data={one.name: one for one in data},
             runs=run_folders(runs) if runs is not None else {},
             missing=missing,
         )

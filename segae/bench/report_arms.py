@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from segae.bench.tables import seeds_of_one_thing
 from segae.errors import SegaeError
+from segae.tasks.arms import LONGER
 from segae.tasks.page import name_of
 
 Row = Mapping[str, str]
 
 REFERENCES = ("random", "imagenet")
 _PLACE = ("dataset", "split", "encoder", "image_size")
-_LONGER = 4  # the scratch arm with a longer schedule: that many times the full epochs
 _PROTOCOL = ("batch_size", "lr", "lr_ratio", "bn_mode", "warmup", "recalibrate")
 _PRETRAINING = ("dataset", "epochs", "image_size", "batch_size", "lr", "decoder", "target", "settings")
 _ORDER = ("random", "imagenet", "ae:", "imagenet+ae:")
@@ -156,7 +156,7 @@ def _variant(kind: tuple[str, int, int], base: tuple[str, int, int]) -> str:
         return ""
     if full == 0 and frozen == base[1] + base[2]:
         return "linear" if decoder == "linear" != base[0] else "frozen" if decoder == base[0] else ""
-    return "longer" if kind == (base[0], base[1], _LONGER * base[2]) else ""
+    return "longer" if kind == (base[0], base[1], LONGER * base[2]) else ""
 
 
 def _longer(kind: tuple[str, int, int], kinds: Iterable[tuple[str, int, int]]) -> bool:

@@ -12,7 +12,11 @@ from segae.bench.grid import Cell, make_cell
 from segae.errors import SegaeError
 from segae.tasks.compare import Compare
 
-_KINDS: dict[str, Any] = {"lr": float, "lr_ratio": float, "warmup": float, "bn_mode": str, "recalibrate": str}
+_WORDS: dict[str, dict[str, Any]] = {
+    "bn_mode": {"strict": "strict", "eval": "eval", "train": "train"},
+    "recalibrate": {"true": True, "false": False},
+}
+_KNOWN = ("lr", "lr_ratio", "warmup", *_WORDS)
 
 
 @dataclass(frozen=True)
@@ -90,23 +94,24 @@ def read_candidates(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
         name, _, values = text.partition("=")
         name = name.strip().replace("-", "_")
         try:
-            if name not in _KINDS or name in result:
+            if name not in _KNOWN or name in result:
                 raise ValueError
             result[name] = tuple(_value(name, value.strip()) for value in values.split(","))
         except ValueError:
             raise SegaeError(
-                f"the candidates {text!r} cannot be read; wanted, once each, {', '.join(_KINDS)} with its values, such "
+                f"the candidates {text!r} cannot be read; wanted, once each, {', '.join(_KNOWN)} with its values, such "
                 f"as --tune lr=0.002,0.004,0.008 lr_ratio=1,0.3,0.1."
             ) from None
     return result
 
 
 def _value(name: str, text: str) -> Any:
-    if name == "recalibrate":
-        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else float("bad")
-    if name == "bn_mode" and text not in ("strict", "eval", "train"):
-        raise ValueError
-    return _KINDS[name](text)
+    """The value that a text stands for; ValueError where it is none of the setting's."""
+    if name not in _WORDS:
+        return float(text)
+    if text.lower() not in _WORDS[name]:
+        raise ValueError(text)
+    return _WORDS[name][text.lower()]
 
 
 def _labels(config: Compare) -> float:

@@ -76,7 +76,7 @@ class _LiveItems(AugmentedItems):
     def failures(self) -> tuple[tuple[Path, str], ...]:
         """The files that could not be read so far, in any process, each with the reason; the first few hundred.
 
-        If there were more, the last row is (``segae.data.images.UNNAMED``, how many times one was met).
+        If there were more, the last row is (``segae.data.quarantine.UNNAMED``, how many times one was met).
         """
         return tuple((Path(path), reason) for path, reason in self._failures.all)
 

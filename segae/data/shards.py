@@ -132,7 +132,7 @@ class ShardImages(IterableDataset[Tensor]):
     def failures(self) -> tuple[tuple[str, str], ...]:
         """What could not be read so far in any worker: (shard or shard/member, reason); the first few hundred.
 
-        If there were more, the last row is (``segae.data.images.UNNAMED``, how many times one was met).
+        If there were more, the last row is (``segae.data.quarantine.UNNAMED``, how many times one was met).
         """
         return self._failures.all
 

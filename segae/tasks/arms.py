@@ -21,7 +21,7 @@ VARIANTS = {
     "long": "four times the full epochs",
 }
 """What stands behind an arm's @: the same start, fine-tuned in another way."""
-_LONG = 4
+LONGER = 4
 _THE_ARMS = ("data", "out", "encoder", "init", "objective", "seed", "device", "probe", "classes", "resume", "overwrite")
 
 
@@ -106,7 +106,7 @@ def own_settings(config: Compare, arm: Arm) -> Compare:
     An encoder that is frozen in all epochs rests with its BatchNorm layers, unless a mode was asked for.
     """
     if arm.variant == "long":
-        return replace(config, epochs=_LONG * config.epochs)
+        return replace(config, epochs=LONGER * config.epochs)
     if not arm.variant:
         return config
     rests = replace(

@@ -142,6 +142,16 @@ def test_a_run_that_fails_is_told_and_sinks_no_other(pets, tmp_path, capsys, mon
     assert [row["init"] for row in read_rows(tmp_path / "bench.csv")] == ["random"]
 
 
+def test_merged_classes_reach_the_pictures_of_the_page(pets, tmp_path):
+    few = ["--arms", "random", "--budgets", "100%", "--seeds", "0", "--page", "--merge", "foreground=pet+border"]
+    main([*bench(pets, tmp_path), *few])
+    page = (tmp_path / "index.html").read_text()
+    assert "No pictures" not in page
+    assert "Worst images" in page
+    (row,) = read_rows(tmp_path / "bench.csv")
+    assert {name for name in row if name.startswith("iou_")} == {"iou_foreground", "iou_background"}
+
+
 def test_an_unexpected_error_shows_no_traceback_and_keeps_it(pets, tmp_path, capsys, monkeypatch):
     def fault(*_):
         raise ZeroDivisionError("planted")
