@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from segae.bench import report_figures as draw
 from segae.bench.pictures import Gallery, galleries, gallery_figure
 from segae.bench.report_arms import REFERENCES
+from segae.bench.report_findings import answers, headline
 from segae.bench.report_numbers import LEVEL, Numbers, Result
 from segae.bench.report_style import ReportFigure, inline, styles_of
-from segae.bench.report_text import answers, headline, methods, number, p_value, signed, span, values, worth_text
+from segae.bench.report_text import methods, number, p_value, signed, span, values, worth_text
 from segae.bench.report_threats import threats
+from segae.data.drawn_pets import is_drawn
 from segae.errors import SegaeError
 from segae.tasks.page import commits_of, name_of
 
@@ -188,12 +190,14 @@ def render(pages: Sequence[SectionPage], *, name: str, source: str, curves: pd.D
     dates = sorted(values(rows, "date"))
     template = Environment(loader=PackageLoader("segae.bench", "."), autoescape=True).get_template("report.html.jinja")
     all_numbers = [page.numbers for page in pages]
+    drawn = {name for page in pages for name, one in page.files.data.items() if is_drawn(one.root)}
     return template.render(
         experiment=name,
         headline=headline(main.numbers, main.section.budgets[-1]),
         sections=[page.content(title) for page, title in zip(pages, _titles(pages), strict=True)],
         methods=methods(all_numbers),
-        threats=threats(all_numbers, curves),
+        threats=threats(all_numbers, curves, drawn),
+        drawn=bool(drawn),
         rows=len({row["settings"] for row in rows}),
         source=source,
         commits=commits_of(rows),

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from segae.bench.report_arms import REFERENCES, Row, Section
-from segae.bench.report_numbers import LEVEL, Numbers, Result, survives, tested, told_apart
+from segae.bench.report_arms import Row, Section
+from segae.bench.report_numbers import LEVEL, Numbers
 from segae.tasks.page import name_of
 
 if TYPE_CHECKING:
-    from segae.bench.statistics import Comparison, Interval
+    from segae.bench.statistics import Interval
     from segae.bench.worth import Worth
 
 
@@ -33,44 +33,6 @@ def span(interval: Interval, how: Callable[[float], str] = number) -> str:
 def p_value(p: float) -> str:
     """A p value as papers print it."""
     return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def headline(numbers: Numbers, labels: int) -> str:
-    """Which start is best with this many labels, and what can be said of its lead, in plain words."""
-    results = [result for result in numbers.at(labels) if not result.arm.variant] or list(numbers.at(labels))
-    best = max(results, key=lambda result: result.miou)
-    start = f"With {labels} labelled images of {numbers.section.dataset}, {best.arm.name}"
-    if len(results) == 1:
-        return f"{start} reaches a mean IoU of {_with_interval(best)}."
-    leads = [(other.arm.name, lead) for other in results if other is not best and (lead := _lead(best, other))]
-    tied, ahead = (
-        [f"{name} {_numbers(*lead)}" for name, lead in leads if told_apart(lead[0]) is clear] for clear in (False, True)
-    )
-    said = f"{start} has the highest mean IoU, {_with_interval(best)}"
-    if tied:
-        said += f", but cannot be told apart from {listed(tied)}"
-    if ahead:
-        said += f"{'; it is ahead' if tied else ', ahead'} of {listed(ahead)}"
-    return f"{said}." if leads else f"{said}. No difference could be tested: that takes two seeds or more."
-
-
-def answers(numbers: Numbers) -> list[str]:
-    """What autoencoder pretraining brings over random and over ImageNet weights at each label budget."""
-    arms = dict.fromkeys(arm.name for arm in numbers.section.arms if "ae:" in arm.init and not arm.variant)
-    sentences = []
-    for name in arms:
-        for init in REFERENCES:
-            found = [
-                (result.arm.labels, result.against[init])
-                for result in numbers.results
-                if result.arm.name == name and init in result.against and tested(result.against[init])
-            ]
-            states: dict[str, list[str]] = {}
-            for labels, one in sorted(found, key=lambda pair: -pair[0]):
-                states.setdefault(_state(one), []).append(f"with {labels} labels {_numbers(one, 1)}")
-            said = "; ".join(f"{state.format(name_of(init))} {listed(cases)}" for state, cases in states.items())
-            sentences += [f"{name} {said}."] if said else []
-    return sentences
 
 
 def worth_text(worth: Worth, budgets: Sequence[int]) -> str:
@@ -107,37 +69,6 @@ def values(rows: Iterable[Row], column: str) -> list[str]:
 def listed(words: Sequence[str], last: str = "and") -> str:
     """`a, b and c`."""
     return " ".join([", ".join(words[:-1]), last, words[-1]]) if len(words) > 1 else "".join(words)
-
-
-def _with_interval(result: Result) -> str:
-    if result.interval is None:
-        return f"{number(result.miou)} (one seed, no interval)"
-    return f"{number(result.miou)} ({100 * LEVEL:.0f} % interval {span(result.interval)})"
-
-
-def _lead(best: Result, other: Result) -> tuple[Comparison, int] | None:
-    """The tested comparison of two arms, and 1 if it is of the best with the other, -1 if it is the other way."""
-    for result, reference, sign in ((best, other, 1), (other, best, -1)):
-        found = result.against.get(reference.arm.init) if reference.arm.is_reference else None
-        if found is not None and tested(found):
-            return found, sign
-    return None
-
-
-def _numbers(comparison: Comparison, sign: int) -> str:
-    """Difference and interval, and the corrected p value where it takes back what the interval says."""
-    one = comparison.difference
-    low, high = sorted((sign * one.low, sign * one.high))
-    doubt = ""
-    if told_apart(comparison) and not survives(comparison):
-        doubt = f"; corrected for all comparisons p = {p_value(comparison.p_adjusted)}"
-    return f"({signed(sign * one.estimate)}, {signed(low)} to {signed(high)}{doubt})"
-
-
-def _state(comparison: Comparison) -> str:
-    if not told_apart(comparison):
-        return "cannot be told apart from {}"
-    return "is above {}" if comparison.difference.estimate > 0 else "is below {}"
 
 
 def _what_was_trained(rows: Sequence[Row], sections: Sequence[Section]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from segae.bench.report_arms import Row, Section
@@ -16,16 +16,22 @@ FEW_SEEDS, FEW_IMAGES = 5, 200
 _STILL_FALLING = 0.95  # last epoch's loss over that of the epoch before
 
 
-def threats(all_numbers: Sequence[Numbers], curves: pd.DataFrame | None) -> list[str]:
+def threats(all_numbers: Sequence[Numbers], curves: pd.DataFrame | None, drawn: Collection[str] = ()) -> list[str]:
     """Reasons to doubt the result, the gravest first.
 
     Args:
         all_numbers: the sections of the page.
         curves: logs of the runs (settings, epoch, train_loss), if there are any.
+        drawn: names of the data sets whose pictures were drawn by a program.
     """
     sections = [numbers.section for numbers in all_numbers]
     rows = [row for section in sections for row in section.rows]
-    found = [*_unequal(sections), *_steps(sections), *_scored_on(rows), *_provenance(rows), *_small(all_numbers, rows)]
+    found = [
+        f"The pictures of {one} were drawn by a program: no number here says anything about photographs."
+        for one in values(rows, "dataset")
+        if one in drawn
+    ]
+    found += [*_unequal(sections), *_steps(sections), *_scored_on(rows), *_provenance(rows), *_small(all_numbers, rows)]
     found += [*_settings(sections), *_pretraining(sections), *_baselines(sections), *_converged(sections, curves)]
     return found
 

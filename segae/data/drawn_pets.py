@@ -44,6 +44,11 @@ def draw_pet(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.
     return draw_breed(BREEDS[generator.integers(len(BREEDS))], generator, size)
 
 
+def is_drawn(root: Path) -> bool:
+    """Whether the folder of a data set was made by :func:`draw_pets`."""
+    return (root / PARAMETERS).is_file()
+
+
 def draw_pets(
     root: Path,
     train: int,

@@ -14,8 +14,10 @@ import pytest
 
 from segae.bench.report import Report, run, write_report
 from segae.bench.report_arms import sections_of
+from segae.bench.report_findings import answers, headline
 from segae.bench.report_numbers import numbers_of
-from segae.bench.report_text import headline, methods
+from segae.bench.report_text import methods
+from segae.data.drawn_pets import draw_pets
 from segae.errors import SegaeError
 from segae.tasks.rows import COLUMNS, read_rows, write_rows
 
@@ -214,6 +216,33 @@ def test_no_difference_is_claimed_whose_interval_contains_zero(tmp_path):
             ends = comparison.difference
             if ends.low <= 0 <= ends.high:
                 assert f"ahead of {result.arm.name} " not in said
+
+
+def test_many_starts_are_told_together(tmp_path):
+    gains = {"mask": 0.02, "denoise": 0.03, "sparse_mask": 0.12, "a2mim": 0.13, "mixture": 0.14}
+    inits = {f"ae:{name}": SKILL["random"] + gain for name, gain in gains.items()}
+    rows = simulate(tmp_path, budgets=(30, 300), inits=("random", *inits), skill=SKILL | inits)
+    (section,) = sections_of(read_rows(rows))
+    said = answers(numbers_of(section, tmp_path / "per_image" / "bench.csv.gz"))
+    assert all(sentence.startswith(("With 300 labels, ", "With 30 labels, ")) for sentence in said)
+    for labels in (300, 30):
+        counts = [int(one.split(", ")[1].split()[0]) for one in said if one.startswith(f"With {labels} ")]
+        assert sum(counts) == len(gains)
+    assert "the best of them autoencoder (mixture) (+" in said[0]
+    two = tuple(inits)[:2]
+    rows = simulate(tmp_path / "few", budgets=(300,), inits=("random", *two), skill=SKILL | inits)
+    (section,) = sections_of(read_rows(rows))
+    said = answers(numbers_of(section, tmp_path / "few" / "per_image" / "bench.csv.gz"))
+    assert [one.split(" (")[0] for one in said] == ["autoencoder", "autoencoder"]
+
+
+def test_drawn_pictures_are_said_to_be_drawn(tmp_path):
+    rows = simulate(tmp_path, budgets=(300,), inits=("random",), dataset="drawn")
+    draw_pets(tmp_path / "drawn", train=4, test=2, size=32, progress=False)
+    (tmp_path / "runs").mkdir()
+    said = words(write_report(rows, tmp_path / "page.html", data=tmp_path / "drawn", runs=tmp_path / "runs"))
+    assert "The pictures of drawn were drawn by a program" in said
+    assert "drawn by a program" not in words(write_report(rows, tmp_path / "page.html"))
 
 
 def test_a_clear_difference_is_claimed_with_its_interval(tmp_path):

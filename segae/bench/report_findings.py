@@ -1,0 +1,117 @@
+"""The findings of a report in sentences: which start is best, what pretraining brings, and how sure that is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from segae.bench.report_arms import REFERENCES
+from segae.bench.report_numbers import LEVEL, Numbers, Result, survives, tested, told_apart
+from segae.bench.report_text import listed, number, p_value, signed, span
+from segae.tasks.page import name_of
+
+if TYPE_CHECKING:
+    from segae.bench.statistics import Comparison
+
+_FEW_STARTS = 4  # more than that are told together, not one by one
+
+
+def headline(numbers: Numbers, labels: int) -> str:
+    """Which start is best with this many labels, and what can be said of its lead, in plain words."""
+    results = [result for result in numbers.at(labels) if not result.arm.variant] or list(numbers.at(labels))
+    best = max(results, key=lambda result: result.miou)
+    start = f"With {labels} labelled images of {numbers.section.dataset}, {best.arm.name}"
+    if len(results) == 1:
+        return f"{start} reaches a mean IoU of {_with_interval(best)}."
+    leads = [(other.arm.name, lead) for other in results if other is not best and (lead := _lead(best, other))]
+    tied, ahead = (
+        [f"{name} {_numbers(*lead)}" for name, lead in leads if told_apart(lead[0]) is clear] for clear in (False, True)
+    )
+    tied, ahead = (
+        [*one[:_FEW_STARTS], f"{len(one) - _FEW_STARTS} others"] if len(one) > _FEW_STARTS + 1 else one
+        for one in (tied, ahead)
+    )
+    said = f"{start} has the highest mean IoU, {_with_interval(best)}"
+    if tied:
+        said += f", but cannot be told apart from {listed(tied)}"
+    if ahead:
+        said += f"{'; it is ahead' if tied else ', ahead'} of {listed(ahead)}"
+    return f"{said}." if leads else f"{said}. No difference could be tested: that takes two seeds or more."
+
+
+def answers(numbers: Numbers) -> list[str]:
+    """What autoencoder pretraining brings over random and over ImageNet weights at each label budget.
+
+    A sentence for each start and reference; of many starts, one for each reference, budget and outcome.
+    """
+    arms = list(dict.fromkeys(arm.name for arm in numbers.section.arms if "ae:" in arm.init and not arm.variant))
+    cases = [
+        (result, init, result.against[init])
+        for result in sorted(numbers.results, key=lambda result: -result.arm.labels)
+        for init in REFERENCES
+        if result.arm.name in arms and init in result.against and tested(result.against[init])
+    ]
+    return _together(cases, len(arms)) if len(arms) > _FEW_STARTS else _one_by_one(cases, arms)
+
+
+def _one_by_one(cases: Sequence[tuple[Result, str, Comparison]], arms: Sequence[str]) -> list[str]:
+    sentences = []
+    for name, init in itertools.product(arms, REFERENCES):
+        states: dict[str, list[str]] = {}
+        for result, other, one in cases:
+            if (result.arm.name, other) == (name, init):
+                states.setdefault(_state(one), []).append(f"with {result.arm.labels} labels {_numbers(one, 1)}")
+        said = "; ".join(f"{state.format(name_of(init))} {listed(found)}" for state, found in states.items())
+        sentences += [f"{name} {said}."] if said else []
+    return sentences
+
+
+def _together(cases: Sequence[tuple[Result, str, Comparison]], arms: int) -> list[str]:
+    grouped: dict[tuple[int, int, str], list[tuple[Result, Comparison]]] = {}
+    for result, init, one in sorted(cases, key=lambda case: -case[0].miou):
+        key = (REFERENCES.index(init), -result.arm.labels, _state(one))
+        grouped.setdefault(key, []).append((result, one))
+    sentences = []
+    for (place, labels, state), found in sorted(grouped.items(), key=lambda item: item[0][:2]):
+        gains = [one.difference.estimate for _, one in found]
+        best, its = found[0]
+        kept = sum(survives(one) for _, one in found)
+        sentences.append(
+            f"With {-labels} labels, {len(found)} of {arms} starts from an autoencoder "
+            f"{state.format(name_of(REFERENCES[place]))} ({signed(min(gains))} to {signed(max(gains))}"
+            f"{f'; {kept} of them also corrected for all comparisons' if told_apart(its) else ''}), "
+            f"the best of them {best.arm.name} {_numbers(its, 1)}."
+        )
+    return sentences
+
+
+def _with_interval(result: Result) -> str:
+    if result.interval is None:
+        return f"{number(result.miou)} (one seed, no interval)"
+    return f"{number(result.miou)} ({100 * LEVEL:.0f} % interval {span(result.interval)})"
+
+
+def _lead(best: Result, other: Result) -> tuple[Comparison, int] | None:
+    """The tested comparison of two arms, and 1 if it is of the best with the other, -1 if it is the other way."""
+    for result, reference, sign in ((best, other, 1), (other, best, -1)):
+        found = result.against.get(reference.arm.init) if reference.arm.is_reference else None
+        if found is not None and tested(found):
+            return found, sign
+    return None
+
+
+def _numbers(comparison: Comparison, sign: int) -> str:
+    """Difference and interval, and the corrected p value where it takes back what the interval says."""
+    one = comparison.difference
+    low, high = sorted((sign * one.low, sign * one.high))
+    doubt = ""
+    if told_apart(comparison) and not survives(comparison):
+        doubt = f"; corrected for all comparisons p = {p_value(comparison.p_adjusted)}"
+    return f"({signed(sign * one.estimate)}, {signed(low)} to {signed(high)}{doubt})"
+
+
+def _state(comparison: Comparison) -> str:
+    if not told_apart(comparison):
+        return "cannot be told apart from {}"
+    return "ended above {}" if comparison.difference.estimate > 0 else "ended below {}"
