@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -159,11 +160,12 @@ class RayCluster:
 
     def __enter__(self) -> RayCluster:
         try:
+            _require_listener(self.address)
             self._start()
-        except (ConnectionError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise SegaeError(
-                f"no Ray cluster could be reached at {self.address or 'this machine'} ({error}). Start one with "
-                "ray start --head, or leave --address out."
+                f"no Ray cluster could be reached at {self.address or 'this machine'} ({error}). Wanted the HOST:PORT "
+                "that ray start --head prints, or no --address."
             ) from error
         gpus = 0 if self.device in ("cpu", "mps") or not self._ray.cluster_resources().get("GPU") else 1
         self._do = self._ray.remote(_do_on_ray).options(num_cpus=self.threads, num_gpus=gpus, max_retries=0)
@@ -202,6 +204,13 @@ class RayCluster:
             return job, self._ray.get(ended)
         except self._ray.exceptions.RayError as error:
             return job, _died(job, error)
+
+
+def _require_listener(address: str | None) -> None:
+    """OSError or ValueError at once where nobody listens: Ray itself tries for five minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _do_on_ray(job: Job, threads: int) -> Outcome:

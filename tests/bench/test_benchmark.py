@@ -7,6 +7,7 @@ import os
 import random
 import runpy
 import signal
+import socket
 import time
 from multiprocessing import active_children
 from pathlib import Path
@@ -198,3 +199,17 @@ def test_a_worker_that_dies_costs_its_own_run_and_the_next_one_gets_another(pets
 def test_an_impossible_engine_is_refused(settings, message):
     with pytest.raises(SegaeError, match=message):
         make_engine("local", devices=["cpu"], **settings)
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once():
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        begun = time.monotonic()
+        with (
+            pytest.raises(SegaeError, match=f"no Ray cluster could be reached at {address}.*ray start --head"),
+            make_engine("ray", jobs=1, devices=["cpu"], address=address),
+        ):
+            pass
+    assert time.monotonic() - begun < 60  # Ray itself takes five minutes
