@@ -52,7 +52,7 @@ _Command = (
 )
 _ABOUT = (
     "Pretrain a convolutional autoencoder on unlabelled images, segment with its encoder, measure the gain. "
-    "Every command takes --config FILE: the config.json of an earlier run, as defaults."
+    "Every command but data takes --config FILE: the config.json of an earlier run, as defaults."
 )
 
 
@@ -151,7 +151,8 @@ def _with_config_file(arguments: list[str]) -> list[str]:
     command, path = arguments[0], Path(arguments[position + 1])
     rest = arguments[1:position] + arguments[position + 2 :]
     if command not in _TASKS:
-        raise SegaeError(f"{command!r} takes no --config; the commands that do are {', '.join(_TASKS)}.")
+        able = [name for name in _TASKS if not name.startswith("data-")]
+        raise SegaeError(f"{command!r} takes no --config; the commands that do are {', '.join(able)}.")
     kind = _TASKS[command][0]
     content = _read_config(path, kind)
     flags_given = [word.partition("=")[0] for word in rest if word.startswith("--")]

@@ -26,7 +26,7 @@ class Report:
     """
 
     rows: Path
-    """CSV file of result rows, such as results/benchmark.csv."""
+    """CSV file of result rows, such as runs/bench/bench.csv."""
     out: Path | None = None
     """The HTML file; none writes <rows>.html beside the rows."""
     experiment: str | None = None

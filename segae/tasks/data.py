@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from segae.errors import SegaeError
+
 
 @dataclass(frozen=True)
 class DataPets:
@@ -37,8 +39,14 @@ class DataDrawn:
 
 def run_pets(config: DataPets) -> Path:
     """Download, verify and unpack; done already: say so and return."""
+    from segae.data.drawn_pets import is_drawn
     from segae.data.oxford_pets import OxfordPets, download
 
+    if is_drawn(config.root):
+        raise SegaeError(
+            f"{config.root} holds drawn pets. The real ones want another folder: "
+            "segae data pets --root data/oxford-pets."
+        )
     download(config.root)
     data = OxfordPets(config.root)
     print(f"{config.root}: {len(data.splits['train'])} training and {len(data.splits['test'])} test images")

@@ -10,6 +10,7 @@ import pytest
 
 from segae.data.drawn_pets import draw_pet, draw_pets
 from segae.errors import SegaeError
+from segae.tasks.data import DataPets, run_pets
 
 SIZE = 48
 
@@ -195,3 +196,10 @@ def test_bad_arguments_are_refused_before_anything_is_written(tmp_path: Path, ba
     with pytest.raises(SegaeError, match=str(next(iter(bad.values())))):
         draw_pets(tmp_path / "pets", **arguments, progress=False)
     assert not (tmp_path / "pets").exists()
+
+
+def test_real_pets_are_not_unpacked_among_drawn_ones(drawn: Path) -> None:
+    before = contents(drawn)
+    with pytest.raises(SegaeError, match="holds drawn pets.*segae data pets --root"):
+        run_pets(DataPets(drawn))
+    assert contents(drawn) == before
