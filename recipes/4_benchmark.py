@@ -31,5 +31,7 @@ seeds = ["0", "1"]
 # 4. Run what has no row yet, then rows, tables and the page. The test images are read once by each run, at its end.
 main(["bench", *where, "--out", str(out), "--arms", *arms, "--budgets", *budgets, "--seeds", *seeds])
 
-# 5. The page again, from the rows alone, with its figures as SVG and PDF.
-main(["report", "--rows", str(out / "bench.csv"), "--out", str(out / "again.html"), "--figures", str(out / "figures")])
+# 5. The page again, from the rows and the run folders, with its figures as SVG and PDF.
+pictures = ["--data", sys.argv[1] if len(sys.argv) > 1 else str(out / "drawn-pets"), "--runs", str(out)]
+page = ["--out", str(out / "again.html"), "--figures", str(out / "figures")]
+main(["report", "--rows", str(out / "bench.csv"), *pictures, *page])

@@ -147,7 +147,7 @@ def run(config: Bench) -> list[dict[str, str]]:
 
 def verdict(accept: Acceptance, rows: Sequence[Mapping[str, str]], test_images: int) -> str:
     """Whether the rows agree with a published result, in a sentence."""
-    scores = [float(row[accept.column]) for row in rows if row["init"] == "imagenet" and row[accept.column]]
+    scores = [float(row[accept.column]) for row in rows if row["init"] == "imagenet" and row.get(accept.column)]
     if test_images != accept.test_images or not scores:
         return (
             f"Published ({accept.source}) on {accept.test_images} test images from ImageNet weights; here are "
@@ -241,9 +241,9 @@ def _tell_estimate(config: Bench, missing: Sequence[Cell]) -> None:
 def _what_failed(cells: Sequence[Cell], failed: Mapping[str, Outcome], logs: Path) -> str:
     shown = [f"{cell.name}: {failed[cell.settings].failure}" for cell in cells if cell.settings in failed]
     more = f" (and {len(shown) - 3} more)" if len(shown) > 3 else ""
-    ours = " An unexpected error is a fault of segae; please report it." if any(o.ours for o in failed.values()) else ""
+    ours = "An unexpected error is a fault of segae; please report it. " if any(o.ours for o in failed.values()) else ""
     return (
         f"{len(failed)} of {len(cells)} runs failed{more}:\n" + "\n".join(f"  {line}" for line in shown[:3]) + "\n"
-        f"What the processes printed is in {logs}.{ours} The other runs are kept; repeat the command to try these "
-        "again."
+        f"{f'What the processes printed is in {logs}. ' if logs.is_dir() else ''}{ours}The other runs are kept; repeat "
+        "the command to try these again."
     )

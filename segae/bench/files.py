@@ -54,8 +54,10 @@ class BenchFiles:
                 row for row in old if row["experiment"] != self.experiment or row["settings"] not in mine
             ]
             for cell in cells:
-                row = found[cell.settings]["row"] if cell.settings in found else theirs.get(cell.settings)
-                rows += [] if row is None else [row]
+                if cell.settings in found:  # perhaps from another study of this folder
+                    rows.append({**found[cell.settings]["row"], "experiment": self.experiment})
+                elif cell.settings in theirs:
+                    rows.append(theirs[cell.settings])
             write_rows(self.rows, rows)
             for name in DETAILS:
                 self._assemble_details(name, {key: content["details"].get(name, []) for key, content in found.items()})

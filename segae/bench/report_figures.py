@@ -161,7 +161,7 @@ def _over_labels(points: Sequence[Point], styles: Mapping[str, Style], name: str
         mine = sorted((point for point in points if point.arm == arm), key=lambda point: point.labels)
         shift = 1.03 ** (place - (len(names) - 1) / 2)  # intervals beside one another, not on one another
         style, values = styles[arm], [point.value for point in mine]
-        bars = [[point.value - point.ends[0] for point in mine], [point.ends[1] - point.value for point in mine]]
+        bars = list(zip(*(_bars(point.value, *point.ends) for point in mine), strict=True))
         look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "ls": style.line, "label": plain(arm)}
         axes.errorbar([point.labels * shift for point in mine], values, bars, capsize=2.5, ms=5, lw=1.5, **look)
     if "above" in label:
@@ -182,7 +182,7 @@ def _dots(points: Sequence[Point], styles: Mapping[str, Style], name: str, label
     for place, point in enumerate(points):
         style, (low, high) = styles[point.arm], point.ends
         look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "capsize": 3, "lw": 1.6}
-        axes.errorbar(point.value, place, xerr=[[point.value - low], [high - point.value]], **look)
+        axes.errorbar(point.value, place, xerr=[[end] for end in _bars(point.value, low, high)], **look)
     axes.set_yticks(range(len(points)), [plain(shortened(point.arm, 36)) for point in points])
     axes.set(xlabel=label, ylim=(len(points) - 0.5, -0.5))
     axes.grid(axis="x", color="#E6E6E6", lw=0.8)
@@ -191,6 +191,11 @@ def _dots(points: Sequence[Point], styles: Mapping[str, Style], name: str, label
     title = f"{label[:1].upper()}{label[1:]}, {points[0].labels} labels, with intervals"
     said = "; ".join(f"{point.arm}: {point}" for point in points)
     return ReportFigure(name, title, f"{title}. {said}.", figure)
+
+
+def _bars(value: float, low: float, high: float) -> tuple[float, float]:
+    """How far an interval reaches down and up; a mean of equal values may lie outside them by a last bit."""
+    return max(value - low, 0.0), max(high - value, 0.0)
 
 
 def _strips(
@@ -212,7 +217,7 @@ def _strips(
             if found:
                 low, mean, high = min(found), sum(found) / len(found), max(found)
                 text = plain(one.arm.name) if group == 0 else None
-                bars = [[mean - low], [high - mean]]
+                bars = [[end] for end in _bars(mean, low, high)]
                 axes.errorbar(
                     group + shift, mean, bars, color=style.colour, marker=style.marker, ms=5, ls="", label=text
                 )

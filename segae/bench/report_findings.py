@@ -25,8 +25,8 @@ def headline(numbers: Numbers, labels: int) -> str:
     if len(results) == 1:
         return f"{start} reaches a mean IoU of {_with_interval(best)}."
     leads = [(other.arm.name, lead) for other in results if other is not best and (lead := _lead(best, other))]
-    tied, ahead = (
-        [f"{name} {_numbers(*lead)}" for name, lead in leads if told_apart(lead[0]) is clear] for clear in (False, True)
+    behind, tied, ahead = (
+        [f"{name} {_numbers(*lead)}" for name, lead in leads if _standing(*lead) == place] for place in (-1, 0, 1)
     )
     tied, ahead = (
         [*one[:_FEW_STARTS], f"{len(one) - _FEW_STARTS} others"] if len(one) > _FEW_STARTS + 1 else one
@@ -37,7 +37,13 @@ def headline(numbers: Numbers, labels: int) -> str:
         said += f", but cannot be told apart from {listed(tied)}"
     if ahead:
         said += f"{'; it is ahead' if tied else ', ahead'} of {listed(ahead)}"
-    return f"{said}." if leads else f"{said}. No difference could be tested: that takes two seeds or more."
+    if behind:  # the arms do not have the same seeds
+        said += f"; with the seeds that both have it is behind {listed(behind)}"
+    if leads:
+        return f"{said}."
+    if not any(result.arm.is_reference for result in results):
+        return f"{said}. Nothing to compare with: no arm started from random or from ImageNet weights."
+    return f"{said}. No difference could be tested: that takes two seeds or more."
 
 
 def answers(numbers: Numbers) -> list[str]:
@@ -99,6 +105,11 @@ def _lead(best: Result, other: Result) -> tuple[Comparison, int] | None:
         if found is not None and tested(found):
             return found, sign
     return None
+
+
+def _standing(comparison: Comparison, sign: int) -> int:
+    """1 if the first is ahead, -1 if it is behind, 0 if they cannot be told apart."""
+    return 0 if not told_apart(comparison) else 1 if sign * comparison.difference.estimate > 0 else -1
 
 
 def _numbers(comparison: Comparison, sign: int) -> str:

@@ -126,8 +126,13 @@ def numbers_of(section: Section, per_image: Path) -> Numbers:
 def _no_counts(path: Path) -> str:
     if not path.exists():
         return f"there is no {path.parent.name}/{path.name} beside the rows"
-    with gzip.open(path, "rt", newline="") as file:
-        header = next(csv.reader(file), [])
+    try:
+        with gzip.open(path, "rt", newline="") as file:
+            header = next(csv.reader(file), [])
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise SegaeError(
+            f"{path} cannot be read ({error}). Delete it, and run the benchmark's command again."
+        ) from error
     counted = any(name.startswith("intersection_") for name in header)
     return "" if counted else f"{path.parent.name}/{path.name} has no counts of pixels"
 

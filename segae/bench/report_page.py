@@ -95,8 +95,9 @@ class SectionPage:
 
     def _worth(self, init: str) -> dict[str, Any]:
         """For each start the labels that the reference needs to get as far, at each budget."""
+        known = [arm.labels for arm in self.section.arms if arm.is_reference and arm.init == init]
         rows = [
-            (arm, {one.budget: worth_text(one, self.section.budgets) for one in found})
+            (arm, {one.budget: worth_text(one, known) for one in found})
             for (arm, reference), found in self.numbers.worth.items()
             if reference == init and len(found) > 1
         ]

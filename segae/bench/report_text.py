@@ -36,7 +36,7 @@ def p_value(p: float) -> str:
 
 
 def worth_text(worth: Worth, budgets: Sequence[int]) -> str:
-    """With how many labels the reference gets as far, with the interval where there is one."""
+    """With how many labels the reference, run at ``budgets``, gets as far; with the interval where there is one."""
     from segae.bench.worth import ABOVE, BELOW
 
     outside = {ABOVE: f"> {max(budgets)}", BELOW: f"< {min(budgets)}"}

@@ -124,10 +124,10 @@ def _settings(sections: Sequence[Section]) -> Iterator[str]:
     yield "The arms differ in their fine-tuning settings (see the methods): each must have been searched equally hard."
     if chosen:
         elsewhere = sorted({section.dataset for section in sections} - {"oxford-iiit-pet-sample"})
-        others = f"; on {listed(elsewhere)} nothing was searched" if elsewhere else ""
+        others = f"; unless --tune found them again, nothing was searched on {listed(elsewhere)}" if elsewhere else ""
         yield (
-            "These settings are segae's own for each kind of start, chosen on validation images of the Oxford-IIIT Pet "
-            f"sample (docs/training.md){others}."
+            f"The settings of {listed([arm.name for arm in chosen])} equal segae's own for such a start, chosen on "
+            f"validation images of the Oxford-IIIT Pet sample (docs/training.md){others}."
         )
 
 

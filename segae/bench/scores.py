@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,14 +115,12 @@ def read_scores(per_image: Path, rows: Sequence[Row]) -> ArmScores:
         SegaeError: the file or its counts are not there, a row has no images in it, or two seeds have not the
             same images and classes.
     """
-    import pandas as pd
-
     if not per_image.exists() or not rows:
         raise SegaeError(
             f"{len(rows)} rows and the file {per_image} are to be read, but at least 1 row and a file that is there "
             "are wanted: run segae bench, which writes both."
         )
-    table = pd.read_csv(per_image, dtype=str, keep_default_na=False)
+    table = _read(per_image, per_image.stat().st_mtime_ns)
     if len({row["seed"] for row in rows}) < len(rows):
         seeds = ", ".join(row["seed"] for row in rows)
         raise SegaeError(f"The rows have the seeds {seeds}, but each may be there once: give the rows of one arm.")
@@ -136,6 +135,18 @@ def read_scores(per_image: Path, rows: Sequence[Row]) -> ArmScores:
         intersection=np.concatenate([part.intersection for part in parts]),
         union=np.concatenate([part.union for part in parts]),
     )
+
+
+@lru_cache(maxsize=1)  # of a page every arm asks for the same file
+def _read(path: Path, _written: int) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise SegaeError(
+            f"{path} cannot be read ({error}). Delete it, and run the benchmark's command again."
+        ) from error
 
 
 def _of_run(table: pd.DataFrame, row: Row, source: Path) -> ArmScores:

@@ -180,7 +180,13 @@ def _bootstrap(a: ArmScores, b: ArmScores, level: float, resamples: int, rng: np
     if not np.ptp((a.influence() - b.influence()).mean(axis=0)):  # every sample gives the same
         return Interval(estimate, estimate, estimate, level, "images")
     ends = stats.bootstrap(
-        (np.arange(images),), difference, n_resamples=resamples, confidence_level=level, method="BCa", rng=rng
+        (np.arange(images),),
+        difference,
+        n_resamples=resamples,
+        batch=256,  # at once; all at once needs 42 bytes times the number of images squared
+        confidence_level=level,
+        method="BCa",
+        rng=rng,
     ).confidence_interval
     return Interval(estimate, float(ends.low), float(ends.high), level, "images")
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from segae.data.cache import CachedPairs
-    from segae.data.dataset import Pair, SegmentationData
+    from segae.data.dataset import SegmentationData
     from segae.models.encoder import EncoderDescription
     from segae.objectives.presets import Objective
+    from segae.tasks.labelled import Labelled
     from segae.tasks.pretrain import Pretrain
     from segae.tasks.segment import Segment
     from segae.training.cost import Cost
@@ -113,8 +113,7 @@ def finish_segmentation(
     model: nn.Module,
     description: EncoderDescription,
     data: SegmentationData,
-    pairs: Sequence[Pair],
-    shown: CachedPairs,
+    images: Labelled,
     log: Sequence[dict[str, Any]],
     cost: Cost,
     source: dict[str, str],
@@ -135,12 +134,12 @@ def finish_segmentation(
         **{f"pretrain_{name}": value for name, value in description.pretraining.items()},
         "transfer": config.transfer,
         "dataset": data.name,
-        "labels": len(pairs),
-        "label_fraction": len(pairs) / len(data.splits["train"]),
+        "labels": images.labels,
+        "label_fraction": images.labels / len(data.splits["train"]),
         "encoder": config.encoder,
         "decoder": config.decoder,
         "image_size": size,
-        "split_hash": split_hash(pair.name for pair in pairs),
+        "split_hash": split_hash(pair.name for pair in images.pairs),
         "freeze_epochs": config.freeze_epochs,
         "epochs": config.epochs,
         "epoch_images": config.epoch_images or "",
@@ -172,10 +171,10 @@ def finish_segmentation(
         details=details,
     )
     save_segmenter(target, model, described)
-    images, truths = shown.images[:8], shown.masks[:8]
-    predictions = predict_masks(model, images, described.mean, described.std, device=device)
+    pictures, truths = images.shown.images[:8], images.shown.masks[:8]
+    predictions = predict_masks(model, pictures, described.mean, described.std, device=device)
     segmentation_sheet(
-        list(images), list(truths), list(predictions), data.classes, data.palette, config.out / "sheet.png"
+        list(pictures), list(truths), list(predictions), data.classes, data.palette, config.out / "sheet.png"
     )
     training_curves(config.out / "log.csv", config.out / "curves.png")
     write_json(

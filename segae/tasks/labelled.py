@@ -27,7 +27,8 @@ class Labelled:
     Attributes:
         train: augmented items.
         valid: clean items; None where there are none.
-        pairs: the training pairs.
+        pairs: the training pairs that could be read, or with live decoding all of them.
+        labels: how many training pairs there are, whether or not all can be read.
         sample: training pairs decoded without change; all of them, but for live decoding.
         shown: pairs for the sheet, of the validation part where there is one.
         failures: gives what could not be read so far, as (path, reason); the cache reports it at once and has none.
@@ -36,6 +37,7 @@ class Labelled:
     train: Any
     valid: Any
     pairs: tuple[Pair, ...]
+    labels: int
     sample: CachedPairs
     shown: CachedPairs
     failures: Callable[[], Iterable[tuple[Any, str]]] = tuple
@@ -69,10 +71,10 @@ def load_labelled(
     shown = held_out or sample
     if not live:
         items = labelled_sets(config, sample, held_out, description, device)
-        return Labelled(*items, sample.pairs, sample, shown)
+        return Labelled(*items, sample.pairs, len(train), sample, shown)
     parts = _live_sets(config, train, valid, data.mask_values, description)
     failures = lambda: [failure for part in parts if part is not None for failure in part.failures]  # noqa: E731
-    return Labelled(*parts, tuple(train), sample, shown, failures)
+    return Labelled(*parts, tuple(train), len(train), sample, shown, failures)
 
 
 def labelled_sets(

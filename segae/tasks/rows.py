@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segae.errors import SegaeError
 from segae.files import write_atomically
 
 COLUMNS = (
@@ -98,11 +99,18 @@ def _short(value: Any) -> Any:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file as text; none if there is no file."""
+    """The rows of a CSV file as text; none if there is no file.
+
+    Raises:
+        SegaeError: it is there and cannot be read.
+    """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SegaeError(f"{path} cannot be read as a table of rows ({error}). Wanted a CSV file.") from error
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

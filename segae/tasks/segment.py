@@ -162,7 +162,7 @@ def _segment(config: Segment, device: torch.device) -> Path:
     list_failures(quarantine, images.failures(), config.out)
     if not this_place().first:
         return config.out / "model.safetensors"
-    return finish_segmentation(config, model, description, data, images.pairs, images.shown, log, cost, source, device)
+    return finish_segmentation(config, model, description, data, images, log, cost, source, device)
 
 
 def resolve(config: Segment, description: EncoderDescription) -> Segment:

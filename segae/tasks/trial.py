@@ -64,7 +64,7 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
     from segae.models.segmenter import create_segmenter, require_decoder_size
     from segae.tasks.compute import segmentation_of_items, set_up
     from segae.tasks.finish import finish_segmentation
-    from segae.tasks.labelled import labelled_sets
+    from segae.tasks.labelled import Labelled, labelled_sets
     from segae.tasks.segment import _rates, resolve
     from segae.training.forecast import Workload
     from segae.training.run import provenance, seed_everything
@@ -87,6 +87,7 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
     apart_s = time.perf_counter() - started
     once = replace(config, epoch_images=None)  # the timed epochs are short ones
     items = labelled_sets(once, train, valid, description, device)
+    given = Labelled(*items, train.pairs, len(parts[0]), train, valid or train)
     learner = segmentation_of_items(once, items, model, len(data.classes), size, device)
     counts = _scaled((len(parts[0]), len(parts[1])), images, config.val_fraction)
     epoch, extra = config.epoch_images or counts[0], counts[0] if config.recalibrate else 0
@@ -99,7 +100,7 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
         apart_s / files,
         apart_s,
         lambda log, cost: finish_segmentation(
-            config, model, description, data, train.pairs, valid or train, log, cost, provenance(device), device
+            config, model, description, data, given, log, cost, provenance(device), device
         ),
     )
 

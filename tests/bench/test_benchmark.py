@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import runpy
+import shutil
 import signal
 import socket
 import time
@@ -213,3 +214,17 @@ def test_a_cluster_that_is_not_there_is_said_at_once():
         ):
             pass
     assert time.monotonic() - begun < 60  # Ray itself takes five minutes
+
+
+def test_another_study_of_the_same_folder_takes_the_finished_runs_over(undisturbed, pets, tmp_path, capsys):
+    out = tmp_path / "copy"
+    shutil.copytree(undisturbed[0], out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGAE_CACHE", str(undisturbed[0] / "cache"))
+        for _ in range(2):
+            main([*bench(pets, out), "--experiment", "again", "--rows", str(out / "bench.csv")])
+    assert "rows in " in capsys.readouterr().out
+    rows = read_rows(out / "bench.csv")
+    first, again = ([row for row in rows if row["experiment"] == name] for name in ("bench", "again"))
+    assert [row["settings"] for row in again] == [row["settings"] for row in first]
+    assert len(rows) == 2 * len(first)

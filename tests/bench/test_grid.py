@@ -111,6 +111,7 @@ def test_the_published_protocol_is_judged_on_the_whole_test_split_only(score, sa
     assert said in verdict(accept, rows, 3669)
     assert "nothing follows" in verdict(accept, rows, 298)
     assert "nothing follows" in verdict(accept, [{"init": "random", "iou_foreground": "0.9"}], 3669)
+    assert "nothing follows" in verdict(accept, [{"init": "imagenet", "iou_pet": "0.9"}], 3669)
 
 
 class FakeEngine:

@@ -347,3 +347,53 @@ def test_published_rows_make_a_page(tmp_path):
     rows = read_rows(REPOSITORY / "results" / "pretraining.csv")
     scores = [float(row["miou"]) for row in rows if row["init"] == "imagenet"]
     assert f"{np.mean(scores):.3f}" in said
+
+
+def test_equal_scores_of_all_seeds_can_be_drawn(tmp_path):
+    rows = read_rows(simulate(tmp_path, budgets=(300,)))
+    for row in rows:  # the mean of three times this number is not this number
+        row |= {"iou_background": "0.980002", "boundary_iou": "0.980002"}
+    write_rows(tmp_path / "bench.csv", rows)
+    assert "0.980" in words(write_report(tmp_path / "bench.csv", tmp_path / "page.html"))
+
+
+def test_seeds_that_only_one_arm_has_do_not_turn_the_sentence_round(tmp_path):
+    rows = read_rows(simulate(tmp_path, budgets=(300,), inits=("random", "imagenet"), side_files=False))
+    scores = {("random", "0"): 0.50, ("random", "1"): 0.52, ("random", "2"): 0.51}
+    scores |= {("imagenet", "0"): 0.45, ("imagenet", "1"): 0.471, ("imagenet", "2"): 0.46, ("imagenet", "3"): 0.90}
+    rows += [row | {"seed": "3", "settings": "more"} for row in rows if (row["init"], row["seed"]) == ("imagenet", "2")]
+    for row in rows:
+        row["miou"] = str(scores[row["init"], row["seed"]])
+    (section,) = sections_of(rows)
+    said = headline(numbers_of(section, tmp_path / "none.csv.gz"), 300)
+    assert "ImageNet has the highest mean IoU" in said
+    assert "ahead of" not in said
+    assert "with the seeds that both have it is behind random (−0.050" in said
+
+
+def test_without_a_reference_nothing_is_compared(tmp_path):
+    rows = read_rows(simulate(tmp_path, budgets=(300,), inits=("ae:denoise", "imagenet+ae:denoise")))
+    (section,) = sections_of(rows)
+    said = headline(numbers_of(section, tmp_path / "per_image" / "bench.csv.gz"), 300)
+    assert "no arm started from random or from ImageNet weights" in said
+    assert "two seeds" not in said
+
+
+def test_the_worth_in_labels_claims_no_more_than_the_references_own_budgets(tmp_path):
+    inits = ("random", "ae:denoise")
+    rows = read_rows(simulate(tmp_path, budgets=(30, 90, 300), inits=inits, skill=SKILL | {"ae:denoise": 0.9}))
+    rows = [row for row in rows if (row["init"], row["labels"]) != ("random", "300")]
+    write_rows(tmp_path / "bench.csv", rows)
+    said = words(write_report(tmp_path / "bench.csv", tmp_path / "page.html"))
+    assert "> 90" in said
+    assert "> 300" not in said
+
+
+@pytest.mark.parametrize("damage", ["folder", "counts"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, damage):
+    rows = simulate(tmp_path, budgets=(300,), inits=("random",))
+    counts = tmp_path / "per_image" / "bench.csv.gz"
+    counts.write_bytes(b"version of a file that is kept elsewhere")
+    wrong = tmp_path if damage == "folder" else rows
+    with pytest.raises(SegaeError, match=f"{tmp_path if damage == 'folder' else counts} cannot be read"):
+        write_report(wrong, tmp_path / "page.html")
