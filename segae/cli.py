@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     _require_place(kind)
                     run(config)
     except SegaeError as error:
-        print(f"segae{_process()}: {error}", file=sys.stderr)
+        print(f"segae{_process()}: {_words(error)}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader has seen enough: segae --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
@@ -132,6 +132,12 @@ def _keep_traceback() -> str:
     with tempfile.NamedTemporaryFile("w", prefix="segae-", suffix=".log", delete=False) as file:
         file.write(traceback.format_exc())
     return f"This is a fault of segae, not yours; please report it with the file {file.name}."
+
+
+def _words(error: SegaeError) -> str:
+    """The message alone: torch puts the traceback of a loader's worker in front of it."""
+    text = str(error)
+    return text.rpartition("SegaeError: ")[2].strip() if text.startswith("Caught ") else text
 
 
 def _with_config_file(arguments: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from segae.data.cache_store import Decoded, Verdict, fetch_arrays
 from segae.data.dataset import Pair
 from segae.data.fingerprint import default_cache_dir
-from segae.data.images import UnreadableImage, read_image, read_mask
+from segae.data.images import UnavailableFile, UnreadableImage, read_image, read_mask
 from segae.data.quarantine import Quarantine
 from segae.data.resize import require_same_size, resize_image, resize_mask, to_class_indices
 from segae.errors import SegaeError
@@ -63,7 +63,7 @@ def cache_images(
         try:
             return (resize_image(read_image(paths[position]), size),)
         except UnreadableImage as error:
-            return Verdict(position, error.reason)
+            return Verdict(position, error.reason, final=not isinstance(error, UnavailableFile))
 
     shapes = {"images": (size, size, 3)}
     arrays, verdicts = fetch_arrays([paths], (), shapes, decode, cache_dir or default_cache_dir(), progress)
@@ -77,6 +77,8 @@ def cache_pairs(
     quarantine: Quarantine,
     cache_dir: Path | None = None,
     progress: bool = True,
+    *,
+    none_is_fine: bool = False,
 ) -> CachedPairs:
     """Give all images and masks squashed to one size, masks as class indices.
 
@@ -87,6 +89,7 @@ def cache_pairs(
         quarantine: receives the image of each pair of which a file cannot be read; the others are returned.
         cache_dir: where the arrays are kept; `default_cache_dir()` when None.
         progress: show a bar while decoding.
+        none_is_fine: give no pairs, and no error, where none can be read.
 
     Raises:
         SegaeError: a mask holds a value that is no class, or has another size than its image; there are no
@@ -101,7 +104,7 @@ def cache_pairs(
             image, mask = read_image(pair.image), read_mask(pair.mask)
         except UnreadableImage as error:
             which = "" if error.path == pair.image else f"its mask {pair.mask.name}: "
-            return Verdict(position, which + error.reason)
+            return Verdict(position, which + error.reason, final=not isinstance(error, UnavailableFile))
         require_same_size(image, mask, pair)
         indices = to_class_indices(mask, mask_values, pair.mask)
         return resize_image(image, size), resize_mask(indices, size)
@@ -112,16 +115,21 @@ def cache_pairs(
     arrays, verdicts = fetch_arrays(
         files, tuple(mask_values), shapes, decode, cache_dir or default_cache_dir(), progress
     )
-    return CachedPairs(arrays["images"], arrays["masks"], _sort_out(pairs, images, verdicts, quarantine))
+    kept = _sort_out(pairs, images, verdicts, quarantine, none_is_fine)
+    return CachedPairs(arrays["images"], arrays["masks"], kept)
 
 
 def _sort_out(
-    items: Sequence[Item], images: Sequence[Path], verdicts: Sequence[Verdict], quarantine: Quarantine
+    items: Sequence[Item],
+    images: Sequence[Path],
+    verdicts: Sequence[Verdict],
+    quarantine: Quarantine,
+    none_is_fine: bool = False,
 ) -> tuple[Item, ...]:
     """Put what could not be read on the quarantine list and return the rest."""
     for verdict in verdicts:
         quarantine.add(images[verdict.position], verdict.reason)
-    if items and len(verdicts) == len(items):
+    if items and len(verdicts) == len(items) and not none_is_fine:
         first = "; ".join(f"{images[verdict.position]} ({verdict.reason})" for verdict in verdicts[:3])
         raise SegaeError(
             f"None of the {len(items)} images can be read: {first}. Wanted image files that Pillow can open; "

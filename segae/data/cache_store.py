@@ -33,10 +33,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why an item is not in the arrays: its position among the items given, and the reason."""
+    """Why an item is not in the arrays: its position among the items given, and the reason.
+
+    One that is not ``final`` lets the entry be built anew next time.
+    """
 
     position: int
     reason: str
+    final: bool = True
 
 
 def fetch_arrays(
@@ -70,14 +74,20 @@ def fetch_arrays(
     contents = [content_hashes(paths, cache_dir) for paths in files]
     recipe = json.dumps([_FORMAT, parameters, dict(shapes), contents])
     entry = cache_dir / hashlib.blake2b(recipe.encode(), digest_size=16).hexdigest()
-    found = _read(entry, shapes)
+    found = _read_final(entry, shapes)
     if found is None:
         try:
             with _only_builder(cache_dir, entry.name):
-                found = _read(entry, shapes) or _build(entry, count, shapes, decode, progress)
+                found = _read_final(entry, shapes) or _build(entry, count, shapes, decode, progress)
         except OSError as error:
             raise _refused(cache_dir, count, shapes, error) from error
     return found
+
+
+def _read_final(entry: Path, shapes: Shapes) -> tuple[dict[str, np.ndarray], tuple[Verdict, ...]] | None:
+    """Open an entry; None if it is not there, not whole, or lacks what may be there another time."""
+    found = _read(entry, shapes)
+    return None if found is None or not all(verdict.final for verdict in found[1]) else found
 
 
 def _read(entry: Path, shapes: Shapes) -> tuple[dict[str, np.ndarray], tuple[Verdict, ...]] | None:

@@ -53,7 +53,7 @@ def split_hash(names: Iterable[str]) -> str:
     Returns:
         16 hexadecimal digits, the same for every order of the names.
     """
-    return hashlib.blake2b("\n".join(sorted(names)).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b("\n".join(sorted(names)).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
 def take_labels(pairs: Sequence[Pair], count: int | None, seed: int) -> tuple[Pair, ...]:
@@ -121,8 +121,8 @@ def choose_by_hash(names: Sequence[str], fraction: float, seed: int, purpose: st
         return frozenset()
     if len(names) < 2:
         raise SegaeError(
-            f"{len(names)} labelled image(s) cannot be divided into training and {purpose} images. "
-            f"Wanted two or more; add images with masks, or set the {purpose} fraction to 0."
+            f"{len(names)} image(s) cannot be divided into training and {purpose} images. Wanted two or more; add "
+            f"some, or keep none apart: --val-fraction 0."
         )
     ranked = sorted(names, key=lambda name: _rank(name, seed, purpose))
     below = sum(_rank(name, seed, purpose)[0] < fraction * 2**64 for name in ranked)
@@ -130,5 +130,5 @@ def choose_by_hash(names: Sequence[str], fraction: float, seed: int, purpose: st
 
 
 def _rank(name: str, seed: int, purpose: str) -> tuple[int, str]:
-    digest = hashlib.blake2b(f"{purpose}\0{seed}\0{name}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{purpose}\0{seed}\0{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big"), name

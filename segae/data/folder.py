@@ -13,7 +13,7 @@ import numpy as np
 from segae.data.dataset import Pair, SegmentationData
 from segae.data.fingerprint import default_cache_dir, remember_facts
 from segae.data.images import UnreadableImage, read_mask
-from segae.data.split_files import first_few, hash_split, read_splits
+from segae.data.split_files import first_few, hash_split, read_lines, read_splits
 from segae.errors import SegaeError
 
 logger = logging.getLogger("segae")
@@ -178,7 +178,7 @@ def _by_stem(root: Path, name: str) -> dict[str, Path]:
 def _read_class_names(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return tuple(line.strip() for line in read_lines(path) if line.strip())
 
 
 def _scan(pairs: Sequence[Pair]) -> tuple[int, ...]:

@@ -41,6 +41,10 @@ class UnreadableImage(SegaeError):
         )
 
 
+class UnavailableFile(UnreadableImage):
+    """A file whose bytes could not be had: missing, forbidden, or a disk that failed and may not fail again."""
+
+
 def read_image(path: Path) -> np.ndarray:
     """Decode any picture to what a camera would have given: upright 8-bit RGB.
 
@@ -119,12 +123,12 @@ def read_bytes(path: Path) -> bytes:
     """Read a file whole, before decoding, so that a failing disk and a damaged picture are told apart.
 
     Raises:
-        UnreadableImage: the file is missing or the disk fails.
+        UnavailableFile: the file is missing or the disk fails.
     """
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UnreadableImage(path, error.strerror or str(error)) from error
+        raise UnavailableFile(path, error.strerror or str(error)) from error
 
 
 def decode(data: bytes, path: Path, at_least: int | None = None) -> Decoded:

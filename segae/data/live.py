@@ -94,12 +94,9 @@ class _LiveItems(AugmentedItems):
                 continue
             try:
                 return read(place)
-            except SegaeError as error:
+            except UnreadableImage as error:  # a mask of wrong values or size is no broken file: it stops the run
                 path = self._paths[place]
-                if isinstance(error, UnreadableImage) and error.path == path:
-                    reason = error.reason
-                else:
-                    reason = str(error)  # names the mask
+                reason = error.reason if error.path == path else str(error)  # which names the mask
                 self._failures.add(str(path), reason)
                 self._failed[place] = 1
         raise SegaeError(

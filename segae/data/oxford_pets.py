@@ -86,6 +86,16 @@ def download(root: Path, base_url: str = BASE_URL, archives: Mapping[str, str] =
     return OxfordPets(root)
 
 
+def test_images(root: Path) -> tuple[Path, ...]:
+    """Every image of the official test split that is on the disk, whether or not its trimap is there too.
+
+    Raises:
+        SegaeError: annotations/test.txt cannot be read or is empty.
+    """
+    names = _read_names(root, root / "annotations" / "test.txt")
+    return tuple(image for name in names if (image := root / "images" / f"{name}.jpg").is_file())
+
+
 def _read_names(root: Path, path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -6,10 +6,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from segae.data.dataset import Pair
 from segae.data.fingerprint import content_hashes, default_cache_dir
 from segae.data.folder import find_images, folder_splits
-from segae.data.oxford_pets import OxfordPets
+from segae.data.oxford_pets import test_images
 from segae.errors import SegaeError
 
 logger = logging.getLogger("segae")
@@ -33,7 +32,7 @@ def find_pretraining_images(roots: Sequence[Path], cache_dir: Path | None = None
         SegaeError: a root is missing or empty, or nothing but test images is left.
     """
     found = find_images(roots)
-    test = [pair.image for folder in _data_sets_around(found) for pair in _test_pairs(folder)]
+    test = [image for folder in _data_sets_around(found) for image in _test_images(folder)]
     if not test:
         return found
     kept_back = {path.resolve() for path in test}
@@ -56,7 +55,8 @@ def find_pretraining_images(roots: Sequence[Path], cache_dir: Path | None = None
 
 def _data_sets_around(images: Iterable[Path]) -> list[Path]:
     """The folders, among all ancestors of the images, that hold a labelled data set."""
-    parents = {path.resolve().parent for path in images}
+    # as named and as it is: a data set may be made of links to files elsewhere
+    parents = {parent for path in images for parent in (path.absolute().parent, path.resolve().parent)}
     ancestors = parents.union(*(parent.parents for parent in parents))
     with_images = sorted(folder for folder in ancestors if (folder / "images").is_dir())
     return [folder for folder in with_images if _is_pets(folder) or _has_masks(folder)]
@@ -70,6 +70,7 @@ def _has_masks(folder: Path) -> bool:
     return (folder / "masks").is_dir()
 
 
-def _test_pairs(folder: Path) -> tuple[Pair, ...]:
-    splits = folder_splits(folder) if _has_masks(folder) else OxfordPets(folder).splits
-    return splits["test"]
+def _test_images(folder: Path) -> tuple[Path, ...]:
+    if _has_masks(folder):
+        return tuple(pair.image for pair in folder_splits(folder)["test"])
+    return test_images(folder)

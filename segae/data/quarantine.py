@@ -59,7 +59,7 @@ class Quarantine:
         if not self._reasons:
             return None
         target = folder / "quarantine.csv"
-        with target.open("w", newline="", encoding="utf-8") as file:
+        with target.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             rest = [(UNNAMED, self._rest())] if self._unnamed else []
             csv.writer(file).writerows([("path", "reason"), *self.items, *rest])
         return target

@@ -61,12 +61,26 @@ def first_few(values: Iterable[object]) -> str:
     return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file of names, without the mark that some editors put in front.
+
+    Raises:
+        SegaeError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise SegaeError(
+            f"{path} is no text in UTF-8 ({error}). Save it as UTF-8 and type the command again."
+        ) from error
+
+
 def _read_list(root: Path, files: Sequence[str], by_name: Mapping[str, Pair]) -> list[str] | None:
     places = [folder / file for file in files for folder in (root, root / "annotations")]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         return None
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_lines(path)]
     names = [_find(line, by_name) for line in lines if line and not line.startswith("#")]
     unknown = [name for name in names if name not in by_name]
     if unknown:

@@ -170,7 +170,7 @@ def _write_numbers(
         for index, name in enumerate(scores.classes)
     }
     table = pd.DataFrame({"name": names, "miou": scores.per_image, **counts}).to_csv(index=False)
-    write_atomically(out / "per_image.csv", lambda file: file.write(table.encode()))
+    write_atomically(out / "per_image.csv", lambda file: file.write(table.encode("utf-8", "backslashreplace")))
 
 
 def _write_pictures(

@@ -65,9 +65,10 @@ def load_labelled(
     live = choose_data_path(config.data_path, 4 * size**2 * len(chosen), device, config.workers) == "live"
     with first_on_machine():
         sample = cache_pairs(train[:_SAMPLED] if live else train, size, data.mask_values, quarantine)
-        held_out = (
-            cache_pairs(valid[:_SAMPLED] if live else valid, size, data.mask_values, quarantine) if valid else None
-        )
+        few = valid[:_SAMPLED] if live else valid
+        held_out = cache_pairs(few, size, data.mask_values, quarantine, none_is_fine=True) if few else None
+    if held_out is not None and not held_out.pairs:  # a handful of images, all of them unreadable
+        held_out, valid = None, ()
     shown = held_out or sample
     if not live:
         items = labelled_sets(config, sample, held_out, description, device)

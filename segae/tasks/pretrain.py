@@ -198,7 +198,8 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
         return config.out / "encoder.safetensors"
     # before BatchNorm is measured on clean images: corrupted ones are what the model was trained on
     panels = config.out / "reconstructions.png"
-    reconstruction_sheet(model, objective, data.shown, description.mean, description.std, panels)
+    if len(data.shown):
+        reconstruction_sheet(model, objective, data.shown, description.mean, description.std, panels)
     measure_clean(config, model, objective, data.measured, device)
     return finish_pretraining(config, model, description, data.paths, data.count + data.held_out, log, source)
 

@@ -115,16 +115,16 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows atomically; a column that only some rows have is empty in the others."""
-    write_atomically(path, lambda file: file.write(_as_csv(rows).encode()))
+    write_atomically(path, lambda file: file.write(_as_csv(rows)))
 
 
-def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def _as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
+    return text.getvalue().encode("utf-8", "backslashreplace")  # a file name may be no text
 
 
 PIXEL_COUNTS = ("intersection_", "union_")
@@ -176,7 +176,7 @@ def read_compressed(path: Path) -> list[dict[str, str]]:
 
 def write_compressed(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Write a gzipped CSV file atomically; the same lines give the same bytes."""
-    write_atomically(path, lambda file: file.write(gzip.compress(_as_csv(lines).encode(), mtime=0)))
+    write_atomically(path, lambda file: file.write(gzip.compress(_as_csv(lines), mtime=0)))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -115,13 +115,16 @@ def _first_images(source: TarShards | TableShards, size: int) -> np.ndarray:
     from segae.data.reduced import decode_reduced, squash
 
     shown: list[Any] = []
-    for name, data in source.read(0, 0, SharedFailures()):
-        if data is None:
-            continue
-        try:
-            shown.append(squash(decode_reduced(data, Path(name), size), size))
-        except UnreadableImage:
-            continue  # the stream lists it when it comes to it
-        if len(shown) == SHOWN_IMAGES:
+    for shard in range(len(source.names)):
+        for name, data in source.read(shard, 0, SharedFailures()):
+            if data is None:
+                continue
+            try:
+                shown.append(squash(decode_reduced(data, Path(name), size), size))
+            except UnreadableImage:
+                continue  # the stream lists it when it comes to it
+            if len(shown) == SHOWN_IMAGES:
+                return np.stack(shown)
+        if shown:
             break
     return np.stack(shown) if shown else np.zeros((0, size, size, 3), np.uint8)

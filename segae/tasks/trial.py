@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from segae.errors import SegaeError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -80,7 +82,7 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
     phases = make_phases(config.freeze_epochs, config.epochs, **_rates(config))
     model = create_segmenter(encoder, config.encoder, config.decoder, len(data.classes)).to(device)
     set_up(model, config)
-    chosen = take_labels(data.splits["train"], config.labels, config.seed)
+    chosen = take_labels(data.splits["train"], None if drawn else config.labels, config.seed)
     parts = split_off_validation(chosen, config.val_fraction, config.seed)
     started = time.perf_counter()
     train, valid, files = _decode_pairs(parts, size, data.mask_values, config, drawn)
@@ -89,6 +91,8 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
     items = labelled_sets(once, train, valid, description, device)
     given = Labelled(*items, train.pairs, len(parts[0]), train, valid or train)
     learner = segmentation_of_items(once, items, model, len(data.classes), size, device)
+    if drawn and images is not None and config.labels is not None:
+        images = min(images, config.labels)
     counts = _scaled((len(parts[0]), len(parts[1])), images, config.val_fraction)
     epoch, extra = config.epoch_images or counts[0], counts[0] if config.recalibrate else 0
     return Sample(
@@ -114,10 +118,16 @@ def sample_pretraining(config: Pretrain, device: torch.device, images: int | Non
     from segae.tasks.finish import finish_pretraining
     from segae.tasks.loading import MEASURED_IMAGES, unlabelled_sets
     from segae.tasks.pretrain import begin
+    from segae.tasks.streaming import is_streamed
     from segae.training.forecast import Workload
     from segae.training.panels import reconstruction_sheet
     from segae.training.run import provenance
 
+    if is_streamed(config.data):
+        raise SegaeError(
+            f"--data names shards ({config.data[0]}), of which no sample can be drawn. Wanted a folder of images like "
+            "them, and --images N for how many an epoch has: segae plan --kind pretrain --data FOLDER --images N."
+        )
     config, model, description, objective, phases = begin(config, device)
     paths = find_pretraining_images(config.data)
     counts = _scaled(_split_size(paths, config), images, config.val_fraction)

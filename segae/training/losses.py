@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor, nn
 
@@ -24,7 +25,10 @@ class SoftDice(nn.Module):
     def forward(self, logits_bkhw: Tensor, mask_bhw: Tensor) -> Tensor:
         """A number from logits (B, K, H, W) and class indices (B, H, W)."""
         # bfloat16 has eight bits, and a class is summed over a hundred thousand pixels
-        return self.dice(logits_bkhw.float(), mask_bhw)
+        mean_of_all = self.dice(logits_bkhw.float(), mask_bhw)
+        count = logits_bkhw.shape[1]  # among them those that no pixel is of, with the loss 0
+        present = torch.zeros(count, device=mask_bhw.device).index_fill_(0, mask_bhw.flatten().long(), 1).sum()
+        return mean_of_all * count / present
 
 
 def segmentation_loss(name: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -101,3 +102,9 @@ def test_a_small_budget_has_training_and_validation_images_nested_in_those_of_a_
         assert small[0]
         assert small[1]
         assert set(small[0]) | set(small[1]) <= set(large[0]) | set(large[1])
+
+
+def test_a_name_that_is_no_text_is_a_name() -> None:
+    pairs = make([os.fsdecode(b"caf\xe9"), "b", "c"])
+    assert len(take_labels(pairs, 3, 0)) == 3
+    assert split_hash(pair.name for pair in pairs) != split_hash(["b", "c"])

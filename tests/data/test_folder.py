@@ -110,6 +110,18 @@ def test_one_split_file_leaves_the_rest_to_the_other(make: Maker) -> None:
     assert len(name_set(data, "train")) == 8
 
 
+def test_lists_of_other_editors_are_read_or_refused_in_words(make: Maker) -> None:
+    root = make(count=4)
+    (root / "classes.txt").write_text("cat\ndog\n", encoding="utf-8-sig")
+    (root / "test.txt").write_text("n1\nn2\n", encoding="utf-8-sig")
+    data = open_dataset(root)
+    assert data.classes == ("cat", "dog")
+    assert name_set(data, "test") == {"n1", "n2"}
+    (root / "classes.txt").write_text("chat\nchène\n", encoding="latin-1")
+    with pytest.raises(SegaeError, match=r"classes.txt is no text in UTF-8"):
+        open_dataset(root)
+
+
 def test_names_with_dots_and_spaces_are_found(make: Maker) -> None:
     root = make(count=3)
     for folder, extension in (("images", "jpg"), ("masks", "png")):

@@ -175,14 +175,24 @@ def test_a_file_that_failed_is_not_read_again(tmp_path: Path) -> None:
 def test_a_pair_that_cannot_be_used_is_replaced(tmp_path: Path) -> None:
     pairs = pairs_of(tmp_path / "pairs", 5)
     pairs[0].mask.write_bytes(b"no mask")
-    Image.new("L", (9, 9)).save(pairs[1].mask)
-    Image.new("L", (210, 150), 77).save(pairs[2].mask)
+    pairs[1].image.write_bytes(b"")
     data = LivePairs(pairs, SIZE, (0, 1, 2), eval_transform(SIZE, HALF, HALF), 0)
-    assert all(torch.equal(data[index][1], data[3][1]) for index in range(3))
+    assert all(torch.equal(data[index][1], data[2][1]) for index in range(2))
     reasons = dict(data.failures)
     assert "000-mask.png" in reasons[pairs[0].image]
-    assert "9 x 9" in reasons[pairs[1].image]
-    assert "77" in reasons[pairs[2].image]
+    assert "empty" in reasons[pairs[1].image]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("size", "value", "said"), [((9, 9), 1, "9 x 9"), ((210, 150), 77, "77")])
+def test_a_mask_that_cannot_be_right_stops_the_run(
+    tmp_path: Path, workers: int, size: tuple[int, int], value: int, said: str
+) -> None:
+    pairs = pairs_of(tmp_path / "pairs", 3)
+    Image.new("L", size, value).save(pairs[1].mask)
+    data = LivePairs(pairs, SIZE, (0, 1, 2), eval_transform(SIZE, HALF, HALF), 0)
+    with pytest.raises(SegaeError, match=f"001-mask.png.*{said}|{said}.*001-mask.png"):
+        list(DataLoader(data, batch_size=3, num_workers=workers))
 
 
 def test_nothing_but_unreadable_files_is_an_error(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from segae.cli import main
 from segae.errors import SegaeError
@@ -120,6 +122,47 @@ def test_a_stream_of_shards_pretrains_and_resumes(shard, tmp_path):
     assert [row["train_loss"] for row in log(parts)] == [row["train_loss"] for row in log(whole)]
     first, second = weights(whole / "encoder.safetensors"), weights(parts / "encoder.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_mask_that_cannot_be_right_is_told_without_a_traceback(pets, tmp_path, capsys, monkeypatch, workers):
+    root = tmp_path / "pets"
+    shutil.copytree(pets, root)
+    names = [line.split()[0] for line in (root / "annotations" / "trainval.txt").read_text().splitlines()]
+    given = ["--data", str(root), "--init", "random", "--epochs", "1", "--freeze-epochs", "0", "--val-fraction", "0"]
+    for name in names[1:]:
+        Image.new("L", (64, 64), 77).save(root / "annotations" / "trimaps" / f"{name}.png")
+    monkeypatch.setattr("segae.tasks.labelled._SAMPLED", 1)  # the others are read while training
+    with pytest.raises(SystemExit) as stopped:
+        main([*SEGMENT, *given, "--out", str(tmp_path / "run"), "--data-path", "live", "--workers", workers])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "77" in said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_a_damaged_first_shard_costs_its_images_and_not_the_encoder(shard, tmp_path):
+    pytest.importorskip("webdataset", reason="the extra 'streaming' is not installed")
+    (tmp_path / "s0.tar").write_bytes(b"no archive" * 200)
+    (tmp_path / "s1.tar").write_bytes(shard.read_bytes())
+    given = ["--data", str(tmp_path / "s*.tar"), "--objective", "denoise", "--epoch-images", "8", "--batch-size", "4"]
+    main([*PRETRAIN, *given, "--out", str(tmp_path / "run"), "--epochs", "1"])
+    assert (tmp_path / "run" / "encoder.safetensors").exists()
+    assert (tmp_path / "run" / "reconstructions.png").exists()
+    assert "s0.tar" in (tmp_path / "run" / "quarantine.csv").read_text()
+
+
+def test_one_unreadable_image_does_not_change_the_label_budget(pets, tmp_path, capsys):
+    root = tmp_path / "pets"
+    shutil.copytree(pets, root)
+    first = (root / "annotations" / "trainval.txt").read_text().split("\n")[0]
+    (root / "images" / f"{first.split()[0]}.jpg").write_bytes(b"no picture")
+    given = ["--data", str(root), "--init", "random", "--epochs", "1", "--freeze-epochs", "0"]
+    main([*SEGMENT, *given, "--out", str(tmp_path / "run"), "--val-fraction", "0"])
+    whole = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (whole["labels"], whole["label_fraction"]) == (14, 1.0)
+    assert "13 training images" in capsys.readouterr().out
 
 
 def _interrupt_after(epochs: int, command: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,28 @@ def test_no_test_image_is_ever_seen_in_pretraining(pets, tmp_path):
     assert not test & {path.stem for path in find_pretraining_images([pets.parent])}
     with pytest.raises(SegaeError, match="test split"):
         find_pretraining_images([pets / "images" / f"{name}.jpg"])
+
+
+def test_no_test_image_is_seen_behind_links_or_without_its_trimap(pets, tmp_path):
+    from segae.data.pretraining import find_pretraining_images
+
+    test = {line.split()[0] for line in (pets / "annotations" / "test.txt").read_text().splitlines()}
+    linked, files = tmp_path / "linked", tmp_path / "files"
+    for root in (linked, files):
+        shutil.copytree(pets / "annotations", root / "annotations")
+    (linked / "images").symlink_to(pets / "images")
+    (files / "images").mkdir()
+    for path in (pets / "images").iterdir():
+        (files / "images" / path.name).symlink_to(path)
+    (files / "annotations" / "trimaps" / f"{min(test)}.png").unlink()
+    store = tmp_path / "store"
+    shutil.move(shutil.copytree(pets / "images", tmp_path / "copy"), store)
+    (linked / "images").unlink()
+    (linked / "images").symlink_to(store)
+    for root in (linked, files):
+        found = {path.stem for path in find_pretraining_images([root])}
+        assert found
+        assert not test & found
 
 
 def test_the_encoder_file_starts_the_segmenter(pretrained, segmented):

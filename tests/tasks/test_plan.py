@@ -56,6 +56,13 @@ def test_a_pretraining_is_planned_without_data_and_leaves_nothing(tmp_path, caps
     assert not {path for path in set(tmp_path.rglob("*")) - before if "segae-cache" not in str(path)}
 
 
+def test_a_label_budget_is_planned_without_data(tmp_path):
+    file = tmp_path / "plan.json"
+    main(["plan", "--images", "1000", "--labels", "300", *SMALL, "--json", str(file)])
+    work = json.loads(file.read_text())["workload"]
+    assert work["train_images"] + work["valid_images"] == 300
+
+
 def test_what_is_left_out_is_the_tasks_own():
     assert planned_training(Plan(data=(Path("a"),))) == Segment(data=Path("a"))
     assert planned_training(Plan(kind="pretrain", data=(Path("a"),))) == Pretrain(data=(Path("a"),))
@@ -73,6 +80,7 @@ def test_what_is_left_out_is_the_tasks_own():
         (Plan(images=10, objective="mask"), "--objective"),
         (Plan(kind="pretrain", images=10, labels=5), "--labels"),
         (Plan(images=10, device="tpu"), "--device"),
+        (Plan(kind="pretrain", data=(Path("part-*.tar"),)), "names shards.*--images N"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(config, words):
