@@ -29,8 +29,8 @@ def stale(root: Path) -> set[str]:
     return {str(page.relative_to(root)) for page, text in pages_with_results(root).items() if page.read_text() != text}
 
 
-@pytest.mark.parametrize(("page", "rows"), [(page, rows) for page, _, rows, _ in SECTIONS])
-def test_a_row_that_changes_makes_its_page_stale(pages: Path, page: str, rows: str) -> None:
+@pytest.mark.parametrize("rows", sorted({rows for _, _, rows, _ in SECTIONS}))
+def test_a_row_that_changes_makes_its_pages_stale(pages: Path, rows: str) -> None:
     assert not stale(pages)
     lines = read_rows(pages / rows)
     lines[0]["miou"] = str(float(lines[0]["miou"]) + 0.1)
@@ -38,7 +38,7 @@ def test_a_row_that_changes_makes_its_page_stale(pages: Path, page: str, rows: s
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
-    assert stale(pages) == {page}
+    assert stale(pages) == {other for other, _, same, _ in SECTIONS if same == rows}
 
 
 @pytest.mark.parametrize("page", sorted({page for page, _, _, _ in SECTIONS}))
