@@ -49,7 +49,7 @@ class FolderData(SegmentationData):
     def __init__(self, root: Path, classes: Sequence[str] = (), test_fraction: float = 0.2, seed: int = 0) -> None:
         pairs = _match(root)
         names = tuple(classes) or _read_class_names(root / "classes.txt")
-        values = _mask_values(root, names, _scan(pairs))
+        values = _mask_values(root, names, values_in_masks(pairs))
         super().__init__(
             name=root.resolve().name,
             root=root,
@@ -181,7 +181,7 @@ def _read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in read_lines(path) if line.strip())
 
 
-def _scan(pairs: Sequence[Pair]) -> tuple[int, ...]:
+def values_in_masks(pairs: Sequence[Pair]) -> tuple[int, ...]:
     """All values in all masks, ascending. Unreadable masks are passed over here and quarantined later."""
     masks = [pair.mask for pair in pairs]
     per_mask = remember_facts("mask_values", masks, _values_in, default_cache_dir(), is_final=bool)

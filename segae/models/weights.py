@@ -110,7 +110,8 @@ def _refuse_pickle(path: Path) -> None:
             "are read. If it holds the state dict of an encoder, convert it once in Python: from "
             "segae.models.encoder import create_encoder, save_encoder; encoder, description = "
             'create_encoder("<architecture>"); encoder.load_state_dict(torch.load('
-            f'"{path.name}", weights_only=True)); save_encoder("encoder.safetensors", encoder, description).'
+            f'"{path.name}", weights_only=True)); save_encoder("encoder.safetensors", encoder, '
+            'dataclasses.replace(description, init="<name>", source="<where it is from>")).'
         )
 
 

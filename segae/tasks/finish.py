@@ -73,12 +73,13 @@ def measure_clean(config: Pretrain, model: Any, objective: Objective, measured: 
     """BatchNorm statistics of clean images, in place of those of corrupted ones."""
     from torch.utils.data import DataLoader
 
+    from segae.tasks.prepare import keeps_statistics
     from segae.training.batchnorm import recalibrate_batchnorm
 
     # a last batch of one image has no variance to measure
     batches = DataLoader(measured, config.batch_size, drop_last=len(measured) > config.batch_size)
-    kept = objective.frozen_encoder or config.bn_mode == "eval"  # the encoder's statistics are the ones to keep
-    recalibrate_batchnorm(model.decoder if kept else model, batches, device, through=model)
+    part = model.decoder if keeps_statistics(config, objective) else model
+    recalibrate_batchnorm(part, batches, device, through=model)
 
 
 def _pretraining(

@@ -67,6 +67,7 @@ def run(config: Predict) -> tuple[Path, ...]:
         for path, stem in prediction.output_stems(paths, root).items()
     }
     prediction.require_apart(config.input, config.out, targets)
+    write_json(config.out / "config.json", resolved_config(config))  # first: it says whose files these are
     quarantine = Quarantine()
     predicted = prediction.predict_files(
         model,
@@ -85,7 +86,6 @@ def run(config: Predict) -> tuple[Path, ...]:
             prediction.write_prediction(files, image, logits_khw, description.classes, description.palette)
             masks.append(files["mask"])
             bar.update(len(masks) + len(quarantine) - bar.n)
-    write_json(config.out / "config.json", resolved_config(config))
     quarantine.report()
     quarantine.write(config.out)
     if not masks:

@@ -83,12 +83,18 @@ def _require_pixels(config: Pretrain, objective: Objective) -> None:
     )
 
 
+def keeps_statistics(config: Pretrain, objective: Objective) -> bool:
+    """Whether the encoder's BatchNorm statistics are those that it began with, to the end."""
+    return objective.frozen_encoder or config.bn_mode == "eval"
+
+
 def make_probe(
-    config: Pretrain, description: EncoderDescription, device: torch.device
+    config: Pretrain, description: EncoderDescription, objective: Objective, device: torch.device
 ) -> Callable[[nn.Module], float] | None:
     """A function from an encoder to the mIoU of its linear probe on training images of ``config.probe``.
 
-    It looks at a copy whose BatchNorm has seen clean images, as the encoder will have at the end of training.
+    It looks at a copy with the BatchNorm statistics that the encoder will have at the end of training: of clean
+    images, or its own where these are to stay.
     """
     if config.probe is None:
         return None
@@ -119,7 +125,8 @@ def make_probe(
 
     def probe(encoder: nn.Module) -> float:
         copied = copy.deepcopy(encoder)
-        recalibrate_batchnorm(copied, batches, device)
+        if not keeps_statistics(config, objective):
+            recalibrate_batchnorm(copied, batches, device)
         return linear_probe(
             copied,
             images=cached.images,

@@ -175,7 +175,7 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
     from segae.training.run import RESUME_FILE
 
     config, model, description, objective, phases = begin(config, device)
-    probe = make_probe(config, description, device)
+    probe = make_probe(config, description, objective, device)
     quarantine = Quarantine()
     data = load_unlabelled(config, description, device, quarantine)
     learner = pretraining_of_items(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,36 @@ def open_as_trained(
     if trained and not merge and data.classes != description.classes:  # a data set may have the classes without it
         data = merge_classes(data, trained)
     require_same_classes(description.classes, data.classes)
-    return data
+    return _with_values_of(description, data)
+
+
+def _with_values_of(description: SegmenterDescription, data: SegmentationData) -> SegmentationData:
+    """The data set, its raw mask values read as the model's were.
+
+    Which value is which class is inferred where only names are given, so a data set that lacks a class may be read
+    another way than the one that the model was trained on.
+    """
+    from segae.data.dataset import SegmentationData
+    from segae.data.folder import values_in_masks
+
+    trained, here = description.mask_values, data.mask_values
+    if _flat(trained) == _flat(here) or not (data.root / "masks").is_dir():
+        return data
+    found = values_in_masks([pair for split in data.splits.values() for pair in split])
+    if set(found) <= set(_flat(trained)):
+        shown = {field.name: getattr(data, field.name) for field in fields(SegmentationData)}
+        return SegmentationData(**{**shown, "mask_values": trained})
+    if set(found) <= set(_flat(here)):  # another coding of the same classes, such as 0 and 255 for 0 and 1
+        return data
+    raise SegaeError(
+        f"The masks of {data.root} hold the values {', '.join(map(str, found))}. Wanted those of the model's classes "
+        f"{', '.join(description.classes)}, which were {', '.join(map(str, _flat(trained)))}; correct the masks or "
+        "choose another --data."
+    )
+
+
+def _flat(mask_values: Sequence[int | Sequence[int]]) -> tuple[int, ...]:
+    return tuple(value for one in mask_values for value in ([one] if isinstance(one, int) else one))
 
 
 def require_same_classes(model_classes: Sequence[str], data_classes: Sequence[str]) -> None:

@@ -169,7 +169,7 @@ def resolve(config: Segment, description: EncoderDescription) -> Segment:
     """The configuration with every setting that was left open filled in for this init.
 
     Raises:
-        SegaeError: an epoch without images.
+        SegaeError: an epoch without images, or images without pixels.
     """
     from dataclasses import asdict, replace
 
@@ -177,6 +177,8 @@ def resolve(config: Segment, description: EncoderDescription) -> Segment:
 
     if config.epoch_images is not None and config.epoch_images < 1:
         raise SegaeError(f"epoch_images is {config.epoch_images}; 1 or more is wanted, for example --epoch-images 300.")
+    if config.image_size is not None and config.image_size < 1:
+        raise SegaeError(f"image_size is {config.image_size}; 32 or more is wanted, for example --image-size 128.")
     defaults = asdict(protocol_of(description.init, config.transfer)) | {"image_size": description.image_size}
     return replace(
         config,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from segae.errors import SegaeError
 
 
 def recalibrate_batchnorm(
@@ -37,6 +39,24 @@ def recalibrate_batchnorm(
             model(image_bchw.to(device))
             images += len(image_bchw)
     return images
+
+
+@contextmanager
+def batches_of_several() -> Iterator[None]:
+    """Say what is wanted where a BatchNorm layer had a single value in training, which has no variance.
+
+    Raises:
+        SegaeError: in place of torch's ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise SegaeError(
+            f"BatchNorm saw a single value for a channel, which has no variance ({error}). Wanted two or more images "
+            "at once, or larger ones: raise --batch-size or --micro-batch, --epoch-images, --labels or --image-size."
+        ) from error
 
 
 @contextmanager

@@ -31,7 +31,15 @@ def normalise(
 
     Returns:
         float32 (B, 3, H, W); channels_last in memory on a CPU, where convolutions are faster so.
+
+    Raises:
+        SegaeError: the images have another number of channels than the model.
     """
+    if len(mean) != images_bhwc.shape[-1]:
+        raise SegaeError(
+            f"The images have {images_bhwc.shape[-1]} channels and the model takes {len(mean)}. Wanted as many: "
+            "images are read as RGB, so predict with such a model in Python, by model(images_bchw)."
+        )
     image_bchw = torch.from_numpy(np.array(images_bhwc)).to(device).permute(0, 3, 1, 2).float() / 255
     shape = (1, -1, 1, 1)
     mean_1c11 = torch.tensor(mean, device=device).reshape(shape)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segae.errors import SegaeError
+from segae.training.batchnorm import batches_of_several
 from segae.training.callbacks import Bfloat16Autocast, EpochClock, SumGradients
 from segae.training.checkpoint import load_resume_file
 from segae.training.distributed import make_equal, once, this_place
@@ -65,7 +66,7 @@ def fit(
     clock.epochs = clock.offset + sum(phase.epochs for phase in phases)
     make_equal(learner.model)
     try:
-        with training_memory(learner, resume_file), ExitStack() as stack:
+        with training_memory(learner, resume_file), batches_of_several(), ExitStack() as stack:
             if this_place().world > 1:
                 extra.append(SumGradients(stack.enter_context(synchronised_batchnorm(learner.model))))
             for context in (learner.added_cbs(extra), learner.no_logging(), learner.no_bar()):

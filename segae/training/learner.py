@@ -20,7 +20,7 @@ from segae.training.device import prepare_device
 from segae.training.losses import segmentation_loss
 from segae.training.micro_batches import Accumulate
 from segae.training.pretraining_callbacks import CorruptInput, DistancePenalty
-from segae.training.pretraining_checks import check_model, check_settings
+from segae.training.pretraining_checks import check_model, check_settings, check_weight_decay
 from segae.training.pretraining_watch import FeatureRank, ProbeCurve, StopOnPlateau
 from segae.training.recording import MeanIoU
 from segae.training.schedule import check_batchnorm_mode, parameter_groups
@@ -71,6 +71,7 @@ def pretraining_learner(
         SegaeError: a model without an encoder, a value out of range, or ``patience`` without validation images.
     """
     check_settings(bn_mode, distance_penalty, patience, len(dls.valid))
+    check_weight_decay(weight_decay)
     check_model(model, objective)
     _place(model, dls.device)
     callbacks = [
@@ -124,6 +125,7 @@ def segmentation_learner(
         loss: "cross_entropy" of each pixel, or "dice"; see ``segae.training.losses``.
     """
     check_batchnorm_mode(bn_mode)
+    check_weight_decay(weight_decay)
     parameter_groups(segmenter)  # refuses a model without an encoder now, not in the middle of a run
     callbacks = [EncoderMode(bn_mode), *_callbacks(dls.device, precision, seed, accumulate)]
     _place(segmenter, dls.device)

@@ -45,6 +45,8 @@ def make_loaders(
     """
     if batch_size < 1:
         raise SegaeError(f"batch size is {batch_size}; it must be 1 or more, for example --batch-size 16.")
+    if workers < 0:
+        raise SegaeError(f"workers is {workers}; it must be 0 or more, for example --workers 4.")
     stream = isinstance(train, IterableDataset)
     indices: Sequence[int] = () if stream else range(len(train)) if train_indices is None else train_indices  # type: ignore[arg-type]
     if epoch_images is not None:

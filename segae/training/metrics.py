@@ -38,6 +38,11 @@ def confusion_matrix(prediction: Tensor, truth: Tensor, classes: int) -> Tensor:
         >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), classes=2).tolist()
         [[1, 1], [0, 1]]
     """
+    if prediction.shape != truth.shape:
+        raise SegaeError(
+            f"The prediction has the shape {tuple(prediction.shape)} and the truth {tuple(truth.shape)}. Wanted one "
+            "shape: resize the prediction to the truth first."
+        )
     return _confusion_per_image(prediction.reshape(1, -1), truth.reshape(1, -1), classes)[0]
 
 

@@ -24,6 +24,12 @@ def check_model(model: nn.Module, objective: Objective) -> None:
         )
 
 
+def check_weight_decay(value: float) -> None:
+    """Raise SegaeError unless it is 0 or more; fastai sets it behind the back of torch's own check."""
+    if not value >= 0:
+        raise SegaeError(f"weight_decay is {value}; wanted 0 or more, for example --weight-decay 0.01.")
+
+
 def check_settings(bn_mode: str, penalty: float, patience: int | None, valid: int) -> None:
     """Raise SegaeError unless the values are in their ranges and there are images to judge ``patience`` by."""
     if bn_mode not in ("train", "eval"):

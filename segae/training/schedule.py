@@ -66,8 +66,11 @@ def kind_of(init: str, transfer: str = "encoder") -> str:
 
 
 def protocol_of(init: str, transfer: str = "encoder") -> Protocol:
-    """The fine-tuning protocol for an encoder's init and what is transferred, named as in ``kind_of``."""
-    return PROTOCOLS[kind_of(init, transfer)]
+    """The fine-tuning protocol for an encoder's init and what is transferred, named as in ``kind_of``.
+
+    Weights of another origin, which nobody has searched settings for, get those of ImageNet weights.
+    """
+    return PROTOCOLS.get(kind_of(init, transfer), PROTOCOLS["imagenet"])
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from fastai.learner import AvgSmoothLoss, Learner
-from fastai.torch_core import to_device
+from fastai.torch_core import norm_types, to_device
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 _CHUNK = 1024
 
@@ -44,6 +45,17 @@ class UnhurriedLearner(Learner):
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self.recorder.smooth_loss = SmoothLoss(beta=self.recorder.smooth_loss.beta)
+
+    def create_opt(self) -> None:
+        """As fastai's, but of a frozen part only BatchNorm goes on training where ``train_bn`` says so.
+
+        fastai counts LayerNorm in, which has no statistics that could follow the images.
+        """
+        super().create_opt()
+        for module in self.model.modules() if self.train_bn else ():
+            if isinstance(module, norm_types) and not isinstance(module, _BatchNorm):
+                for parameter in module.parameters(recurse=False):
+                    self.opt.state[parameter].pop("force_train", None)
 
     def _set_device(self, b: Any) -> Any:
         # pinned memory is what makes a copy not wait

@@ -134,6 +134,9 @@ def test_a_pretraining_file_is_the_base_and_flags_win(tmp_path):
     wanted = pretraining_of(config, parse_arm("ae:mask"), seed=5)
     assert (wanted.lr, wanted.epochs, wanted.patch, wanted.init, wanted.seed) == (0.004, 3, 8, "random", 5)
     assert (wanted.image_size, wanted.decoder) == (64, "plain")
+    path.write_text(json.dumps({"objective": "decoder_denoise", "init": "imagenet", "freeze_epochs": 0}))
+    assert pretraining_of(config, parse_arm("imagenet+ae:mask"), seed=0).freeze_epochs == 1
+    path.write_text(json.dumps({"task": "Pretrain", "lr": 0.004, "epochs": 7, "patch": 8, "init": "imagenet"}))
     assert pretraining_of(config, parse_arm("ae:mask+decoder"), seed=5).decoder == "unet"
     assert pretraining_of(replace(config, pretrain_seed=9), parse_arm("ae:mask"), seed=5).seed == 9
     for content in ("[]", '{"task": "Segment"}', '{"learning_rate": 1}', "{"):

@@ -21,6 +21,7 @@ from segae.data.transforms import eval_transform
 from segae.errors import SegaeError
 from segae.models.segmenter import load_segmenter, save_segmenter
 from segae.tasks.evaluate import Evaluate, run
+from segae.tasks.same_classes import open_as_trained
 from segae.training.evaluation import evaluate_model, normalise, predict_logits, predict_masks
 
 MakeSegmenter = Callable[..., Path]
@@ -169,6 +170,28 @@ def test_class_names_can_be_given_for_a_folder(make_segmenter: MakeSegmenter, tm
     scores = run(Evaluate(model, data, device="cpu", classes=("background", "cell")))
     assert scores.classes == ("background", "cell")
     assert len(scores.per_image) == 4
+
+
+def test_a_folder_that_lacks_a_class_is_read_as_the_model_was_trained(
+    make_segmenter: MakeSegmenter, tmp_path: Path
+) -> None:
+    model, description = load_segmenter(make_segmenter())
+    path = tmp_path / "trained" / "model.safetensors"
+    save_segmenter(path, model, replace(description, mask_values=(1, 2, 3)))
+    _, description = load_segmenter(path)
+    data = write_folder(tmp_path / "pets", (1, 2))
+    opened = open_as_trained(data, description.classes, (), description)
+    assert opened.mask_values == (1, 2, 3)  # alone its masks would have been read as 0, 1, 2
+    other = write_folder(tmp_path / "others", (10, 20, 30))
+    assert open_as_trained(other, description.classes, (), description).mask_values == (10, 20, 30)
+    wrong = write_folder(tmp_path / "wrong", (1, 7))
+    with pytest.raises(SegaeError, match=r"hold the values 1, 7.*which were 1, 2, 3"):
+        open_as_trained(wrong, description.classes, (), description)
+
+
+def test_images_of_other_channels_than_the_models_are_refused() -> None:
+    with pytest.raises(SegaeError, match="have 3 channels and the model takes 4"):
+        normalise(np.zeros((1, 8, 8, 3), np.uint8), (0.5,) * 4, (0.5,) * 4, torch.device("cpu"))
 
 
 def test_an_unknown_split_is_an_error_that_names_the_splits(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:

@@ -120,6 +120,18 @@ def test_folders_are_kept_and_equal_stems_do_not_overwrite_each_other(
     assert sizes == {"a_jpg.png": 40, "a_png.png": 41, "b.png": 42, "deep/er/a.png": 43}
 
 
+def test_files_of_others_are_not_overwritten_and_ones_own_are(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    model, image = make_segmenter(), draw(tmp_path / "images" / "a.jpg")
+    truth = draw(tmp_path / "masks" / "a.png")
+    before = truth.read_bytes()
+    with pytest.raises(SegaeError, match=r"would be overwritten, the first of them .*a\.png"):
+        run(Predict(model, tmp_path / "images", tmp_path / "masks", device="cpu"))
+    assert truth.read_bytes() == before
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["a.png"]
+    for _ in range(2):
+        assert run(Predict(model, image, tmp_path / "out", device="cpu")) == (tmp_path / "out" / "a.png",)
+
+
 def test_names_stay_apart_even_when_the_longer_one_is_taken() -> None:
     names = ["a.jpg", "A.png", "a_jpg.bmp", "a_jpg.gif", "c", "c.tar.png"]
     stems = output_stems([Path("in", name) for name in names], Path("in"))

@@ -14,7 +14,8 @@ import torch
 
 from segae.cli import main
 from segae.errors import SegaeError
-from segae.models.encoder import load_encoder
+from segae.models.encoder import create_encoder, load_encoder
+from segae.objectives.presets import make_objective
 from segae.tasks.arms import parse_arm, pretraining_of
 from segae.tasks.compare import Compare
 from segae.tasks.pretrain import Pretrain, make_phases, run
@@ -212,3 +213,22 @@ def test_the_decoder_goes_ahead_of_an_imagenet_encoder():
     assert (first.epochs, first.train_encoder) == (2, False)
     assert (second.epochs, second.train_encoder) == (5, True)
     assert second.lr_encoder == pytest.approx(0.1 * second.lr_head)
+
+
+@pytest.mark.parametrize(("mode", "objective", "stay"), [("eval", "denoise", True), ("train", "denoise", False),
+                                                         ("train", "decoder_denoise", True)])  # fmt: skip
+def test_the_probe_sees_the_statistics_that_will_be_saved(pets, monkeypatch, mode, objective, stay):
+    from segae.tasks.prepare import make_probe
+
+    config = Pretrain(data=(pets,), probe=pets, objective=objective, bn_mode=mode, **SMALL)
+    made = make_objective(objective, noise_sigma=0.2, patch=16, mask_ratio=0.6)
+    encoder, description = create_encoder("test_resnet")
+    before = {name: value.clone() for name, value in encoder.state_dict().items() if name.endswith("running_mean")}
+    seen = {}
+    monkeypatch.setattr(
+        "segae.training.probe.linear_probe", lambda copied, **_: seen.update(copied.state_dict()) or 0.5
+    )
+    probe = make_probe(config, description, made, torch.device("cpu"))
+    assert probe(encoder) == 0.5
+    assert all(torch.equal(seen[name], value) for name, value in before.items()) == stay
+    assert all(torch.equal(encoder.state_dict()[name], value) for name, value in before.items())

@@ -10,6 +10,7 @@ from segae.errors import SegaeError
 from segae.training.callbacks import Callback
 from segae.training.checkpoint import load_resume_file, save_resume_file
 from segae.training.fit import fit
+from segae.training.loaders import make_loaders
 from segae.training.schedule import make_phases, make_pretraining_phases
 
 
@@ -203,3 +204,18 @@ def test_a_resume_file_never_runs_code(tmp_path):
     with pytest.raises(SegaeError, match=r"resume\.pt"):
         load_resume_file(path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_batch_of_one_value_is_refused_in_words(segmentation):
+    learner = segmentation()
+    items = learner.dls.train.dataset
+    items.items[:] = [(image[:, :32, :32], mask[:32, :32]) for image, mask in items.items]
+    learner.dls.loaders[0] = make_loaders(items, None, batch_size=1, device=torch.device("cpu"), seed=0).train
+    with pytest.raises(SegaeError, match=r"single value for a channel.*--batch-size"):
+        fit(learner, make_phases(0, 1))
+
+
+def test_a_weight_decay_that_grows_the_weights_is_refused(segmentation, pretraining):
+    for make in (segmentation, pretraining):
+        with pytest.raises(SegaeError, match=r"weight_decay is -0\.1; wanted 0 or more"):
+            make(weight_decay=-0.1)

@@ -205,3 +205,8 @@ def test_the_pixels_of_each_image_make_every_score(batch: tuple[int, torch.Tenso
     with np.errstate(invalid="ignore"):
         assert scores.iou == pytest.approx(both_nk.sum(0) / either_nk.sum(0), nan_ok=True)
         assert scores.per_image == pytest.approx(np.nanmean(both_nk / either_nk, axis=1))
+
+
+def test_shapes_that_differ_are_refused_though_they_hold_as_many_pixels():
+    with pytest.raises(SegaeError, match=r"\(2, 3\) and the truth \(3, 2\)"):
+        confusion_matrix(torch.zeros(2, 3, dtype=torch.long), torch.zeros(3, 2, dtype=torch.long), 2)

@@ -9,7 +9,7 @@ from torch import nn
 from segae.errors import SegaeError
 from segae.training.callbacks import Callback
 from segae.training.fit import fit
-from segae.training.schedule import PROTOCOLS, make_phases, make_pretraining_phases, parameter_groups
+from segae.training.schedule import PROTOCOLS, make_phases, make_pretraining_phases, parameter_groups, protocol_of
 
 
 class Snapshots(Callback):
@@ -150,3 +150,7 @@ def test_impossible_pretraining_is_refused():
 def test_unknown_batchnorm_mode_is_refused(segmentation):
     with pytest.raises(SegaeError, match="strict, eval, train"):
         segmentation("frozen")
+
+
+def test_weights_of_another_origin_are_fine_tuned_like_imagenets():
+    assert protocol_of("somebody's") == protocol_of("imagenet")

@@ -48,3 +48,14 @@ def test_lr_find_still_works_and_the_loss_is_recorded(segmentation):
     assert all(float(loss) > 0 for loss in learner.recorder.losses)
     learner.lr_find(num_it=5, show_plot=False)
     assert len(learner.recorder.losses) >= 5
+
+
+@pytest.mark.parametrize(("architecture", "moves"), [("test_resnet", True), ("test_convnext", False)])
+def test_of_a_frozen_encoder_batchnorm_alone_trains(segmentation, architecture, moves):
+    learner = segmentation(bn_mode="train", architecture=architecture)
+    before = {name: value.clone() for name, value in learner.model.encoder.named_parameters()}
+    learner.freeze()
+    learner.fit(1, lr=0.1)
+    changed = {name for name, value in learner.model.encoder.named_parameters() if not torch.equal(value, before[name])}
+    assert bool(changed) == moves
+    assert all(before[name].ndim == 1 for name in changed)
