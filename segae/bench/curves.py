@@ -37,22 +37,28 @@ def curves_of(rows: Sequence[Row], schedule: str) -> dict[tuple[str, str], list[
 def draw_curves(rows: Sequence[Row], path: Path) -> None:
     """Write an SVG: test mIoU against images seen, one panel for each schedule, random and ImageNet as lines.
 
+    What was pretrained for one length only is no curve: such arms are grey dots.
+
     Args:
         rows: result rows of one data set, encoder and decoder.
         path: the .svg file.
     """
     schedules = sorted({_schedule(row) for row in rows}, key=lambda text: int(text.split()[-1]))
     figure = Figure(figsize=(4.8 * max(len(schedules), 1), 3.6), layout="constrained")
-    names = sorted({key for schedule in schedules for key in curves_of(rows, schedule)})
+    found = {schedule: curves_of(rows, schedule) for schedule in schedules}
+    names = sorted({key for curves in found.values() for key, points in curves.items() if len(points) > 1})
     colours = {key: _COLOURS[index % len(_COLOURS)] for index, key in enumerate(names)}
     for column, schedule in enumerate(schedules, start=1):
         axes = figure.add_subplot(1, len(schedules), column)
         for init, style in _REFERENCES.items():
-            found = [float(row["miou"]) for row in rows if row["init"] == init and _schedule(row) == schedule]
-            if found:
-                axes.axhline(statistics.fmean(found), color="grey", linestyle=style, linewidth=1, label=init)
-        for (init, transfer), points in curves_of(rows, schedule).items():
+            scores = [float(row["miou"]) for row in rows if row["init"] == init and _schedule(row) == schedule]
+            if scores:
+                axes.axhline(statistics.fmean(scores), color="grey", linestyle=style, linewidth=1, label=init)
+        for (init, transfer), points in found[schedule].items():
             seen, means, spreads = zip(*points, strict=True)
+            if (init, transfer) not in names:
+                axes.plot(seen, means, ".", color="silver", label="others, each of one length")
+                continue
             style = "-" if transfer == "encoder" else "-."
             label = init if transfer == "encoder" else f"{init}, decoder too"
             colour = colours[init, transfer]
