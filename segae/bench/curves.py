@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from segae.bench.tables import images_seen, seeds_of_one_thing
 from segae.training.figures import OKABE_ITO
@@ -46,6 +47,7 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
     schedules = sorted({_schedule(row) for row in rows}, key=lambda text: int(text.split()[-1]))
     figure = Figure(figsize=(4.8 * max(len(schedules), 1), 3.6), layout="constrained")
     found = {schedule: curves_of(rows, schedule) for schedule in schedules}
+    lengths = sorted({point[0] for curves in found.values() for points in curves.values() for point in points})
     names = sorted({key for curves in found.values() for key, points in curves.items() if len(points) > 1})
     colours = {key: _COLOURS[index % len(_COLOURS)] for index, key in enumerate(names)}
     for column, schedule in enumerate(schedules, start=1):
@@ -64,8 +66,13 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
             colour = colours[init, transfer]
             axes.errorbar(seen, means, spreads, color=colour, linestyle=style, marker="o", capsize=2, label=label)
         axes.set(title=f"{schedule} epochs", xlabel="images seen in pretraining", xscale="log")
+        if lengths:  # the same in every panel
+            axes.set_xlim(lengths[0] / 1.3, lengths[-1] * 1.3)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         if column == 1:
-            axes.set_ylabel("test mIoU (mean and standard deviation of seeds)")
+            axes.set_ylabel("test mIoU, mean and sd over seeds")
         axes.grid(alpha=0.3)
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
