@@ -122,7 +122,8 @@ def test_one_unreadable_image_is_quarantined_and_training_goes_on(folder, tmp_pa
     main(["segment", "--data", str(folder), "--out", str(tmp_path / "s"), "--val-fraction", "0", *TINY])
     assert "1.png" in (tmp_path / "s" / "quarantine.csv").read_text()
     assert capsys.readouterr().out.count("1.png") == 1
-    assert json.loads((tmp_path / "s" / "metrics.json").read_text())["labels"] == 5
+    told = json.loads((tmp_path / "s" / "metrics.json").read_text())
+    assert (told["labels"], told["training_images"]) == (6, 5)
     assert (tmp_path / "s" / "model.safetensors").exists()
 
 

@@ -136,6 +136,7 @@ def finish_segmentation(
         "transfer": config.transfer,
         "dataset": data.name,
         "labels": images.labels,
+        "training_images": len(images.pairs),
         "label_fraction": images.labels / len(data.splits["train"]),
         "encoder": config.encoder,
         "decoder": config.decoder,

@@ -174,7 +174,7 @@ def test_rows_are_the_truth() -> None:
         ([0, 1], [-1, 1], "The truth holds values from -1 to 1"),
         ([0, 1], [255, 1], "The truth holds values from 1 to 255"),
         ([0.0, 1.0], [0, 1], "float32 values"),
-        ([0, 1, 1], [0, 1], r"shape \(1, 3\) and the truth \(1, 2\)"),
+        ([0, 1, 1], [0, 1], r"shape \(3,\) and the truth \(2,\)"),
     ],
 )
 def test_wrong_values_are_errors(prediction: list, truth: list, message: str) -> None:
