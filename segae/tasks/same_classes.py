@@ -56,7 +56,7 @@ def _with_values_of(description: SegmenterDescription, data: SegmentationData) -
     from segae.data.folder import values_in_masks
 
     trained, here = description.mask_values, data.mask_values
-    if _flat(trained) == _flat(here) or not (data.root / "masks").is_dir():
+    if trained == here or not (data.root / "masks").is_dir():
         return data
     found = values_in_masks([pair for split in data.splits.values() for pair in split])
     if set(found) <= set(_flat(trained)):
