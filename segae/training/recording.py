@@ -68,12 +68,14 @@ class EpochLog(Callback):
 
     def _row(self, clock: EpochClock, sums: list[list[float]], metrics: Sequence[Metric]) -> dict[str, Any]:
         rates = [group["lr"] for group in self.learn.opt.hypers]
+        # in a frozen epoch bn_mode "train" still moves BatchNorm's affine parameters, at the encoder's rate
+        rests = not any(parameter.requires_grad for parameter in self.learn.opt.param_lists[0])
         (loss, images), (valid_loss, valid_images) = sums
         row = {
             "epoch": clock.now + 1,
             "phase": clock.phase,
             "train_loss": loss / max(images, 1),
-            "lr_encoder": 0.0 if clock.frozen else float(rates[0]),
+            "lr_encoder": 0.0 if rests else float(rates[0]),
             "lr_head": float(rates[-1]),
             "images": int(images),
             "seconds": round(self.seconds, 3),

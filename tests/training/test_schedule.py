@@ -132,6 +132,12 @@ def test_learning_rates_reach_the_optimizer_in_the_ratio_asked_for(segmentation)
     assert log[0]["lr_encoder"] == 0
 
 
+def test_the_log_says_at_which_rate_batchnorm_moves_in_a_frozen_epoch(segmentation):
+    learner = segmentation(bn_mode="train")
+    log = fit(learner, make_phases(1, 1, lr=4e-3, lr_ratio=0.25))
+    assert log[0]["lr_encoder"] == pytest.approx(0.25 * log[0]["lr_head"]) != 0
+
+
 def test_an_autoencoder_is_not_starved_by_default():
     assert PROTOCOLS["autoencoder"].lr_ratio >= 0.1  # ten times what fastai would give its first layer
 
