@@ -16,7 +16,7 @@ WIDTHS = (128, 96, 64, 48)
 
 
 class MaskTokens(nn.Module):
-    """One learned vector per feature map, written where the image was hidden.
+    """One learned vector per feature map, for the positions where the image was hidden.
 
     Args:
         channels: Of each map, from shallow to deep.
@@ -29,7 +29,7 @@ class MaskTokens(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor], hidden_b1hw: Tensor) -> list[Tensor]:
-        """Mix the tokens into maps (B, C, h, w) by the hidden share of each position.
+        """Put the tokens in place of maps (B, C, h, w) by the hidden share of each position.
 
         Args:
             maps: As many as there are tokens.
@@ -40,11 +40,22 @@ class MaskTokens(nn.Module):
             _mix(map_bchw, token_1c11, hidden_b1hw) for map_bchw, token_1c11 in zip(maps, self.tokens_1c11, strict=True)
         ]
 
+    def added(self, maps: Sequence[Tensor], hidden_b1hw: Tensor) -> list[Tensor]:
+        """Add the tokens to maps by the hidden share of each position; arguments as in `forward`."""
+        return [
+            map_bchw + _hidden_share(map_bchw, hidden_b1hw) * token_1c11.to(map_bchw.dtype)
+            for map_bchw, token_1c11 in zip(maps, self.tokens_1c11, strict=True)
+        ]
+
 
 def _mix(map_bchw: Tensor, token_1c11: Tensor, hidden_b1hw: Tensor) -> Tensor:
-    share_b1hw = functional.adaptive_avg_pool2d(hidden_b1hw.float(), map_bchw.shape[-2:])  # type: ignore[arg-type]
-    share_b1hw = share_b1hw.to(map_bchw.dtype)
+    share_b1hw = _hidden_share(map_bchw, hidden_b1hw)
     return map_bchw * (1 - share_b1hw) + share_b1hw * token_1c11.to(map_bchw.dtype)
+
+
+def _hidden_share(map_bchw: Tensor, hidden_b1hw: Tensor) -> Tensor:
+    share_b1hw = functional.adaptive_avg_pool2d(hidden_b1hw.float(), map_bchw.shape[-2:])  # type: ignore[arg-type]
+    return share_b1hw.to(map_bchw.dtype)
 
 
 class HierarchicalDecoder(nn.Module):

@@ -71,29 +71,42 @@ class Pretrainer(nn.Module):
             self.token_module = find_token_module(encoder)
             self.mask_tokens = MaskTokens(channels[-2:-1])
 
-    def forward(self, image_bchw: Tensor, hidden_b1hw: Tensor | None = None) -> Tensor:
+    @property
+    def has_skips(self) -> bool:
+        """Whether the decoder is given more than the deepest feature map."""
+        return not isinstance(self.decoder, FromDeepest)
+
+    def forward(self, image_bchw: Tensor, hidden_b1hw: Tensor | None = None, cut_b: Tensor | None = None) -> Tensor:
         """Predict (B, out_channels, H, W) from normalised images (B, C, H, W).
 
         Args:
             image_bchw: Sides are multiples of the encoder's stride.
             hidden_b1hw: (B, 1, H, W), 1 = hidden, 0 = visible. None is an ordinary dense pass without tokens, as
                 for recalibrating BatchNorm on clean images.
+            cut_b: (B,), true where the decoder gets zeros in place of all maps but the deepest; None cuts none.
 
         Raises:
             SegaeError: A side is not a multiple of the stride, or the mask does not fit a sparse pass.
         """
-        for side in image_bchw.shape[-2:]:
-            require_size(side, self.stride)
-        features = self._encode(image_bchw, hidden_b1hw)
+        features = self.encode(image_bchw, hidden_b1hw)
+        if cut_b is not None:
+            features = [*(_zero_where(cut_b, map_bchw) for map_bchw in features[:-1]), features[-1]]
+        return self.decode(features, hidden_b1hw)
+
+    def decode(self, features: Sequence[Tensor], hidden_b1hw: Tensor | None = None) -> Tensor:
+        """Predict (B, out_channels, H, W) from what `encode` returned for the same mask."""
         if isinstance(self.decoder, HierarchicalDecoder):
             return self.head(self.decoder(features, hidden_b1hw if self.masking == "sparse" else None))
         return self.head(self.decoder(features))
 
-    def _encode(self, image_bchw: Tensor, hidden_b1hw: Tensor | None) -> list[Tensor]:
+    def encode(self, image_bchw: Tensor, hidden_b1hw: Tensor | None = None) -> list[Tensor]:
+        """The feature maps that the decoder is given, from the input to the deepest; arguments as in `forward`."""
+        for side in image_bchw.shape[-2:]:
+            require_size(side, self.stride)
         if hidden_b1hw is None or self.masking == "dense":
             return self.encoder(image_bchw)
         if self.masking == "token":
-            with self._token_written(hidden_b1hw):
+            with self._token_added(hidden_b1hw):
                 return self.encoder(image_bchw)
         # built anew each time: kept, it would register the encoder twice
         features = SparseEncoder(self.encoder, self.spatial)(image_bchw, hidden_b1hw)
@@ -103,18 +116,22 @@ class Pretrainer(nn.Module):
         return features
 
     @contextmanager
-    def _token_written(self, hidden_b1hw: Tensor) -> Iterator[None]:
-        """Write the token over the map of stride 16, from which the encoder then goes on."""
+    def _token_added(self, hidden_b1hw: Tensor) -> Iterator[None]:
+        """Add the token to the map of stride 16 where it was hidden; the encoder then goes on from there."""
 
-        def write(module: nn.Module, inputs: tuple[Any, ...], output_bchw: Tensor) -> Tensor:  # noqa: ARG001
+        def add(module: nn.Module, inputs: tuple[Any, ...], output_bchw: Tensor) -> Tensor:  # noqa: ARG001
             assert self.mask_tokens is not None
-            return self.mask_tokens([output_bchw], hidden_b1hw)[0]
+            return self.mask_tokens.added([output_bchw], hidden_b1hw)[0]
 
-        handle = self.encoder.get_submodule(self.token_module).register_forward_hook(write)
+        handle = self.encoder.get_submodule(self.token_module).register_forward_hook(add)
         try:
             yield
         finally:
             handle.remove()
+
+
+def _zero_where(cut_b: Tensor, map_bchw: Tensor) -> Tensor:
+    return map_bchw.masked_fill(cut_b.view(-1, 1, 1, 1), 0.0)
 
 
 @torch.no_grad()
@@ -165,7 +182,7 @@ def create_pretrainer(
         out_channels: Channels of the prediction.
         masking: `dense` (the encoder sees the corrupted image as it is), `sparse` (it sees visible positions only,
             and learned tokens stand in the holes before decoding; SparK, arXiv 2301.03580) or `token` (a learned
-            token is written over hidden positions at stride 16; A2MIM, arXiv 2205.13943).
+            token is added to hidden positions at stride 16; A2MIM, arXiv 2205.13943).
         decoder: `plain` (no skips), `linear` (one 1x1 convolution), `hierarchical` (SparK's light one), or a
             decoder of `segae.models.segmenter`, which can go into a segmenter later.
         upsampling: For `plain`: `nearest` or `transposed`.

@@ -23,7 +23,8 @@ class PixelsAndGradients:
     """Mean squared error of the pixels plus that of the target's histograms of oriented gradients.
 
     Locally contrast-normalised gradients are a better target than colours (MaskFeat, arXiv 2112.09133). The decoder
-    gives `bins` channels after those of the image; their means over each cell are compared with its histogram.
+    gives `bins` channels after those of the image; their means over each cell are compared with its histogram by the
+    squared distance of the two vectors, so that the term is about as large as that of the pixels.
 
     Attributes:
         cell: Side of a cell in pixels, 1 or more.
@@ -59,7 +60,7 @@ class PixelsAndGradients:
         pixels_bchw, bins_bchw = prediction_bchw.float().split([target_bchw.shape[1], self.bins], dim=1)
         pixel_loss = mean_where((pixels_bchw - target_bchw.float()).square(), hidden_b1hw, self.where)
         histogram_bcrc = oriented_gradients(target_bchw, self.cell, self.bins)
-        error_b1rc = (average_patches(bins_bchw, self.cell) - histogram_bcrc).square().mean(dim=1, keepdim=True)
+        error_b1rc = (average_patches(bins_bchw, self.cell) - histogram_bcrc).square().sum(dim=1, keepdim=True)
         if self.where == "all" or hidden_b1hw is None:  # over hidden pixels, None was refused above
             return pixel_loss + self.weight * error_b1rc.mean()
         share_b1rc = average_patches(hidden_b1hw.float(), self.cell)

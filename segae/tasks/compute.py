@@ -76,6 +76,7 @@ def pretraining_of_items(
             bn_mode=config.bn_mode,
             distance_penalty=config.distance_penalty,
             hard_mask_share=config.hard_mask_share,
+            skip_dropout=config.skip_dropout or 0.0,
             patience=config.patience,
             probe=probe,
             probe_every=config.probe_every,

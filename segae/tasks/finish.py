@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from segae.training.cost import Cost
 
 _SETTINGS = (  # of a pretraining, beside those with a column of their own in the result rows
-    *("noise_sigma", "patch", "mask_ratio", "hard_mask_share", "upsampling", "output_activation", "code_channels"),
+    *("noise_sigma", "patch", "mask_ratio", "hard_mask_share", "skip_dropout", "upsampling"),
+    *("output_activation", "code_channels"),
     *("repeats", "warmup", "weight_decay", "freeze_epochs", "encoder_lr_ratio", "bn_mode", "distance_penalty"),
     *("val_fraction", "patience", "precision", "micro_batch", "data_path"),
 )
@@ -71,15 +72,29 @@ def finish_pretraining(
 
 def measure_clean(config: Pretrain, model: Any, objective: Objective, measured: Any, device: torch.device) -> None:
     """BatchNorm statistics of clean images, in place of those of corrupted ones."""
-    from torch.utils.data import DataLoader
-
     from segae.tasks.prepare import keeps_statistics
     from segae.training.batchnorm import recalibrate_batchnorm
 
-    # a last batch of one image has no variance to measure
-    batches = DataLoader(measured, config.batch_size, drop_last=len(measured) > config.batch_size)
     part = model.decoder if keeps_statistics(config, objective) else model
-    recalibrate_batchnorm(part, batches, device, through=model)
+    recalibrate_batchnorm(part, _batches(config, measured), device, through=model)
+
+
+def measure_untrained(
+    config: Pretrain, model: Any, objective: Objective, init: str, measured: Any, device: torch.device
+) -> None:
+    """BatchNorm statistics of clean images for random weights that keep what they have: they came with none."""
+    from segae.tasks.prepare import keeps_statistics
+    from segae.training.batchnorm import recalibrate_batchnorm
+
+    if init == "random" and keeps_statistics(config, objective):
+        recalibrate_batchnorm(model.encoder, _batches(config, measured), device)
+
+
+def _batches(config: Pretrain, measured: Any) -> Any:
+    from torch.utils.data import DataLoader
+
+    # a last batch of one image has no variance to measure
+    return DataLoader(measured, config.batch_size, drop_last=len(measured) > config.batch_size)
 
 
 def _pretraining(

@@ -72,6 +72,9 @@ class Pretrain:
     """mask, sparse_mask, a2mim, mixture: share of the patches that is hidden, above 0 and below 1."""
     hard_mask_share: float = 0.0
     """Share of the hidden patches, at the end of training, that are chosen where the loss is high, in [0, 1]."""
+    skip_dropout: float | None = None
+    """Share of the images, in [0, 1], whose skip connections are cut while training, so that the encoder's deepest map
+    has to say what the decoder needs; none takes what suits the decoder."""
     upsampling: Literal["nearest", "transposed"] = "nearest"
     """How the plain decoder grows: nearest neighbour + convolution, or transposed convolution."""
     output_activation: Literal["none", "sigmoid", "tanh"] = "none"
@@ -131,6 +134,7 @@ def resolve(config: Pretrain, init: str) -> Pretrain:
         "decoder": objective.decoder,
         "freeze_epochs": 1 if imagenet and not objective.frozen_encoder else 0,
         "encoder_lr_ratio": 0.1 if imagenet else 1.0,
+        "skip_dropout": 0.0,
     }
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
@@ -166,7 +170,7 @@ def run(config: Pretrain) -> Path:
 def _pretrain(config: Pretrain, device: torch.device) -> Path:
     from segae.data.quarantine import Quarantine
     from segae.tasks.compute import pretraining_of_items
-    from segae.tasks.finish import finish_pretraining, measure_clean
+    from segae.tasks.finish import finish_pretraining, measure_clean, measure_untrained
     from segae.tasks.loading import load_unlabelled
     from segae.tasks.prepare import list_failures, make_probe, open_run
     from segae.training.distributed import this_place
@@ -185,6 +189,8 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
     print(f"encoder {config.encoder}, init {config.init}: {description.source}")
     length = " + ".join(f"{phase.epochs} ({phase.name})" for phase in phases)
     print(f"{data.count} training and {data.held_out} validation images, epochs: {length}, on {device}")
+    if not resume:
+        measure_untrained(config, model, objective, description.init, data.measured, device)
     log = fit(
         learner,
         phases,

@@ -60,8 +60,9 @@ def settings_of(config: Compare, arm: str, seed: int, used: UsedImages | None = 
     pretraining: dict[str, Any] = {}
     if parsed.objective:
         wanted = asdict(pretraining_of(config, parsed, seed))
-        if wanted["micro_batch"] is None:
-            del wanted["micro_batch"]  # a run is the same one that it was before there were such batches
+        for younger in ("micro_batch", "skip_dropout"):
+            if not wanted[younger]:
+                del wanted[younger]  # a run is the same one that it was before there was the setting
         pretraining = {name: str(value) for name, value in wanted.items() if name not in _NO_MATTER}
         pretraining["images"] = used.pretraining
     settings = ("decoder", "image_size", "freeze_epochs", "epochs", "batch_size", "labels", "split")

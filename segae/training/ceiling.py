@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from segae.errors import SegaeError
-from segae.training.forward import model_inputs
 from segae.training.pace import synchronise
 from segae.training.schedule import set_encoder_mode
 
@@ -70,9 +69,11 @@ class TrainingStep:
             return self.batch[:1], self.batch[1:]
         clean_bchw = self.batch[0]
         corrupted = self.corrupt.objective.corruption(clean_bchw, self.generator)
-        inputs = model_inputs(corrupted.image_bchw, corrupted.hidden_b1hw, with_hidden=self.corrupt.with_hidden)
+        share, cut_b = self.corrupt.skip_dropout, None
+        if share:
+            cut_b = torch.rand(self.images, generator=self.generator, device=self.device) < share
         target_bchw = clean_bchw if corrupted.target_bchw is None else corrupted.target_bchw
-        return inputs, (target_bchw, corrupted.hidden_b1hw)
+        return self.corrupt.inputs(corrupted, cut_b), (target_bchw, corrupted.hidden_b1hw)
 
     def forward(self, inputs: tuple[Any, ...], targets: tuple[Any, ...]) -> Tensor:
         """The loss, under autocast where the Learner has it."""

@@ -15,15 +15,18 @@ def takes_hidden(model: nn.Module) -> bool:
 
 
 def model_inputs(
-    image_bchw: Tensor, hidden_b1hw: Tensor | None, *, with_hidden: bool
-) -> tuple[Tensor] | tuple[Tensor, Tensor | None]:
-    """What the model is called with: (image,), or (image, hidden) where its forward takes both.
+    image_bchw: Tensor, hidden_b1hw: Tensor | None, *, with_hidden: bool, cut_b: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
+    """What the model is called with: (image,), or (image, hidden) where its forward takes both, or with cut skips.
 
     Args:
         image_bchw: corrupted images in normalised image space.
         hidden_b1hw: 1 = hidden from the model, 0 = visible; None where nothing is hidden as a whole.
         with_hidden: what ``takes_hidden`` said of the model.
+        cut_b: true where an image's skip connections are cut, for a ``segae.Pretrainer``; None cuts none.
     """
+    if cut_b is not None:
+        return image_bchw, hidden_b1hw, cut_b
     return (image_bchw, hidden_b1hw) if with_hidden else (image_bchw,)
 
 

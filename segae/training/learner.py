@@ -19,9 +19,10 @@ from segae.training.callbacks import Bfloat16Autocast, EncoderMode, EpochClock, 
 from segae.training.device import prepare_device
 from segae.training.losses import segmentation_loss
 from segae.training.micro_batches import Accumulate
+from segae.training.optimizer import AdamW
 from segae.training.pretraining_callbacks import CorruptInput, DistancePenalty
 from segae.training.pretraining_checks import check_model, check_settings, check_weight_decay
-from segae.training.pretraining_watch import FeatureRank, ProbeCurve, StopOnPlateau
+from segae.training.pretraining_watch import FeatureRank, ProbeCurve, StopOnPlateau, WhatIsUsed
 from segae.training.recording import MeanIoU
 from segae.training.schedule import check_batchnorm_mode, parameter_groups
 from segae.training.unhurried import UnhurriedLearner
@@ -40,6 +41,7 @@ def pretraining_learner(
     bn_mode: str = "train",
     distance_penalty: float = 0.0,
     hard_mask_share: float = 0.0,
+    skip_dropout: float = 0.0,
     patience: int | None = None,
     probe: Callable[[nn.Module], float] | None = None,
     probe_every: int = 1,
@@ -55,13 +57,14 @@ def pretraining_learner(
         model: has an ``encoder``; called as model(corrupted, hidden) where its forward takes ``hidden_b1hw`` (1 =
             hidden, or None), else as model(corrupted); returns what the objective's loss judges.
         objective: the corruption and the loss, from ``segae.make_objective``.
-        weight_decay: AdamW's, 0 or more.
+        weight_decay: AdamW's, 0 or more; of matrices and kernels alone, see ``segae.training.optimizer``.
         precision: "auto" (bfloat16 on CUDA devices that have it, else float32), "float32" or "bfloat16".
         seed: decides corruptions, augmentations and order.
         bn_mode: of a training encoder's BatchNorm layers: "train", or "eval" whose running statistics never move,
             for a pretraining that starts from ImageNet weights.
         distance_penalty: pull of the encoder's weights to where they are now, 0 or more; see ``DistancePenalty``.
         hard_mask_share: share of the mask, in [0, 1], that follows the loss at the end; see ``CorruptInput``.
+        skip_dropout: share of the images, in [0, 1], whose skip connections are cut; see ``CorruptInput``.
         patience: epochs without a lower validation loss after which training ends; None never ends early.
         probe: score of the encoder for the log's column ``probe_miou``; see ``ProbeCurve``.
         probe_every: in epochs.
@@ -77,8 +80,9 @@ def pretraining_learner(
     callbacks = [
         # "strict" differs from "train" in a frozen encoder only, which must not move at all
         EncoderMode("strict" if bn_mode == "train" else bn_mode),
-        CorruptInput(objective, model, seed, hard_mask_share),
+        CorruptInput(objective, model, seed, hard_mask_share, skip_dropout),
         FeatureRank(),
+        WhatIsUsed(),
         *([DistancePenalty(model.encoder, distance_penalty)] if distance_penalty > 0 else []),  # type: ignore[arg-type]
         *([StopOnPlateau(patience)] if patience is not None else []),
         *([ProbeCurve(probe, probe_every)] if probe is not None else []),
@@ -118,7 +122,7 @@ def segmentation_learner(
         segmenter: from ``segae.create_segmenter``, or any module with an ``encoder`` that returns logits (B, K, H, W).
         classes: K.
         bn_mode: see ``segae.training.schedule.BatchNormMode``.
-        weight_decay: AdamW's, 0 or more.
+        weight_decay: AdamW's, 0 or more; of matrices and kernels alone, see ``segae.training.optimizer``.
         precision: as in ``pretraining_learner``.
         seed: decides augmentations and order.
         accumulate: as in ``pretraining_learner``.
@@ -148,7 +152,7 @@ def _adamw(device: torch.device) -> partial:
 
 
 def _wrapped_adamw(params: list, lr: float, fused: bool) -> OptimWrapper:
-    return OptimWrapper(params, opt=partial(torch.optim.AdamW, fused=fused), lr=lr)
+    return OptimWrapper(params, opt=partial(AdamW, fused=fused), lr=lr)
 
 
 def _callbacks(device: torch.device, precision: str, seed: int, accumulate: int) -> list:

@@ -12,6 +12,7 @@ from segae.objectives.presets import Objective
 from segae.training.forward import evaluating, model_inputs, takes_hidden
 from segae.training.hard_masks import mask_patch, patch_errors, share_at, squared_error
 from segae.training.micro_batches import completes_step
+from segae.training.pretraining_checks import check_skip_dropout
 from segae.training.run import epoch_seed
 from segae.training.sharing import part_of_batch, shared_draws
 
@@ -28,14 +29,25 @@ class CorruptInput(Callback):
         hard_mask_share: share of the hidden patches, in [0, 1], that the last epoch chooses by their loss
             (arXiv 2512.06981); it rises from 0 in the first. Each training batch then costs two more forward
             passes; where the mask hides less than half, a patch may be unmeasured and then counts as easy.
+        skip_dropout: share of the images of a training batch, in [0, 1], whose skip connections are cut, so that
+            the encoder's deepest map has to say what the decoder needs.
     """
 
-    def __init__(self, objective: Objective, model: nn.Module, seed: int = 0, hard_mask_share: float = 0.0) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        model: nn.Module,
+        seed: int = 0,
+        hard_mask_share: float = 0.0,
+        skip_dropout: float = 0.0,
+    ) -> None:
         if not 0 <= hard_mask_share <= 1:
             raise SegaeError(
                 f"hard_mask_share is {hard_mask_share}; a share in [0, 1] is wanted, for example --hard-mask-share 0.5."
             )
+        check_skip_dropout(model, skip_dropout)
         self.objective, self.corruption_seed, self.hard_mask_share = objective, seed, hard_mask_share
+        self.skip_dropout = skip_dropout
         self.with_hidden = takes_hidden(model)
         self.patch = mask_patch(objective.corruption) if hard_mask_share > 0 else 0
         self.share = 0.0
@@ -68,9 +80,21 @@ class CorruptInput(Callback):
         clean_bchw = self.learn.xb[0]
         hardness = self._hardness(clean_bchw) if self.share > 0 else None
         corrupted = self._corrupt(clean_bchw, hardness)
-        self.learn.xb = model_inputs(corrupted.image_bchw, corrupted.hidden_b1hw, with_hidden=self.with_hidden)
+        self.learn.xb = self.inputs(corrupted, self._cut(len(clean_bchw)) if self.learn.training else None)
         target_bchw = clean_bchw if corrupted.target_bchw is None else corrupted.target_bchw
         self.learn.yb = (target_bchw, corrupted.hidden_b1hw)
+
+    def inputs(self, corrupted: Corrupted, cut_b: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        """What the model is called with."""
+        return model_inputs(corrupted.image_bchw, corrupted.hidden_b1hw, with_hidden=self.with_hidden, cut_b=cut_b)
+
+    def _cut(self, images: int) -> Tensor | None:
+        """Which images have to do without skip connections, (B,) on the model's device."""
+        if not self.skip_dropout:
+            return None
+        with shared_draws(self.generator, part_of_batch(self.learn)):
+            drawn_b = torch.rand(images, generator=self.generator, device=self.generator.device)
+        return drawn_b < self.skip_dropout
 
     def _corrupt(self, clean_bchw: Tensor, hardness: Hardness | None) -> Corrupted:
         with shared_draws(self.generator, part_of_batch(self.learn)):
@@ -88,7 +112,7 @@ class CorruptInput(Callback):
         """The error of the patches that one mask hides, measured without leaving a trace in the model."""
         trial = self._corrupt(clean_bchw, hardness)
         assert trial.hidden_b1hw is not None  # mask_patch found a mask
-        inputs = model_inputs(trial.image_bchw, trial.hidden_b1hw, with_hidden=self.with_hidden)
+        inputs = self.inputs(trial)
         halved = hasattr(self.learn, "bfloat16_autocast")
         with evaluating(self.learn.model), torch.autocast(clean_bchw.device.type, torch.bfloat16, enabled=halved):
             prediction_bchw = self.learn.model(*inputs)

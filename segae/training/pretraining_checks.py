@@ -41,3 +41,14 @@ def check_settings(bn_mode: str, penalty: float, patience: int | None, valid: in
             f"patience is {patience}, but there are no validation images to judge by; keep some apart, for example "
             f"--val-fraction 0.05, or leave --patience out."
         )
+
+
+def check_skip_dropout(model: nn.Module, share: float) -> None:
+    """Raise SegaeError unless the share is in [0, 1] and, above 0, the model has skip connections to cut."""
+    if not 0 <= share <= 1:
+        raise SegaeError(f"skip_dropout is {share}; a share in [0, 1] is wanted, for example --skip-dropout 0.5.")
+    if share and not getattr(model, "has_skips", False):
+        raise SegaeError(
+            f"skip_dropout is {share}, and this decoder has no skip connections to cut: it sees the deepest map alone. "
+            "Leave --skip-dropout out, or use --decoder hierarchical or unet."
+        )

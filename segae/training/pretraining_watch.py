@@ -10,7 +10,7 @@ from fastai.callback.core import Callback, CancelFitException
 from torch import Tensor, nn
 
 from segae.errors import SegaeError
-from segae.training.distributed import gathered, once
+from segae.training.distributed import gathered, once, this_place
 from segae.training.forward import evaluating
 from segae.training.plateau import at_plateau
 from segae.training.rank import effective_rank, feature_spread, pooled_features
@@ -64,6 +64,65 @@ class FeatureRank(Callback):
             logger.warning(
                 f"the encoder's features have collapsed in epoch {clock.now + 1}: effective rank {rank:.2f}, standard "
                 f"deviation over images {spread:.3g} (first {first:.3g}). Pretrain with a smaller --lr."
+            )
+
+
+class WhatIsUsed(Callback):
+    """Columns ``skill`` and ``deepest_use``: whether the answers are any good, and whether the encoder's end is needed.
+
+    Both are of the first validation batch, with the corruption that all validation epochs share.
+
+    skill: 1 - loss / loss of an answer of zeros. 0 means that nothing was learnt.
+    deepest_use: the loss with the images' deepest feature maps exchanged, over the loss. 1 means that the decoder does
+    without them, because its skip connections tell it enough: the encoder's last stage then learns nothing. A model
+    whose features cannot be exchanged (no ``encode`` and ``decode``), or a single image, has no such column.
+
+    After the last epoch a warning says so where the skill is below 0.02 or the use below 1.01.
+    """
+
+    order = 12  # after autocast was left
+
+    def before_validate(self) -> None:
+        """Start anew."""
+        self.found: dict[str, float] = {}
+
+    def after_loss(self) -> None:
+        """Measure, on the first validation batch of an epoch."""
+        clock = self.learn.epoch_clock
+        if self.learn.training or self.learn.iter or not clock.running:
+            return
+        self.found = {"skill": 1 - float(self.learn.loss) / max(self._loss(torch.zeros_like(self.learn.pred)), 1e-12)}
+        model, (image_bchw, *more) = self.learn.model, self.learn.xb
+        if hasattr(model, "decode") and hasattr(model, "has_skips") and len(image_bchw) > 1:
+            halved = hasattr(self.learn, "bfloat16_autocast")
+            with torch.no_grad(), torch.autocast(image_bchw.device.type, torch.bfloat16, enabled=halved):
+                *others, deepest_bchw = model.encode(image_bchw, *more)
+                exchanged = self._loss(model.decode([*others, deepest_bchw.roll(1, 0)], *more))
+            self.found["deepest_use"] = exchanged / max(float(self.learn.loss), 1e-12)
+
+    def after_validate(self) -> None:
+        """Fill the columns, the first process's for all."""
+        clock = self.learn.epoch_clock
+        found = once(lambda: self.found)
+        clock.extra.update({name: round(value, 4) for name, value in found.items()})
+        if found and clock.now + 1 == clock.end and this_place().first:
+            self._warn(clock.extra)
+
+    def _loss(self, answer_bchw: Tensor) -> float:
+        return float(self.learn.loss_func(answer_bchw, *self.learn.yb))
+
+    @staticmethod
+    def _warn(found: dict[str, float]) -> None:
+        if found["skill"] < 0.02:
+            logger.warning(
+                f"the decoder's answers are no better than zeros (skill {found['skill']:.3f}): this pretraining has "
+                "learnt nothing. Pretrain longer, start from --init imagenet, or take another --objective."
+            )
+        elif found.get("deepest_use", 2.0) < 1.01:
+            logger.warning(
+                f"the decoder does without the encoder's deepest feature map (use {found['deepest_use']:.3f}, 1 is "
+                "none): its skip connections tell it enough, and the encoder's last stage was not trained. Try "
+                "--skip-dropout 0.5, or --decoder plain."
             )
 
 

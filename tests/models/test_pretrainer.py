@@ -106,19 +106,44 @@ def test_tokens_are_learned_and_matter_where_something_is_hidden(architecture, m
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_the_token_flows_on_into_the_deepest_map(architecture: str) -> None:
+def test_the_token_is_added_where_it_is_hidden_and_flows_on_into_the_deepest_map(architecture: str) -> None:
     model = create("token", "linear", architecture).eval()
-    hidden = torch.ones(2, 1, 64, 64)
-    seen = []
-    for seed in (0, 1):
-        nn.init.normal_(model.mask_tokens.tokens_1c11[0], generator=torch.Generator().manual_seed(seed))
-        features = model._encode(image(), hidden)
-        token = model.mask_tokens.tokens_1c11[0].expand_as(features[-2])
-        torch.testing.assert_close(features[-2], token)
-        seen.append(features[-1])
-        # all of the map is the token, so nothing of the image gets past it
-        assert torch.equal(model._encode(image(seed=3), hidden)[-1], features[-1])
+    hidden = torch.zeros(2, 1, 64, 64)
+    hidden[:, :, :, :32] = 1
+    with torch.no_grad():
+        plain = model.encode(image())
+        seen = []
+        for seed in (0, 1):
+            nn.init.normal_(model.mask_tokens.tokens_1c11[0], generator=torch.Generator().manual_seed(seed))
+            features = model.encode(image(), hidden)
+            token = model.mask_tokens.tokens_1c11[0].expand_as(features[-2])[..., :2]
+            torch.testing.assert_close(features[-2][..., :2], plain[-2][..., :2] + token)
+            assert torch.equal(features[-2][..., 2:], plain[-2][..., 2:])
+            seen.append(features[-1])
     assert not torch.allclose(*seen, atol=1e-4)
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+@pytest.mark.parametrize("decoder", ["hierarchical", "unet", "fpn", "deeplabv3plus"])
+def test_an_image_whose_skips_are_cut_is_predicted_from_its_deepest_map_alone(masking: str, decoder: str) -> None:
+    model = create(masking, decoder).eval()
+    assert model.has_skips
+    cut = torch.tensor([True, False])
+    with torch.no_grad():
+        whole, half = model(image(), mask()), model(image(), mask(), cut)
+        torch.testing.assert_close(half[1], whole[1])
+        assert not torch.allclose(half[0], whole[0], atol=1e-5)
+        features = model.encode(image(), mask())
+        others = [map_bchw.flip(0) for map_bchw in features[:-1]]
+        kept = [torch.where(cut.view(-1, 1, 1, 1), 0 * map_bchw, map_bchw) for map_bchw in others]
+        torch.testing.assert_close(model.decode([*kept, features[-1]], mask())[0], half[0])
+
+
+def test_a_decoder_of_the_deepest_map_has_no_skips_to_cut() -> None:
+    model = create("dense", "plain").eval()
+    assert not model.has_skips
+    with torch.no_grad():
+        assert torch.equal(model(image(), None, torch.tensor([True, True])), model(image()))
 
 
 class TwoBranches(nn.Module):

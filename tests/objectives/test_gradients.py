@@ -82,7 +82,7 @@ def test_image_and_histograms_are_the_best_prediction() -> None:
     for channel in (0, 2, 3, 11):
         wrong = prediction.clone()
         wrong[:, channel] += 0.5
-        expected = 0.25 / 3 if channel < 3 else 0.25 / 9
+        expected = 0.25 / 3 if channel < 3 else 0.25  # the distance of two vectors
         assert score(wrong, target, None).item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -91,7 +91,7 @@ def test_the_weight_scales_the_gradients_only() -> None:
     prediction = torch.randn(2, 12, 16, 24, generator=torch.Generator().manual_seed(1))
     pixels, both, twice = (PixelsAndGradients(weight=weight)(prediction, target, None) for weight in (0.0, 1.0, 2.0))
     assert torch.allclose(pixels, (prediction[:, :3] - target).square().mean())
-    expected = (average_patches(prediction[:, 3:], 8) - oriented_gradients(target, 8, 9)).square().mean()
+    expected = (average_patches(prediction[:, 3:], 8) - oriented_gradients(target, 8, 9)).square().sum(dim=1).mean()
     assert torch.allclose(both - pixels, expected)
     assert torch.allclose(twice - pixels, 2 * expected)
 
@@ -105,10 +105,21 @@ def test_over_hidden_pixels_a_cell_counts_by_its_hidden_share() -> None:
     error[:, :, 0, 0], error[:, :, 0, 1], error[:, :, 1, 2] = 1.0, 2.0, 100.0
     prediction = perfect(target, score)
     prediction[:, 3:] += spread_patches(error, 8, 16, 24)
-    assert score(prediction, target, hidden).item() == pytest.approx((1 * 1 + 0.5 * 4) / 1.5, rel=1e-4)
+    assert score(prediction, target, hidden).item() == pytest.approx(9 * (1 * 1 + 0.5 * 4) / 1.5, rel=1e-4)
     prediction[:, :3] += torch.where(hidden > 0, 3.0, 50.0)
-    assert score(prediction, target, hidden).item() == pytest.approx(9 + 2, rel=1e-4)
+    assert score(prediction, target, hidden).item() == pytest.approx(9 + 9 * 2, rel=1e-4)
     assert score(prediction, target, torch.zeros_like(hidden)).item() == 0
+
+
+def test_the_two_terms_are_about_as_large_as_each_other() -> None:
+    """For an answer that knows nothing but the means, on shapes of unit variance."""
+    coarse = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    target = torch.nn.functional.interpolate(coarse, size=96, mode="bicubic")
+    target = target / target.std()
+    histogram = oriented_gradients(target, 8, 9).mean(dim=(0, 2, 3), keepdim=True)
+    blind = torch.cat([target.mean(dim=(0, 2, 3), keepdim=True), histogram], dim=1).expand(8, 12, 96, 96)
+    pixels, both = (float(PixelsAndGradients(weight=weight)(blind, target, None)) for weight in (0.0, 1.0))
+    assert 0.3 < (both - pixels) / pixels < 3
 
 
 def test_autocast_and_half_precision_are_compared_in_single() -> None:
