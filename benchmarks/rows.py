@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from segae.tasks.rows import read_rows, write_rows
-from segae.training.run import provenance
+from segae.training.provenance import provenance
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 KEY = ("task", "encoder", "image_size", "batch_size", "data_path", "system", "metric", "device")

@@ -111,7 +111,10 @@ def _process() -> str:
 
 def _how_to_go_on(given: list[str]) -> str:
     if given[:1] in (["pretrain"], ["segment"]):
-        return "Repeat the command with --resume to go on after the last finished epoch."
+        instead = " in place of --overwrite" if "--overwrite" in given else ""
+        return f"Repeat the command with --resume{instead} to go on after the last finished epoch."
+    if given[:1] in (["evaluate"], ["predict"], ["report"], ["plan"]):
+        return "Repeat the command; it begins again."
     return "Repeat the command; what is finished is not done again."
 
 

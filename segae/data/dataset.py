@@ -7,11 +7,14 @@ or on any random state.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from segae.errors import SegaeError
+
+_DEEPEST = 64  # folders that are looked at to tell two files apart
 
 
 @dataclass(frozen=True)
@@ -132,3 +135,18 @@ def choose_by_hash(names: Sequence[str], fraction: float, seed: int, purpose: st
 def _rank(name: str, seed: int, purpose: str) -> tuple[int, str]:
     digest = hashlib.blake2b(f"{purpose}\0{seed}\0{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big"), name
+
+
+def names_apart(paths: Sequence[Path]) -> list[str]:
+    """A name for each of different paths: folder/file, with as many folders above as tell it from the others.
+
+    Names do not depend on where a data set lies, unless two files share every name below.
+    """
+    names = ["/".join(path.parts[-2:]) for path in paths]
+    depth = 2
+    while (shared := {name for name, count in Counter(names).items() if count > 1}) and depth < _DEEPEST:
+        depth += 1
+        names = [
+            "/".join(path.parts[-depth:]) if name in shared else name for path, name in zip(paths, names, strict=True)
+        ]
+    return names

@@ -140,7 +140,8 @@ def _write_numbers(
 
     from segae.data.dataset import split_hash
     from segae.files import write_atomically, write_json
-    from segae.training.run import provenance, resolved_config
+    from segae.training.provenance import provenance
+    from segae.training.run import resolved_config
 
     names = [pair.name for pair in pairs]
     content = {

@@ -192,9 +192,9 @@ def _held_out(paths: Sequence[Path], config: Pretrain) -> np.ndarray:
     """Which images are kept for validation; decided by name, so that all paths keep the same ones."""
     import numpy as np
 
-    from segae.data.dataset import choose_by_hash
+    from segae.data.dataset import choose_by_hash, names_apart
 
-    names = [f"{path.parent.name}/{path.name}" for path in paths]
+    names = names_apart(paths)
     chosen = choose_by_hash(sorted(set(names)), config.val_fraction, config.seed, "validation")
     return np.array([name in chosen for name in names])
 

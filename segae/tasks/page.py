@@ -33,7 +33,7 @@ def write_page(
 
     from segae.data.open import open_dataset
     from segae.files import write_atomically
-    from segae.training.run import commit
+    from segae.training.provenance import commit
 
     data = open_dataset(comparison.data, comparison.classes, comparison.merge)
     seed = comparison.seeds[0]

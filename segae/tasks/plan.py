@@ -185,7 +185,7 @@ def _tell(config: Plan, planned: Any, calibration: Calibration, sample: Sample, 
     """Print the forecast, and write it where that was asked for."""
     from segae.files import write_json
     from segae.training.forecast import as_table, make_forecast
-    from segae.training.run import provenance
+    from segae.training.provenance import provenance
 
     forecast = make_forecast(calibration, sample.workload)
     epochs = " + ".join(f"{phase.epochs} ({phase.name})" for phase in calibration.phases)

@@ -148,10 +148,11 @@ def open_run(
     """Open the run folder, once for all processes: whether to resume, and the provenance."""
     from segae.data.dataset import split_hash
     from segae.training.distributed import once
-    from segae.training.run import open_run_folder, start_provenance
+    from segae.training.provenance import start_provenance
+    from segae.training.run import open_run_folder
 
     resume = once(lambda: open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite))
-    source = once(lambda: start_provenance(config.out, device, split_hash(names), resume=resume))
+    source = once(lambda: start_provenance(config.out, device, split_hash(names), init=config.init, resume=resume))
     quarantine.report()
     once(lambda: quarantine.write(config.out))
     return resume, source

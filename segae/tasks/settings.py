@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segae.data.dataset import SegmentationData
     from segae.tasks.compare import Compare
 
 _NO_MATTER = (
@@ -19,7 +20,7 @@ _NO_MATTER = (
 
 @dataclass(frozen=True)
 class UsedImages:
-    """The images of a comparison by their names, looked up once and for all its runs.
+    """The images of a comparison by name and content, looked up once and for all its runs.
 
     Attributes:
         config: whose data, unlabelled folders, classes and merge are looked at.
@@ -27,24 +28,40 @@ class UsedImages:
 
     config: Compare
 
+    @property
+    def _data(self) -> SegmentationData:  # not kept: these objects travel to other processes
+        from segae.data.open import open_dataset
+
+        return open_dataset(self.config.data, self.config.classes, self.config.merge)
+
     @cached_property
     def labelled(self) -> tuple[str, tuple[str, ...], dict[str, list[str]]]:
         """Name of the data set, its classes, and the images of each split."""
-        from segae.data.open import open_dataset
-
-        data = open_dataset(self.config.data, self.config.classes, self.config.merge)
+        data = self._data
         return data.name, data.classes, {split: [pair.name for pair in pairs] for split, pairs in data.splits.items()}
 
     @cached_property
-    def pretraining(self) -> list[str]:
-        """The images of a pretraining."""
+    def contents(self) -> dict[str, list[str]]:
+        """Hashes of the images and masks of each split."""
+        from segae.data.fingerprint import content_hashes, default_cache_dir
+
+        return {
+            split: content_hashes([file for pair in pairs for file in (pair.image, pair.mask)], default_cache_dir())
+            for split, pairs in self._data.splits.items()
+        }
+
+    @cached_property
+    def pretraining(self) -> list[list[str]]:
+        """The names and contents of the images of a pretraining."""
+        from segae.data.fingerprint import content_hashes, default_cache_dir
         from segae.data.pretraining import find_pretraining_images
 
-        return [path.name for path in find_pretraining_images((self.config.data, *self.config.unlabelled))]
+        paths = find_pretraining_images((self.config.data, *self.config.unlabelled))
+        return [[path.name for path in paths], content_hashes(paths, default_cache_dir())]
 
 
 def settings_of(config: Compare, arm: str, seed: int, used: UsedImages | None = None) -> tuple[str, str]:
-    """Digests of everything that decides a pretraining and a fine-tuning, the images' names included.
+    """Digests of everything that decides a pretraining and a fine-tuning, images and masks included.
 
     A run folder or a row with another digest is another run, however alike it looks. ``used`` spares many runs of
     the same images a look at the disk for each.
@@ -67,7 +84,7 @@ def settings_of(config: Compare, arm: str, seed: int, used: UsedImages | None = 
         pretraining["images"] = used.pretraining
     settings = ("decoder", "image_size", "freeze_epochs", "epochs", "batch_size", "labels", "split")
     fine_tuning = {name: getattr(own, name) for name in settings}
-    fine_tuning |= {"classes": classes, "transfer": parsed.transfer, "seed": seed}
+    fine_tuning |= {"classes": classes, "transfer": parsed.transfer, "seed": seed, "contents": used.contents}
     for name, value in asdict(protocol_of(parsed.init, parsed.transfer)).items():
         given = getattr(own, name)
         fine_tuning[name] = value if given is None else given

@@ -69,7 +69,8 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
     from segae.tasks.labelled import Labelled, labelled_sets
     from segae.tasks.segment import _rates, resolve
     from segae.training.forecast import Workload
-    from segae.training.run import provenance, seed_everything
+    from segae.training.provenance import provenance
+    from segae.training.run import seed_everything
     from segae.training.schedule import make_phases
 
     data = open_dataset(config.data, config.classes, config.merge)
@@ -121,7 +122,7 @@ def sample_pretraining(config: Pretrain, device: torch.device, images: int | Non
     from segae.tasks.streaming import is_streamed
     from segae.training.forecast import Workload
     from segae.training.panels import reconstruction_sheet
-    from segae.training.run import provenance
+    from segae.training.provenance import provenance
 
     if is_streamed(config.data):
         raise SegaeError(
@@ -188,9 +189,9 @@ def _decode_images(paths: Sequence[Path], config: Pretrain, drawn: bool) -> tupl
 
 def _split_size(paths: Sequence[Path], config: Pretrain) -> tuple[int, int]:
     """How many images ``segae pretrain`` trains on, and how many it keeps for validation."""
-    from segae.data.dataset import choose_by_hash
+    from segae.data.dataset import choose_by_hash, names_apart
 
-    names = [f"{path.parent.name}/{path.name}" for path in paths]
+    names = names_apart(paths)
     held_out = choose_by_hash(sorted(set(names)), config.val_fraction, config.seed, "validation")
     valid = sum(name in held_out for name in names)
     return len(names) - valid, valid

@@ -38,7 +38,7 @@ def effective_rank(features_nc: Tensor) -> float:
         >>> round(effective_rank(torch.eye(4)), 3)
         4.0
     """
-    features = features_nc.detach().double().cpu()  # in double: the small singular values count here
+    features = features_nc.detach().cpu().double()  # in double: the small singular values count here
     if not torch.isfinite(features).all():
         return float("nan")
     singular = torch.linalg.svdvals(features)
@@ -55,4 +55,4 @@ def feature_spread(features_nc: Tensor) -> float:
     Args:
         features_nc: one row per image, (N, C), N of 1 or more.
     """
-    return float(features_nc.detach().double().std(dim=0, correction=0).mean())
+    return float(features_nc.detach().cpu().double().std(dim=0, correction=0).mean())

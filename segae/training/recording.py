@@ -180,8 +180,9 @@ class MeanIoU(Metric):
     @property
     def value(self) -> float:
         """Mean IoU in [0, 1]; a class in neither truth nor prediction is left out."""
-        hits = self.confusion.diagonal().double()
-        union = self.confusion.sum(0) + self.confusion.sum(1) - hits
+        confusion = self.confusion.cpu().double()  # not every device has double precision
+        hits = confusion.diagonal()
+        union = confusion.sum(0) + confusion.sum(1) - hits
         return float((hits / union)[union > 0].mean())
 
     @property

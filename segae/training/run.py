@@ -1,31 +1,26 @@
-"""A run: its seed, its folder, its frozen configuration and where its numbers come from."""
+"""A run: its seed, its folder and its frozen configuration."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import random
-import subprocess
-from datetime import datetime, timezone
-from importlib import metadata
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import segae
 from segae.errors import SegaeError
 from segae.files import write_json
-from segae.training.distributed import this_place
 
 RESUME_FILE = "resume.pt"
 DONE_FILE = "metrics.json"
-_STARTED_FILE = "started.json"
+STARTED_FILE = "started.json"
 _WEIGHTS = ("encoder", "decoder", "model")
 _RUN_FILES = (
-    *("config.json", _STARTED_FILE, RESUME_FILE, DONE_FILE, "log.csv", "quarantine.csv"),
+    *("config.json", STARTED_FILE, RESUME_FILE, DONE_FILE, "log.csv", "quarantine.csv"),
     *("curves.png", "sheet.png", "reconstructions.png"),
     *(f"{name}.{suffix}" for name in _WEIGHTS for suffix in ("safetensors", "json")),
 )
@@ -33,7 +28,6 @@ _RUN_FILES = (
 _FREE = ("device", "workers", "micro_batch", "activation_checkpointing")
 TYPED_IN = "typed_in"
 """Key in config.json of the folder in which the command was typed: relative paths begin there."""
-_PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "fastai", "albumentations", "numpy")
 
 
 def seed_everything(seed: int) -> None:
@@ -57,52 +51,6 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
     return int(np.random.SeedSequence([seed, epoch, rank] if rank else [seed, epoch]).generate_state(1)[0])
 
 
-def versions() -> str:
-    """The libraries that decide a number, as one CSV-friendly string."""
-    parts = [f"python {platform.python_version()}", f"segae {segae.__version__}"]
-    parts += [f"{name} {metadata.version(name)}" for name in _PACKAGES]
-    return "; ".join(parts)
-
-
-def commit() -> str:
-    """The commit of the checkout that runs, with ``+changes`` if it was edited; empty outside a checkout."""
-    here = Path(__file__).resolve().parent.parent.parent
-    if not (here / ".git").exists():
-        return ""
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        edited = subprocess.run(
-            ["git", "status", "--porcelain", "--", "segae"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head + ("+changes" if edited else "")
-
-
-def device_name(device: torch.device) -> str:
-    """The hardware in words, for result rows."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def provenance(device: torch.device) -> dict[str, str]:
-    """Commit, versions, device (how many, where several processes share the work) and date (UTC) of a run."""
-    world = this_place().world
-    return {
-        "commit": commit(),
-        "versions": versions(),
-        "device": device_name(device) if world == 1 else f"{world} x {device_name(device)}",
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-    }
-
-
 def open_run_folder(folder: Path, config: Any, *, resume: bool, overwrite: bool) -> bool:
     """Make the run folder, or take up the one that is there, and write the resolved configuration into it.
 
@@ -116,8 +64,13 @@ def open_run_folder(folder: Path, config: Any, *, resume: bool, overwrite: bool)
         True if training should go on from the folder's resume file.
 
     Raises:
-        SegaeError: the folder holds another run and neither flag is given, or its configuration differs.
+        SegaeError: the folder holds another run and neither flag is given, or both are, or its configuration differs.
     """
+    if resume and overwrite:
+        raise SegaeError(
+            f"--resume and --overwrite were both given, and one of them is wanted: --resume alone goes on with the run "
+            f"in {folder}, --overwrite alone throws it away and starts again. Nothing was touched."
+        )
     resolved = resolved_config(config)
     config_file = folder / "config.json"
     old = _read_config(config_file)
@@ -157,9 +110,9 @@ def _changed(config: Any, old: dict[str, Any], new: dict[str, Any]) -> list[str]
 
     def same(name: str) -> bool:
         was = old.get(name, defaults.get(name))
-        return was == new[name] or (
-            _holds_paths(getattr(config, name, None)) and _places(was, then) == _places(new[name], now)
-        )
+        if _holds_paths(getattr(config, name, None)):
+            return _places(was, then) == _places(new[name], now)
+        return was == new[name]
 
     return [name for name in new if name not in _FREE and not same(name)]
 
@@ -175,36 +128,9 @@ def _places(typed: Any, here: Path) -> Any:
     """A path as typed in the folder ``here``, or a list of them, made absolute; anything else as it is."""
     if isinstance(typed, list):
         return [_places(item, here) for item in typed]
-    return str((here / typed).resolve()) if isinstance(typed, str) else typed
-
-
-def start_provenance(folder: Path, device: torch.device, images: str, *, resume: bool) -> dict[str, str]:
-    """The provenance of the code that is about to train, taken before an edit or a commit can change it.
-
-    A run that is resumed from another commit names all of them, joined by ``..``.
-
-    Args:
-        folder: the run folder.
-        device: where the run computes.
-        images: a hash of the training images' names.
-        resume: whether the run goes on.
-
-    Raises:
-        SegaeError: a resumed run would go on with other images.
-    """
-    now = provenance(device)
-    path = folder / _STARTED_FILE
-    if resume and path.exists():
-        before = json.loads(path.read_text())
-        if before["images"] != images:
-            raise SegaeError(
-                f"{folder} cannot be resumed: its training images have changed since it began ({before['images']}, "
-                f"now {images}). Put them back, or start again with --overwrite."
-            )
-        commits = before["commit"].split("..")
-        now["commit"] = "..".join(commits if now["commit"] in commits else [*commits, now["commit"]])
-    write_json(path, {**now, "images": images})
-    return now
+    if not isinstance(typed, str) or re.match(r"[a-z0-9]+:/", typed):  # a stream's address is no place on this disk
+        return typed
+    return str((here / typed).resolve())
 
 
 def require_no_training_run(out: Path, verb: str) -> None:

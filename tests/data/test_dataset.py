@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segae.data.dataset import Pair, split_hash, split_off_validation, take_labels
+from segae.data.dataset import Pair, choose_by_hash, names_apart, split_hash, split_off_validation, take_labels
 from segae.errors import SegaeError
 
 names = st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=40, unique=True)
@@ -108,3 +108,26 @@ def test_a_name_that_is_no_text_is_a_name() -> None:
     pairs = make([os.fsdecode(b"caf\xe9"), "b", "c"])
     assert len(take_labels(pairs, 3, 0)) == 3
     assert split_hash(pair.name for pair in pairs) != split_hash(["b", "c"])
+
+
+def test_files_of_one_name_are_told_apart_by_the_folders_above():
+    paths = [Path(f"/data/{patient}/cam/{side}.png") for patient in ("p1", "p2") for side in ("left", "right")]
+    assert names_apart(paths) == ["p1/cam/left.png", "p1/cam/right.png", "p2/cam/left.png", "p2/cam/right.png"]
+    assert names_apart([*paths, Path("/data/cats/1.jpg")])[-1] == "cats/1.jpg"  # needs no more
+    assert names_apart([Path("/a/data/cats/1.jpg"), Path("/b/data/cats/1.jpg")]) == [
+        "a/data/cats/1.jpg",
+        "b/data/cats/1.jpg",
+    ]
+    assert names_apart([Path("1.jpg"), Path("2.jpg")]) == ["1.jpg", "2.jpg"]
+
+
+def test_a_fraction_is_one_of_images_where_their_names_repeat():
+    paths = [Path(f"data/p{patient:03}/images/{index:03}.png") for patient in range(100) for index in range(10)]
+    held_out = choose_by_hash(names_apart(paths), 0.05, 0, "validation")
+    assert 30 < len(held_out) < 70
+
+
+@given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=5).map(tuple), unique=True, max_size=20))
+def test_different_paths_get_different_names(parts):
+    paths = [Path("/", *each) for each in parts]
+    assert len(set(names_apart(paths))) == len(paths)
