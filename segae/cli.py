@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import logging
 import os
@@ -58,6 +59,9 @@ _ABOUT = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; leaves the process with 0, 2 (a mistake the user can mend), 1 (ours) or 130 (interrupted)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name may be no text
     _show_log()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

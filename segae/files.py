@@ -38,11 +38,12 @@ def write_together(writers: Mapping[Path, Callable[[BinaryIO], object]]) -> None
     Raises:
         SegaeError: a file could not be written; all of them are as they were before.
     """
+    writers = {path.resolve() if path.is_symlink() else path: write for path, write in writers.items()}  # a link stays
     temporaries: dict[Path, Path] = {}
     try:
         for path, write in writers.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.", delete=False) as file:
                 temporaries[path] = Path(file.name)
                 write(file)  # type: ignore[arg-type]
                 file.flush()

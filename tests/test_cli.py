@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import os
 import subprocess
 import sys
+
+import pytest
+
+from segae.cli import main
 
 _COMMAND = """
 import warnings
@@ -38,3 +45,13 @@ def test_a_reader_that_has_seen_enough_is_no_fault():
         process.stdout.close()
         complaint = process.stderr.read()
     assert complaint == ""
+
+
+def test_a_file_name_that_is_no_text_can_be_told(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8", errors="strict"))
+    with pytest.raises(SystemExit):
+        main(["report", "--rows", "none.csv"])
+    logging.getLogger("segae").warning("%s cannot be read", os.fsdecode(b"a\xff.jpg"))
+    sys.stdout.flush()
+    assert b"a\\udcff.jpg cannot be read" in written.getvalue()

@@ -47,3 +47,19 @@ def test_written_files_have_the_usual_permissions(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
     write_json(tmp_path / "new" / "ours.json", {})
     assert (tmp_path / "new" / "ours.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights")
+def test_a_link_goes_on_leading_to_the_file_that_is_replaced(tmp_path: Path) -> None:
+    real, link = tmp_path / "deep" / "rows.csv", tmp_path / "rows.csv"
+    write_atomically(real, lambda file: file.write(b"old"))
+    link.symlink_to(real)
+    write_atomically(link, lambda file: file.write(b"new"))
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+
+
+def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 251 + ".png")
+    write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+
+from segae.files import write_atomically
 
 logger = logging.getLogger("segae")
 
@@ -54,14 +57,22 @@ class Quarantine:
             logger.warning(self._rest())
         self.write(folder)
 
-    def write(self, folder: Path) -> Path | None:
-        """Write `quarantine.csv` (path, reason) into the folder; return its path, or None if empty."""
-        if not self._reasons:
-            return None
+    def write(self, folder: Path, anew: bool = False) -> Path | None:
+        """Write `quarantine.csv` (path, reason) into the folder; return its path, or None if empty.
+
+        Args:
+            folder: of the results.
+            anew: remove the file of an earlier call where nothing is to be written.
+        """
         target = folder / "quarantine.csv"
-        with target.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            rest = [(UNNAMED, self._rest())] if self._unnamed else []
-            csv.writer(file).writerows([("path", "reason"), *self.items, *rest])
+        if not self._reasons:
+            if anew:
+                target.unlink(missing_ok=True)
+            return None
+        text = io.StringIO()
+        rest = [(UNNAMED, self._rest())] if self._unnamed else []
+        csv.writer(text).writerows([("path", "reason"), *self.items, *rest])
+        write_atomically(target, lambda file: file.write(text.getvalue().encode("utf-8", "backslashreplace")))
         return target
 
     def _rest(self) -> str:

@@ -123,7 +123,13 @@ def run(config: Compare) -> list[dict[str, str]]:
 
 
 def _rows_of(config: Compare, target: Path) -> list[dict[str, str]]:
-    return [row for row in read_rows(target) if row["experiment"] == config.experiment]
+    rows = read_rows(target)
+    if missing := {"experiment", "settings", "miou"} - set(rows[0] if rows else {"experiment", "settings", "miou"}):
+        raise SegaeError(
+            f"{target} is no table of result rows: it has no column {' and no '.join(sorted(missing))}. Wanted a file "
+            "that segae compare wrote, or none: choose another --rows."
+        )
+    return [row for row in rows if row["experiment"] == config.experiment]
 
 
 def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
@@ -178,7 +184,9 @@ def _keep(config: Compare, target: Path, arm: str, seed: int, row: dict[str, Any
         if config.split == "test":
             lines = read_rows(segment_folder(config, arm, seed) / "test" / "per_image.csv")
             add_per_image(target.parent / "per_image" / f"{config.experiment}.csv.gz", row, lines)
-        write_rows(target, [*read_rows(target), row])
+        # another process may have been faster
+        if row["settings"] not in {known["settings"] for known in _rows_of(config, target)}:
+            write_rows(target, [*read_rows(target), row])
 
 
 def pretrain_arm(config: Compare, arm: str, seed: int) -> Path:

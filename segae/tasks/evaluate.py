@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from segae.models.segmenter import SegmenterDescription
     from segae.training.metrics import SegmentationScores
 
+_WRITTEN = ("metrics.json", "per_image.csv", "confusion.png", "sheet.png", "quarantine.csv")
+_DECISIVE = ("model", "data", "split", "resolution", "classes", "merge")
 SHEET_ROWS = 8  # at most: evenly spaced ranks from the worst image to the best
 
 
@@ -37,7 +39,8 @@ class Evaluate:
     split: str = "test"
     """test or train."""
     out: Path | None = None
-    """Folder for the results; none takes evaluate-<split> beside the model."""
+    """Folder for the results; none takes evaluate-<split> beside the model, with -original and the data set's name
+    where these are not the model's."""
     resolution: Literal["model", "original"] = "model"
     """Where masks are compared: at the model's input size, or at each mask's own size."""
     batch_size: int = 16
@@ -48,6 +51,8 @@ class Evaluate:
     """Class names in the order of their mask values; not needed for Pets or with a classes.txt."""
     merge: tuple[str, ...] = ()
     """Classes to be taken as one, such as foreground=pet+border; none takes what the model was trained with."""
+    overwrite: bool = False
+    """Write into a folder that holds the scores of another model, data set or split."""
 
 
 def run(config: Evaluate) -> SegmentationScores:
@@ -64,14 +69,18 @@ def run(config: Evaluate) -> SegmentationScores:
     from segae.tasks.same_classes import open_as_trained
     from segae.training.device import choose_device
     from segae.training.evaluation import evaluate_at_mask_size, evaluate_model
-    from segae.training.run import require_no_training_run
+    from segae.training.run import open_result_folder
 
     device = choose_device(config.device)
     model, description = load_segmenter(config.model)
     data = open_as_trained(config.data, config.classes, config.merge, description)
     pairs = choose_split(data, config.split)
-    out = config.out or config.model.parent / f"evaluate-{config.split}"
-    require_no_training_run(out, "evaluate")
+    out = config.out or config.model.parent / _folder_name(config, data, description)
+    written = [out / name for name in _WRITTEN]
+    # beside the model it is the same one wherever its folder was moved
+    moved = out.resolve().parent == config.model.resolve().parent
+    decisive = [name for name in _DECISIVE if not (moved and name == "model")]
+    open_result_folder(out, config, decisive, written, overwrite=config.overwrite)
     quarantine = Quarantine()
     cached = cache_pairs(pairs, description.image_size, data.mask_values, quarantine)
     how: dict[str, Any] = {"classes": description.classes, "mean": description.mean, "std": description.std}
@@ -86,10 +95,19 @@ def run(config: Evaluate) -> SegmentationScores:
     _write_numbers(config, out, scores, description, data, cached.pairs, device)
     _write_pictures(out, scores, model, description, cached, device)
     quarantine.report()
-    quarantine.write(out)
+    quarantine.write(out, anew=True)
     print(describe_scores(scores))
     print(f"wrote {out / 'metrics.json'}")
     return scores
+
+
+def _folder_name(config: Evaluate, data: SegmentationData, description: SegmenterDescription) -> str:
+    parts = ["evaluate", config.split]
+    if config.resolution != "model":
+        parts.append(config.resolution)
+    if data.name != description.details.get("dataset", data.name):
+        parts.append(data.name)
+    return "-".join(parts)
 
 
 def choose_split(data: SegmentationData, split: str) -> tuple[Pair, ...]:
@@ -141,7 +159,6 @@ def _write_numbers(
     from segae.data.dataset import split_hash
     from segae.files import write_atomically, write_json
     from segae.training.provenance import provenance
-    from segae.training.run import resolved_config
 
     names = [pair.name for pair in pairs]
     content = {
@@ -162,7 +179,6 @@ def _write_numbers(
         "training": description.details,
         **provenance(device),
     }
-    write_json(out / "config.json", resolved_config(config))
     write_json(out / "metrics.json", content)
     pixels = {"intersection": scores.per_image_intersection, "union": scores.per_image_union}
     counts = {

@@ -30,6 +30,8 @@ class Predict:
     """Images read and segmented together."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    overwrite: bool = False
+    """Write into a folder that holds the prediction of another input or model."""
 
 
 def run(config: Predict) -> tuple[Path, ...]:
@@ -39,20 +41,18 @@ def run(config: Predict) -> tuple[Path, ...]:
         The paths of the masks.
 
     Raises:
-        SegaeError: nothing to read, no readable image, a result would overwrite an image, or a bad model
-            file.
+        SegaeError: nothing to read, no readable image, a result would overwrite an image or what is not a
+            prediction of this input by this model, or a bad model file.
     """
     from tqdm import tqdm
 
     from segae.data.folder import find_images
     from segae.data.quarantine import Quarantine
-    from segae.files import write_json
     from segae.models.segmenter import load_segmenter
     from segae.training import prediction
     from segae.training.device import choose_device
-    from segae.training.run import require_no_training_run, resolved_config
+    from segae.training.run import open_result_folder
 
-    require_no_training_run(config.out, "predict")
     if not config.input.exists():
         raise SegaeError(
             f"There is no {config.input}. An image or a folder of images is wanted: correct --input, for example "
@@ -67,7 +67,8 @@ def run(config: Predict) -> tuple[Path, ...]:
         for path, stem in prediction.output_stems(paths, root).items()
     }
     prediction.require_apart(config.input, config.out, targets)
-    write_json(config.out / "config.json", resolved_config(config))  # first: it says whose files these are
+    written = [file for files in targets.values() for file in files.values()]
+    open_result_folder(config.out, config, ("model", "input"), written, overwrite=config.overwrite)
     quarantine = Quarantine()
     predicted = prediction.predict_files(
         model,
@@ -87,7 +88,7 @@ def run(config: Predict) -> tuple[Path, ...]:
             masks.append(files["mask"])
             bar.update(len(masks) + len(quarantine) - bar.n)
     quarantine.report()
-    quarantine.write(config.out)
+    quarantine.write(config.out, anew=True)
     if not masks:
         raise SegaeError(
             f"None of the {len(paths)} image{'' if len(paths) == 1 else 's'} in {config.input} can be read, at least 1 "

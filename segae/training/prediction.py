@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -153,8 +152,7 @@ def require_apart(source: Path, out: Path, targets: Mapping[Path, Mapping[str, P
         targets: the files that will be written for each image.
 
     Raises:
-        SegaeError: ``out`` is the source folder or inside it, a result is also an image, or a file would be
-            overwritten in a folder that holds no earlier prediction.
+        SegaeError: ``out`` is the source folder or inside it, or a result is also an image.
     """
     where = out.resolve()
     inside = source.is_dir() and source.resolve() in (where, *where.parents)
@@ -166,19 +164,6 @@ def require_apart(source: Path, out: Path, targets: Mapping[Path, Mapping[str, P
             f"The results would mix with the images: {problem}. A folder outside the images' is wanted: "
             "choose another --out, for example --out runs/predict."
         )
-    there = [file for files in targets.values() for file in files.values() if file.exists()]
-    if there and not _is_prediction(out):
-        raise SegaeError(
-            f"{len(there)} file(s) would be overwritten, the first of them {there[0]}, and {out} holds no earlier "
-            "prediction. Wanted another --out, for example --out runs/predict."
-        )
-
-
-def _is_prediction(folder: Path) -> bool:
-    try:
-        return json.loads((folder / "config.json").read_text()).get("task") == "Predict"
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _read(path: Path) -> NDArray[np.uint8] | UnreadableImage:

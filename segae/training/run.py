@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +134,44 @@ def _places(typed: Any, here: Path) -> Any:
     return str((here / typed).resolve())
 
 
-def require_no_training_run(out: Path, verb: str) -> None:
-    """Raise SegaeError if ``out`` is the folder of a training run, whose config.json and metrics.json must stay."""
-    if (out / "log.csv").exists():
+def open_result_folder(
+    folder: Path, config: Any, decisive: Sequence[str], files: Iterable[Path], *, overwrite: bool
+) -> None:
+    """Take a folder for results that each call makes anew, and write the configuration into it, which says whose it is.
+
+    Args:
+        folder: where the results go.
+        config: the task's frozen dataclass.
+        decisive: names of the settings that make other results; the folder of results that were made with the same
+            ones is taken again.
+        files: what will be written.
+        overwrite: also take a folder with the task's results of other settings.
+
+    Raises:
+        SegaeError: something would be overwritten that is not this task's, or that was made with other settings.
+    """
+    resolved = resolved_config(config)
+    config_file = folder / "config.json"
+    old, name = _read_config(config_file), resolved["task"].lower()
+    if (folder / "log.csv").exists():
         raise SegaeError(
-            f"{out} is the folder of a training run, and files of it would be overwritten: a folder for these results "
-            f"alone is wanted. Type --out {out / verb}."
+            f"{folder} is the folder of a training run, and files of it would be overwritten: a folder for these "
+            f"results alone is wanted. Type --out {folder / name}."
         )
+    there = [file for file in (config_file, *files) if file.exists()]
+    if there and (old is None or old["task"] != resolved["task"]):
+        raise SegaeError(
+            f"{len(there)} file(s) would be overwritten, the first of them {there[0]}, and {folder} holds no earlier "
+            f"results of segae {name}. Wanted another --out, for example --out runs/{name}."
+        )
+    different = [] if old is None else [key for key in _changed(config, old, resolved) if key in decisive]
+    if there and different and not overwrite:
+        seen = "; ".join(f"{key} was {(old or {}).get(key)!r}, now {resolved[key]!r}" for key in different)
+        raise SegaeError(
+            f"{folder} holds other results of segae {name} ({seen}), which would be overwritten or mixed with these. "
+            "Choose another --out, or add --overwrite."
+        )
+    write_json(config_file, {**resolved, TYPED_IN: str(Path.cwd())})
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:

@@ -253,6 +253,10 @@ def test_quarantine_is_reported_once_and_written(tmp_path: Path, caplog: pytest.
         rows = list(csv.reader(file))
     assert rows[:2] == [["path", "reason"], ["0.jpg", "truncated, sadly"]]
     assert len(rows) == 6
+    Quarantine().write(tmp_path)
+    assert path.exists()
+    Quarantine().write(tmp_path, anew=True)
+    assert not path.exists()
 
 
 @pytest.mark.real

@@ -21,6 +21,7 @@ from segae.data.transforms import eval_transform
 from segae.errors import SegaeError
 from segae.models.segmenter import load_segmenter, save_segmenter
 from segae.tasks.evaluate import Evaluate, run
+from segae.tasks.readings import LEDGER
 from segae.tasks.same_classes import open_as_trained
 from segae.training.evaluation import evaluate_model, normalise, predict_logits, predict_masks
 
@@ -207,6 +208,29 @@ def test_the_metrics_of_a_training_run_are_not_overwritten(make_segmenter: MakeS
     with pytest.raises(SegaeError, match="folder of a training run"):
         run(Evaluate(model, pets, out=model.parent, device="cpu"))
     assert (model.parent / "metrics.json").read_text() == "{}"
+
+
+def test_scores_of_another_kind_do_not_take_the_place_of_earlier_ones(
+    make_segmenter: MakeSegmenter, tmp_path: Path
+) -> None:
+    model, pets = make_segmenter(), write_pets(tmp_path / "pets")
+    foreign = tmp_path / "mine" / "metrics.json"
+    foreign.parent.mkdir()
+    foreign.write_text("{}")
+    with pytest.raises(SegaeError, match=r"metrics\.json, and .* holds no earlier results of segae evaluate"):
+        run(Evaluate(model, pets, out=foreign.parent, device="cpu"))
+    assert foreign.read_text() == "{}"
+    assert not (model.parent / LEDGER).exists()  # the test split was not read for it
+    for resolution in ("model", "original", "model"):
+        run(Evaluate(model, pets, resolution=resolution, device="cpu"))  # type: ignore[arg-type]
+    assert json.loads((model.parent / "evaluate-test" / "metrics.json").read_text())["resolution"] == "model"
+    assert (model.parent / "evaluate-test-original" / "metrics.json").exists()
+    out = tmp_path / "out"
+    run(Evaluate(model, pets, out=out, device="cpu"))
+    with pytest.raises(SegaeError, match="split was 'test', now 'train'"):
+        run(Evaluate(model, pets, split="train", out=out, device="cpu"))
+    run(Evaluate(model, pets, split="train", out=out, device="cpu", overwrite=True))
+    assert json.loads((out / "metrics.json").read_text())["split"] == "train"
 
 
 def test_evaluation_leaves_every_module_in_its_mode_and_its_statistics_alone(

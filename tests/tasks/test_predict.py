@@ -132,6 +132,28 @@ def test_files_of_others_are_not_overwritten_and_ones_own_are(make_segmenter: Ma
         assert run(Predict(model, image, tmp_path / "out", device="cpu")) == (tmp_path / "out" / "a.png",)
 
 
+def test_a_configuration_of_others_is_not_overwritten_either(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    model, image = make_segmenter(), draw(tmp_path / "images" / "a.jpg")
+    mine = tmp_path / "project" / "config.json"
+    mine.parent.mkdir()
+    mine.write_text('{"mine": 1}')
+    with pytest.raises(SegaeError, match=r"the first of them .*config\.json, and .* holds no earlier results"):
+        run(Predict(model, image, mine.parent, device="cpu"))
+    assert mine.read_text() == '{"mine": 1}'
+
+
+def test_predictions_of_two_inputs_are_not_mixed_unasked_for(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    model, first, second = make_segmenter(), draw(tmp_path / "1" / "a.jpg"), draw(tmp_path / "2" / "a.jpg", 41)
+    out = tmp_path / "out"
+    run(Predict(model, first, out, device="cpu"))
+    before = (out / "a.png").read_bytes()
+    with pytest.raises(SegaeError, match=r"input was .*1/a\.jpg.*, now .*2/a\.jpg.*--overwrite"):
+        run(Predict(model, second, out, device="cpu"))
+    assert (out / "a.png").read_bytes() == before
+    run(Predict(model, second, out, device="cpu", overwrite=True))
+    assert (out / "a.png").read_bytes() != before
+
+
 def test_names_stay_apart_even_when_the_longer_one_is_taken() -> None:
     names = ["a.jpg", "A.png", "a_jpg.bmp", "a_jpg.gif", "c", "c.tar.png"]
     stems = output_stems([Path("in", name) for name in names], Path("in"))

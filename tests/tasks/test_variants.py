@@ -18,7 +18,8 @@ from segae.cli import main
 from segae.errors import SegaeError
 from segae.models.encoder import create_encoder
 from segae.tasks.arms import Arm, own_settings, parse_arm
-from segae.tasks.compare import Compare, segment_folder
+from segae.tasks.compare import Compare, _keep, segment_folder
+from segae.tasks.compare import run as compare
 from segae.tasks.details import details_of
 from segae.tasks.rows import COLUMNS, add_per_image, make_row, read_rows, summary_table, write_rows
 from segae.tasks.settings import settings_of
@@ -253,3 +254,24 @@ def test_the_summary_averages_seeds_and_nothing_else():
     ]
     lines = summary_table(rows).splitlines()[1:]
     assert [line.split()[-3:-1] for line in lines] == [["2", f"{0.1 * place:.3f}"] for place in (5, 4, 3, 2, 1)]
+
+
+def test_a_row_that_another_process_has_added_is_not_added_again(tmp_path):
+    config = replace(fixed(tmp_path / "data"), split="val")
+    for settings in ("aaa", "aaa", "bbb"):
+        _keep(
+            config,
+            tmp_path / "rows.csv",
+            "random",
+            0,
+            {"experiment": config.experiment, "settings": settings, "miou": 1},
+        )
+    assert [row["settings"] for row in read_rows(tmp_path / "rows.csv")] == ["aaa", "bbb"]
+
+
+def test_a_table_of_something_else_is_no_table_of_rows(tmp_path, capsys):
+    config = fixed(tmp_path / "data")
+    (tmp_path / "sales.csv").write_text("year,sum\n2026,3\n")
+    with pytest.raises(SegaeError, match="no column experiment and no miou and no settings.*--rows"):
+        compare(replace(config, rows=tmp_path / "sales.csv", arms=("random",), seeds=(0,)))
+    assert (tmp_path / "sales.csv").read_text() == "year,sum\n2026,3\n"
