@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from segae.errors import SegaeError
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from segae.objectives.presets import Objective
     from segae.tasks.pretrain import Pretrain
     from segae.tasks.segment import Segment
+
+_Task = TypeVar("_Task", "Pretrain", "Segment")
 
 
 def loader_batch(config: Pretrain | Segment) -> int:
@@ -106,6 +109,14 @@ def segmentation_of_items(
         )
 
     return _that_fits(make, config, device, (size, classes))
+
+
+def as_computed(config: _Task, learner: Any) -> _Task:
+    """The configuration with the precision and the images at once that a Learner came to, for result rows."""
+    halved = hasattr(learner, "bfloat16_autocast")
+    batches = learner.accumulate.batches if hasattr(learner, "accumulate") else 1
+    precision: Any = "bfloat16" if halved else "float32"
+    return replace(config, precision=precision, micro_batch=config.batch_size // batches)
 
 
 def _loading(config: Pretrain | Segment, device: torch.device) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def run(config: Pretrain) -> Path:
 
 def _pretrain(config: Pretrain, device: torch.device) -> Path:
     from segae.data.quarantine import Quarantine
-    from segae.tasks.compute import pretraining_of_items
+    from segae.tasks.compute import as_computed, pretraining_of_items
     from segae.tasks.finish import finish_pretraining, measure_clean, measure_untrained
     from segae.tasks.loading import load_unlabelled
     from segae.tasks.prepare import list_failures, make_probe, open_run
@@ -207,7 +207,8 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
     if len(data.shown):
         reconstruction_sheet(model, objective, data.shown, description.mean, description.std, panels)
     measure_clean(config, model, objective, data.measured, device)
-    return finish_pretraining(config, model, description, data.paths, data.count + data.held_out, log, source)
+    done = as_computed(config, learner)
+    return finish_pretraining(done, model, description, data.paths, data.count + data.held_out, log, source)
 
 
 def begin(

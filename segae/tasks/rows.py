@@ -36,6 +36,8 @@ COLUMNS = (
     "bn_mode",
     "warmup",
     "recalibrate",
+    "precision",
+    "micro_batch",
     "seed",
     "miou",
     "dice",
@@ -67,7 +69,8 @@ COLUMNS = (
 """The columns of every segmentation row; iou_<class> follows, one for each class.
 
 Rows of early files lack some: there an epoch was the labelled images once, which an empty ``epoch_images`` says too,
-the loss was cross_entropy, and images were augmented. ``label_subset`` is a hash of the training images' names.
+the loss was cross_entropy, and images were augmented. ``label_subset`` is a hash of the training images' names,
+``precision`` is what was computed in, ``micro_batch`` how many images at once; early rows do not say.
 """
 
 
@@ -87,6 +90,8 @@ def make_row(
         "epoch_images": "",
         "loss": "cross_entropy",
         "augment": 1,
+        "precision": "",
+        "micro_batch": "",
     }  # what a run was that is older than these columns
     own = {"experiment": experiment, "split": split, "label_subset": run["split_hash"]}
     known = {**none, **before, **run, **scores, **own}

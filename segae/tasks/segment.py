@@ -115,7 +115,7 @@ def _segment(config: Segment, device: torch.device) -> Path:
     from segae.models.encoder import create_encoder, output_stride, require_size
     from segae.models.segmenter import create_segmenter, require_decoder_size
     from segae.tasks.arms import require_transferable
-    from segae.tasks.compute import segmentation_of_items, set_up
+    from segae.tasks.compute import as_computed, segmentation_of_items, set_up
     from segae.tasks.finish import finish_segmentation
     from segae.tasks.labelled import load_labelled
     from segae.tasks.prepare import list_failures, open_run
@@ -162,7 +162,9 @@ def _segment(config: Segment, device: torch.device) -> Path:
     list_failures(quarantine, images.failures(), config.out)
     if not this_place().first:
         return config.out / "model.safetensors"
-    return finish_segmentation(config, model, description, data, images, log, cost, source, device)
+    return finish_segmentation(
+        as_computed(config, learner), model, description, data, images, log, cost, source, device
+    )
 
 
 def resolve(config: Segment, description: EncoderDescription) -> Segment:

@@ -198,6 +198,9 @@ def test_small_batches_make_the_steps_of_the_large_one(pets, tmp_path):
     for one, other in zip(parts, whole, strict=True):  # the decoder's BatchNorm sees two images instead of four
         assert one["lr_head"] == pytest.approx(other["lr_head"])
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=0.2)
+    for name, batch in (("whole", 4), ("parts", 2)):  # what was computed, where the configuration says auto
+        said = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert (said["precision"], said["micro_batch"], said["data_path"]) == ("float32", batch, "auto")
 
 
 @pytest.mark.parametrize(
