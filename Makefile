@@ -34,7 +34,7 @@ OLD := "segae needs Python 3.10 or newer; name one that you have: make PYTHON=py
 define install
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo $(OLD); exit 1)
 @$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-@echo "installing into $(VENV): about 2 minutes and 7 GB the first time"
+@echo "installing into $(VENV): about 3 minutes and 7 GB the first time"
 @$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable "$(1)"
 endef
 

@@ -15,6 +15,8 @@ import segae
 
 if __name__ != "__main__":
     raise ImportError("recipes are run or copied, not imported; import segae instead")
+if len(sys.argv) < 2:
+    sys.exit("Wanted: python recipes/1_pretrain.py FOLDER [encoder.safetensors]")
 
 folder = Path(sys.argv[1])
 target = Path(sys.argv[2] if len(sys.argv) > 2 else "encoder.safetensors")

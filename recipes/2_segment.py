@@ -12,6 +12,8 @@ import segae
 
 if __name__ != "__main__":
     raise ImportError("recipes are run or copied, not imported; import segae instead")
+if len(sys.argv) < 2:
+    sys.exit("Wanted: python recipes/2_segment.py DATA [encoder.safetensors | random | imagenet] [model.safetensors]")
 
 root = Path(sys.argv[1])
 init = sys.argv[2] if len(sys.argv) > 2 else "encoder.safetensors"

@@ -12,6 +12,8 @@ import segae
 
 if __name__ != "__main__":
     raise ImportError("recipes are run or copied, not imported; import segae instead")
+if len(sys.argv) < 2:
+    sys.exit("Wanted: python recipes/3_evaluate.py DATA [model.safetensors]")
 
 root = Path(sys.argv[1])
 source = Path(sys.argv[2] if len(sys.argv) > 2 else "model.safetensors")

@@ -28,7 +28,8 @@ class Values(TypedDict):
     """Values of an objective.
 
     Attributes:
-        noise_sigma: Standard deviation of the noise in normalised image space.
+        noise_sigma: Standard deviation of the noise in normalised image space: 0.5 is 64 grey levels of 255 where an
+            encoder divides by 0.5 (tf_efficientnet_lite0), 29 where by ImageNet's deviation.
         patch: Side of a hidden patch in pixels, also of the patches of target `patch-normalised`.
         mask_ratio: Share of the patches that is hidden.
     """

@@ -108,7 +108,9 @@ class GaussianNoise:
 class ScaledNoise:
     """Add Gaussian noise and scale back to the variance of the image, as in decoder denoising (arXiv 2205.11423).
 
-    The input is (image + sigma * noise) / sqrt(1 + sigma^2), so normalised images keep variance 1.
+    The input is (image + sigma * noise) / sqrt(1 + sigma^2), which keeps the variance of images that have 1. Photos
+    have 1.3 where an encoder is normalised by ImageNet's mean and deviation, and 0.26 with 0.5 and 0.5, as
+    tf_efficientnet_lite0 is.
 
     Attributes:
         sigma: Standard deviation of the noise in normalised image space, above 0; the paper's is 0.22.
@@ -147,9 +149,10 @@ class PatchMask:
     Attributes:
         patch: Side of a patch in pixels, 1 or more.
         ratio: Share of the patches that is hidden, in [0, 1); rounded to whole patches.
-        fill: `zero` (the mean colour of all images, in normalised image space), `mean` (the mean colour of this image)
-            or `noise` (standard normal values). A2MIM (arXiv 2205.13943) fills with the mean of the whole image;
-            here it is the mean of the visible pixels, so that nothing of the hidden ones reaches the network.
+        fill: `zero` (the colour that the encoder's normalisation subtracts: about the mean of all images), `mean` (the
+            mean colour of this image) or `noise` (standard normal values). A2MIM (arXiv 2205.13943) fills with the mean
+            of the whole image; here it is the mean of the visible pixels, so that nothing of the hidden ones reaches
+            the network.
 
     Raises:
         SegaeError: A value out of its range.

@@ -14,7 +14,7 @@ from segae.objectives.luminance import luminance
 from segae.objectives.patches import average_patches
 from segae.objectives.reconstruction import Where, check_shape, check_where, mean_where
 
-# about one grey level of 255 in normalised image space: fainter gradients are quantisation, not edges
+# one to three grey levels of 255, by the encoder's normalisation: fainter gradients are quantisation, not edges
 CONTRAST_FLOOR = 0.02
 
 

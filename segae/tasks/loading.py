@@ -64,6 +64,11 @@ def load_unlabelled(
 
     if is_streamed(config.data):
         return load_shards(config, description)
+    if config.epoch_images is not None:
+        raise SegaeError(
+            f"epoch_images is {config.epoch_images}, which counts images of shards, and --data names folders, whose "
+            "images each come once. Leave --epoch-images out, or use --repeats for more passes to an epoch."
+        )
     from segae.data.pretraining import find_pretraining_images
 
     paths = find_pretraining_images(config.data)

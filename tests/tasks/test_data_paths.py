@@ -213,6 +213,7 @@ def test_small_batches_make_the_steps_of_the_large_one(pets, tmp_path):
         (["--micro-batch", "3"], "micro_batch is 3 and batch_size 8"),
         (["--data-path", "device", "--workers", "2"], "workers is 2"),
         (["--workers", "-1"], "workers is -1; it must be 0 or more"),
+        (["--epoch-images", "100"], "epoch_images is 100, which counts images of shards"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(pets, tmp_path, capsys, more, message):
