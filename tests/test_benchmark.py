@@ -30,6 +30,23 @@ def test_the_sparse_benchmark_times_both_steps():
     assert shown.count("images/s") == 2
 
 
+def test_of_a_decoder_without_skips_only_the_deepest_level_counts(tmp_path):
+    import segae
+    from segae.cli import main
+
+    segae.draw_pets(tmp_path / "pets", train=16, test=4, size=64, unlabelled=4, progress=False)
+    tiny = ["--encoder", "test_resnet", "--image-size", "64", "--batch-size", "4", "--epochs", "4", "--device", "cpu"]
+    where = ["--data", str(tmp_path / "pets"), "--out", str(tmp_path / "run"), "--val-fraction", "0.3"]
+    main(["pretrain", "--objective", "denoise", "--lr", "0.005", *where, *tiny])
+    script = ROOT / "benchmarks" / "level_use.py"
+    shown = subprocess.run(
+        [sys.executable, "-W", "ignore", script, tmp_path / "run"], capture_output=True, text=True, check=True
+    ).stdout
+    ratios = dict(re.findall(r"(\d+): ([\d.]+)", shown))
+    assert float(ratios.pop("32")) > 1.02
+    assert set(ratios.values()) == {"1.000"}
+
+
 def test_the_recipes_tell_the_whole_story(tmp_path):
     """Drawn pets through the three recipes, as a reader would run them; smaller by editing their settings."""
     import segae

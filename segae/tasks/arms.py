@@ -176,6 +176,7 @@ def read_pretraining(path: Path, arm: Arm) -> dict[str, Any]:
     left_open = set(_THE_ARMS)
     if content.get("objective", arm.objective) != arm.objective:
         left_open |= {"decoder", "target", "noise_sigma", "patch", "mask_ratio", "freeze_epochs"}
+        left_open |= {"skip_dropout"}
     if content.get("init", arm.start) != arm.start:
         left_open |= {"freeze_epochs", "encoder_lr_ratio"}
     return {name: value for name, value in content.items() if name not in left_open}
