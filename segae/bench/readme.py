@@ -8,7 +8,7 @@ from typing import Any
 
 from segae.bench.curves import draw_curves
 from segae.bench.presets import PRESETS
-from segae.bench.tables import Row, protocol_table, results_table
+from segae.bench.tables import Row, levels_table, protocol_table, results_table
 from segae.tasks.rows import read_rows
 
 
@@ -21,6 +21,7 @@ def four_starts(rows: Sequence[Row]) -> list[Row]:
 SECTIONS: tuple[tuple[str, str, str, Callable[[Sequence[Any]], str]], ...] = (
     ("README.md", "results", "results/pretraining.csv", lambda rows: results_table(four_starts(rows))),
     ("docs/pretraining.md", "objectives", "results/pretraining.csv", results_table),
+    ("docs/pretraining.md", "levels", "results/level_use.csv", levels_table),
     ("docs/training.md", "protocols", "results/protocol_validation.csv", protocol_table),
 )
 """Page, name of the table in it, rows, and what makes the table."""

@@ -102,6 +102,28 @@ def protocol_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def levels_table(rows: Sequence[Row]) -> str:
+    """How often as large the loss of a pretraining is when the maps of one level are exchanged between images.
+
+    Args:
+        rows: of benchmarks/level_use.py, those of one run together.
+    """
+    strides = sorted({int(row["stride"]) for row in rows})
+    about = ("init", "decoder", "images_seen", "skip_dropout")
+    lines = [*_head(("init", "decoder", "images seen", "skip dropout", *(f"stride {stride}" for stride in strides)))]
+    for run in sorted({row["run"] for row in rows}, key=lambda run: _order(rows, run)):
+        mine = {int(row["stride"]): row for row in rows if row["run"] == run}
+        first = next(iter(mine.values()))
+        start = [f"{int(first[name]):,}" if name == "images_seen" else first[name] for name in about]
+        lines.append(_line([*start, *(f"{float(mine[stride]['exchanged_over_loss']):.3f}" for stride in strides)]))
+    return "\n".join(lines)
+
+
+def _order(rows: Sequence[Row], run: str) -> tuple[str, str, int, str]:
+    row = next(row for row in rows if row["run"] == run)
+    return row["decoder"], row["init"], int(row["images_seen"]), row["skip_dropout"]
+
+
 def _tried(rows: Sequence[Row], chosen: Protocol, setting: str) -> str:
     """Mean validation mIoU of each value of one setting; those before it as chosen, those after it as at the start."""
     order = list(_BASE)
