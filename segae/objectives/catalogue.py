@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypedDict
+
+from segae.errors import SegaeError
 
 OBJECTIVES = {
     "reconstruct": "give back the image as it is (the plain autoencoder)",
@@ -49,3 +52,41 @@ DEFAULTS: dict[str, Values] = {
     "decoder_denoise": {"noise_sigma": 0.22, "patch": 16, "mask_ratio": 0.6},
 }
 """Default values of each objective; those that it does not use are never read."""
+
+_HIDES = ("patch", "mask_ratio")
+_USED = {
+    "denoise": ("noise_sigma",),
+    "mask": _HIDES,
+    "sparse_mask": _HIDES,
+    "a2mim": _HIDES,
+    "mixture": ("noise_sigma", *_HIDES),
+    "decoder_denoise": ("noise_sigma",),
+}
+
+
+def used_values(objective: str, target: str | None = None) -> tuple[str, ...]:
+    """Names of the values that an objective reads, judged by one of `TARGETS` or its own."""
+    used = _USED.get(objective, ())
+    return (*used, "patch") if target == "patch-normalised" and "patch" not in used else used
+
+
+def require_use(objective: str, target: str | None, values: Mapping[str, object]) -> tuple[str, ...]:
+    """Names of the values that an objective reads, as ``used_values``, once none beside them was given.
+
+    Args:
+        objective: one of ``OBJECTIVES``.
+        target: one of ``TARGETS``, or None.
+        values: by name; None was not given.
+
+    Raises:
+        SegaeError: a value was given that would do nothing.
+    """
+    used = used_values(objective, target)
+    for name, value in values.items():
+        if value is not None and name not in used:
+            others = ", ".join(other for other in OBJECTIVES if name in used_values(other))
+            raise SegaeError(
+                f"{name} is {value}, and objective {objective} has no use for it. Leave --{name.replace('_', '-')} "
+                f"out, or choose an --objective that has: {others}."
+            )
+    return used

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segae.errors import SegaeError
+from segae.objectives.catalogue import DEFAULTS, used_values
 from segae.tasks.pretrain import Pretrain, resolve
 
 if TYPE_CHECKING:
@@ -136,6 +137,9 @@ def pretraining_of(config: Compare, arm: Arm, seed: int) -> Pretrain:
     settings = {"image_size": config.image_size, **settings, **{n: v for n, v in given.items() if v is not None}}
     if arm.transfer == "encoder+decoder":
         settings["decoder"] = config.decoder
+    used = used_values(arm.objective, settings.get("target"))
+    for name in set(DEFAULTS[arm.objective]) - set(used):
+        settings.pop(name, None)  # of a file for arms of several objectives, each takes what it has a use for
     own = {
         "data": (config.data, *config.unlabelled),
         "encoder": config.encoder,

@@ -32,7 +32,7 @@ class Pretrain:
     """Name of any convolutional network in timm."""
     init: str = "random"
     """Where the encoder starts: random, imagenet, or the path of an encoder.safetensors."""
-    objective: str = "mask"
+    objective: str = "denoise"
     """What the autoencoder is asked to do: reconstruct, denoise, mask, sparse_mask, a2mim, mixture or decoder_denoise
     (docs/pretraining.md)."""
     target: Literal["pixels", "patch-normalised", "gradients", "frequency"] | None = None
@@ -124,14 +124,16 @@ def resolve(config: Pretrain, init: str) -> Pretrain:
         init: the init as the encoder's description names it.
 
     Raises:
-        SegaeError: the objective is unknown.
+        SegaeError: the objective is unknown, or has no use for a value that was given.
     """
-    from segae.objectives.presets import DEFAULTS
+    from segae.objectives.catalogue import DEFAULTS, require_use
 
     objective = _objective(config)
+    values = {name: getattr(config, name) for name in DEFAULTS[config.objective]}
+    used = require_use(config.objective, config.target, values)
     imagenet = init.startswith("imagenet")
     defaults: dict[str, Any] = {
-        **DEFAULTS[config.objective],
+        **{name: value for name, value in DEFAULTS[config.objective].items() if name in used},
         "decoder": objective.decoder,
         "freeze_epochs": 1 if imagenet and not objective.frozen_encoder else 0,
         "encoder_lr_ratio": 0.1 if imagenet else 1.0,

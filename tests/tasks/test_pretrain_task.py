@@ -20,6 +20,7 @@ from segae.tasks.arms import parse_arm, pretraining_of
 from segae.tasks.compare import Compare
 from segae.tasks.pretrain import Pretrain, make_phases, run
 from segae.tasks.settings import _NO_MATTER, settings_of
+from segae.training.run import seed_everything
 
 SMALL = {"encoder": "test_resnet", "image_size": 64, "batch_size": 8, "epochs": 1, "device": "cpu"}
 
@@ -156,13 +157,14 @@ def test_every_setting_of_a_pretraining_makes_it_another_one(pets, tmp_path):
 
     def digest(**more) -> str:
         path.write_text(json.dumps({**base, **more}))
-        return settings_of(Compare(data=pets, encoder="test_resnet", pretrain_config=path), "ae:mask", 0)[0]
+        return settings_of(Compare(data=pets, encoder="test_resnet", pretrain_config=path), "ae:mixture", 0)[0]
 
     plain = digest()
     others = {
-        "target": "gradients", "decoder": "unet", "image_size": 96, "epochs": 3, "repeats": 2, "batch_size": 7,
+        "target": "gradients", "decoder": "fpn", "image_size": 96, "epochs": 3, "repeats": 2, "batch_size": 7,
         "lr": 0.1, "warmup": 0.2, "weight_decay": 0.3, "freeze_epochs": 2, "encoder_lr_ratio": 0.5, "bn_mode": "eval",
         "distance_penalty": 0.1, "noise_sigma": 0.1, "patch": 8, "mask_ratio": 0.3, "hard_mask_share": 0.1,
+        "skip_dropout": 0.5,
         "upsampling": "transposed", "output_activation": "tanh", "code_channels": 9, "val_fraction": 0.2,
         "patience": 3, "precision": "bfloat16", "micro_batch": 4,
     }  # fmt: skip
@@ -182,6 +184,9 @@ def test_every_setting_of_a_pretraining_makes_it_another_one(pets, tmp_path):
         ({"objective": "sparse_mask", "output_activation": "sigmoid"}, "bounds an output to image values"),
         ({"objective": "denoise", "encoder_lr_ratio": 0.0}, "encoder_lr_ratio is 0.0"),
         ({"objective": "denois"}, "Did you mean denoise"),
+        ({"objective": "denoise", "mask_ratio": 0.75}, "mask_ratio is 0.75, and objective denoise has no use for it"),
+        ({"objective": "mask", "noise_sigma": 0.1}, "Leave --noise-sigma out.*denoise, mixture, decoder_denoise"),
+        ({"objective": "denoise", "skip_dropout": 0.5}, "no skip connections to cut"),
     ],
 )
 def test_what_cannot_be_pretrained_is_refused_before_anything_is_written(pets, tmp_path, settings, message):
@@ -213,6 +218,32 @@ def test_the_decoder_goes_ahead_of_an_imagenet_encoder():
     assert (first.epochs, first.train_encoder) == (2, False)
     assert (second.epochs, second.train_encoder) == (5, True)
     assert second.lr_encoder == pytest.approx(0.1 * second.lr_head)
+
+
+def test_a_value_for_one_of_several_objectives_is_left_out_for_the_others(pets, tmp_path):
+    path = tmp_path / "pretrain.json"
+    path.write_text(json.dumps({"mask_ratio": 0.3, "noise_sigma": 0.1, "patch": 8}))
+    config = Compare(data=pets, encoder="test_resnet", pretrain_config=path)
+    values = {
+        arm: (made.noise_sigma, made.patch, made.mask_ratio)
+        for arm in ("ae:denoise", "ae:mask", "ae:mixture")
+        for made in [pretraining_of(config, parse_arm(arm), 0)]
+    }
+    assert values == {"ae:denoise": (0.1, None, None), "ae:mask": (None, 8, 0.3), "ae:mixture": (0.1, 8, 0.3)}
+    path.write_text(json.dumps({"target": "patch-normalised", "patch": 8}))
+    assert pretraining_of(config, parse_arm("ae:denoise"), 0).patch == 8
+
+
+def test_a_frozen_encoder_with_random_weights_gets_statistics_and_keeps_its_weights(pets, tmp_path):
+    """Without them its features would grow or die from layer to layer, and the decoder be trained on that."""
+    run(Pretrain(data=(pets,), out=tmp_path / "run", objective="decoder_denoise", seed=3, **SMALL))
+    seed_everything(3)
+    fresh, _ = create_encoder("test_resnet")
+    trained, description = create_encoder("test_resnet", str(tmp_path / "run" / "encoder.safetensors"))
+    assert description.init == "ae:decoder_denoise"
+    before, after = fresh.state_dict(), trained.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "running" in name or "num_batches" in name}
 
 
 @pytest.mark.parametrize(("mode", "objective", "stay"), [("eval", "denoise", True), ("train", "denoise", False),
