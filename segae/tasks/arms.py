@@ -137,9 +137,6 @@ def pretraining_of(config: Compare, arm: Arm, seed: int) -> Pretrain:
     settings = {"image_size": config.image_size, **settings, **{n: v for n, v in given.items() if v is not None}}
     if arm.transfer == "encoder+decoder":
         settings["decoder"] = config.decoder
-    used = used_values(arm.objective, settings.get("target"))
-    for name in set(DEFAULTS[arm.objective]) - set(used):
-        settings.pop(name, None)  # of a file for arms of several objectives, each takes what it has a use for
     own = {
         "data": (config.data, *config.unlabelled),
         "encoder": config.encoder,
@@ -179,8 +176,9 @@ def read_pretraining(path: Path, arm: Arm) -> dict[str, Any]:
         raise _no_pretraining(path, str(error)) from error
     left_open = set(_THE_ARMS)
     if content.get("objective", arm.objective) != arm.objective:
-        left_open |= {"decoder", "target", "noise_sigma", "patch", "mask_ratio", "freeze_epochs"}
-        left_open |= {"skip_dropout"}
+        left_open |= {"decoder", "skip_dropout", "target", "noise_sigma", "patch", "mask_ratio", "freeze_epochs"}
+    # of a file for arms of several objectives, each takes what it has a use for
+    left_open |= set(DEFAULTS[arm.objective]) - set(used_values(arm.objective, content.get("target")))
     if content.get("init", arm.start) != arm.start:
         left_open |= {"freeze_epochs", "encoder_lr_ratio"}
     return {name: value for name, value in content.items() if name not in left_open}
