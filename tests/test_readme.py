@@ -63,7 +63,7 @@ def test_every_row_has_its_provenance(path):
         "warmup",
     )
     names += ("recalibrate", "pretrain_epochs", "pretrain_decoder", "pretrain_target")
-    runs = [tuple(row[name] for name in names) for row in rows]
+    runs = [(*(row[name] for name in names), row.get("pretrain_settings")) for row in rows]
     assert len(runs) == len(set(runs)), "a run stands twice in the table"
 
 

@@ -10,11 +10,11 @@ from fastai.callback.core import Callback, CancelFitException
 from torch import Tensor, nn
 
 from segae.errors import SegaeError
-from segae.training.distributed import gathered, once, this_place
+from segae.training.distributed import gathered, once, summed, this_place
 from segae.training.forward import evaluating
 from segae.training.plateau import at_plateau
 from segae.training.rank import effective_rank, feature_spread, pooled_features
-from segae.training.sharing import part_of_batch
+from segae.training.sharing import Part, part_of_batch
 
 logger = logging.getLogger("segae")
 
@@ -91,21 +91,33 @@ class WhatIsUsed(Callback):
         clock = self.learn.epoch_clock
         if self.learn.training or self.learn.iter or not clock.running:
             return
-        self.found = {"skill": 1 - float(self.learn.loss) / max(self._loss(torch.zeros_like(self.learn.pred)), 1e-12)}
+        part = part_of_batch(self.learn)
+        loss, zeros = float(self.learn.loss), self._loss(torch.zeros_like(self.learn.pred))
+        exchanged = self._exchanged(part)
+        terms = [loss, zeros, 0.0 if exchanged is None else exchanged]
+        sums = summed(torch.tensor(terms, dtype=torch.float64) * part.count).tolist()
+        self.found = {"skill": 1 - sums[0] / max(sums[1], 1e-12)}
+        if exchanged is not None:
+            self.found["deepest_use"] = sums[2] / max(sums[0], 1e-12)
+
+    @torch.no_grad()
+    def _exchanged(self, part: Part) -> float | None:
+        """The loss with each image's deepest map replaced by the next one's, in the batch of all processes."""
         model, (image_bchw, *more) = self.learn.model, self.learn.xb
-        if hasattr(model, "decode") and hasattr(model, "has_skips") and len(image_bchw) > 1:
-            halved = hasattr(self.learn, "bfloat16_autocast")
-            with torch.no_grad(), torch.autocast(image_bchw.device.type, torch.bfloat16, enabled=halved):
-                *others, deepest_bchw = model.encode(image_bchw, *more)
-                exchanged = self._loss(model.decode([*others, deepest_bchw.roll(1, 0)], *more))
-            self.found["deepest_use"] = exchanged / max(float(self.learn.loss), 1e-12)
+        if not (hasattr(model, "decode") and hasattr(model, "has_skips") and part.total > 1):
+            return None
+        halved = hasattr(self.learn, "bfloat16_autocast")
+        with torch.autocast(image_bchw.device.type, torch.bfloat16, enabled=halved):
+            *others, deepest_bchw = model.encode(image_bchw, *more)
+            every_bchw = torch.cat(gathered(deepest_bchw[: part.count].cpu()))
+            other_bchw = every_bchw.roll(1, 0)[part.first : part.first + len(image_bchw)]
+            return self._loss(model.decode([*others, other_bchw.to(deepest_bchw)], *more))
 
     def after_validate(self) -> None:
-        """Fill the columns, the first process's for all."""
+        """Fill the columns."""
         clock = self.learn.epoch_clock
-        found = once(lambda: self.found)
-        clock.extra.update({name: round(value, 4) for name, value in found.items()})
-        if found and clock.now + 1 == clock.end and this_place().first:
+        clock.extra.update({name: round(value, 4) for name, value in self.found.items()})
+        if self.found and clock.now + 1 == clock.end and this_place().first:
             self._warn(clock.extra)
 
     def _loss(self, answer_bchw: Tensor) -> float:

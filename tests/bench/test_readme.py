@@ -33,7 +33,8 @@ def stale(root: Path) -> set[str]:
 def test_a_row_that_changes_makes_its_pages_stale(pages: Path, rows: str) -> None:
     assert not stale(pages)
     lines = read_rows(pages / rows)
-    lines[0]["miou"] = str(float(lines[0]["miou"]) + 0.1)
+    number = "miou" if "miou" in lines[0] else "exchanged_over_loss"
+    lines[0][number] = str(float(lines[0][number]) + 0.1)
     with (pages / rows).open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()

@@ -58,7 +58,7 @@ def test_an_objective_trains_and_leaves_a_plain_encoder(name, architecture):
     assert hooks == []
     image_bchw = torch.stack(pictures(2))
     for mine, theirs in zip(model.encoder.eval()(image_bchw), fresh.eval()(image_bchw), strict=True):
-        assert torch.allclose(mine, theirs, atol=1e-5)
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
