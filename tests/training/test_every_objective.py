@@ -56,9 +56,10 @@ def test_an_objective_trains_and_leaves_a_plain_encoder(name, architecture):
     assert type(model.encoder) is kind
     hooks = [module for module in model.encoder.modules() if module._forward_hooks or module._forward_pre_hooks]
     assert hooks == []
+    fresh.to(memory_format=torch.channels_last)  # as the trained one: other layouts add up in another order
     image_bchw = torch.stack(pictures(2))
     for mine, theirs in zip(model.encoder.eval()(image_bchw), fresh.eval()(image_bchw), strict=True):
-        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(mine, theirs, atol=1e-5)
 
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
