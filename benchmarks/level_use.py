@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def measure(folder: Path, images: int = 64) -> list[dict[str, Any]]:
     model.load_state_dict(load_resume_file(folder / RESUME_FILE)["model"])
     model.eval()
     held_out = load_unlabelled(config, description, device, Quarantine()).valid
-    assert held_out is not None
+    if held_out is None or len(held_out) < 2:
+        sys.exit(f"{folder} kept no two validation images apart; wanted a pretraining with --val-fraction above 0.")
     chosen = Subset(held_out, range(min(images, len(held_out))))
     clean_bchw = next(iter(DataLoader(chosen, len(chosen))))
     clean_bchw = clean_bchw[0] if isinstance(clean_bchw, (list, tuple)) else clean_bchw

@@ -123,7 +123,7 @@ def _load_cached(
     with first_on_machine():
         cached = cache_images(paths, config.image_size, quarantine)
     images = cached.images
-    held_out = _held_out(cached.paths, config)
+    held_out = kept_apart(cached.paths, config)
     valid, train = np.flatnonzero(held_out), np.flatnonzero(~held_out)
     augmented, checked = unlabelled_sets(config, images, description, device)
     clean = UnlabelledImages(images, eval_transform(config.image_size, description.mean, description.std), config.seed)
@@ -163,7 +163,7 @@ def _load_live(config: Pretrain, description: EncoderDescription, paths: Sequenc
     from segae.data.reduced import read_resized
     from segae.data.transforms import eval_transform, pretrain_transform
 
-    held_out = _held_out(paths, config)
+    held_out = kept_apart(paths, config)
     # two lists: what replaces an unreadable training image must not be a validation image
     train = [path for path, kept in zip(paths, held_out, strict=True) if not kept]
     valid = [path for path, kept in zip(paths, held_out, strict=True) if kept]
@@ -193,7 +193,7 @@ def _load_live(config: Pretrain, description: EncoderDescription, paths: Sequenc
     )
 
 
-def _held_out(paths: Sequence[Path], config: Pretrain) -> np.ndarray:
+def kept_apart(paths: Sequence[Path], config: Pretrain) -> np.ndarray:
     """Which images are kept for validation; decided by name, so that all paths keep the same ones."""
     import numpy as np
 

@@ -189,12 +189,10 @@ def _decode_images(paths: Sequence[Path], config: Pretrain, drawn: bool) -> tupl
 
 def _split_size(paths: Sequence[Path], config: Pretrain) -> tuple[int, int]:
     """How many images ``segae pretrain`` trains on, and how many it keeps for validation."""
-    from segae.data.dataset import choose_by_hash, names_apart
+    from segae.tasks.loading import kept_apart
 
-    names = names_apart(paths)
-    held_out = choose_by_hash(sorted(set(names)), config.val_fraction, config.seed, "validation")
-    valid = sum(name in held_out for name in names)
-    return len(names) - valid, valid
+    valid = int(kept_apart(paths, config).sum())
+    return len(paths) - valid, valid
 
 
 def _scaled(counts: tuple[int, int], images: int | None, val_fraction: float) -> tuple[int, int]:

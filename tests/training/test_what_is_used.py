@@ -16,6 +16,7 @@ from segae.training.callbacks import Callback
 from segae.training.fit import fit
 from segae.training.learner import pretraining_learner
 from segae.training.loaders import make_loaders
+from segae.training.pretraining_watch import WhatIsUsed
 from segae.training.run import seed_everything
 from segae.training.schedule import make_pretraining_phases
 
@@ -121,8 +122,7 @@ class Zero(nn.Module):
         return 0 * answer_bchw
 
 
-def test_a_decoder_that_does_without_the_deepest_map_is_told_of(caplog):
-    caplog.set_level(logging.WARNING, logger="segae")
+def test_a_decoder_that_is_blind_to_the_deepest_map_has_no_use_for_it():
     learner = make("unet", train=8)
     deepest = learner.model.encoder.out_channels[-1]
     with torch.no_grad():
@@ -132,8 +132,22 @@ def test_a_decoder_that_does_without_the_deepest_map_is_told_of(caplog):
                 break
     log = fit(learner, make_pretraining_phases(1, 1e-9))
     assert log[-1]["deepest_use"] == pytest.approx(1, abs=1e-3)
-    told = [record.message for record in caplog.records]
-    assert any("--skip-dropout 0.5" in message for message in told) or log[-1]["skill"] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("skill", "use", "told"),
+    [
+        (0.5, 1.3, None),
+        (0.5, None, None),
+        (0.5, 1.001, "Try --skip-dropout 0.5, or --decoder plain"),
+        (0.01, 1.3, "no better than zeros"),
+    ],
+)
+def test_the_last_epoch_warns_of_what_was_not_trained(caplog, skill, use, told):
+    found = {"skill": skill} if use is None else {"skill": skill, "deepest_use": use}
+    with caplog.at_level(logging.WARNING, logger="segae"):
+        WhatIsUsed._warn(found)
+    assert [told in record.message for record in caplog.records] == ([] if told is None else [True])
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
