@@ -12,7 +12,7 @@ import pytest
 from segae.bench import tables
 from segae.bench.readme import pages_with_results, render
 from segae.bench.tables import protocol_table, results_table
-from segae.tasks.rows import COLUMNS
+from segae.tasks.rows import COLUMNS, read_compressed
 from segae.training.schedule import Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +65,30 @@ def test_every_row_has_its_provenance(path):
     names += ("recalibrate", "pretrain_epochs", "pretrain_decoder", "pretrain_target")
     runs = [(*(row[name] for name in names), row.get("pretrain_settings")) for row in rows]
     assert len(runs) == len(set(runs)), "a run stands twice in the table"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "per_image").iterdir()), ids=lambda path: path.name)
+def test_single_images_are_those_of_the_rows(path):
+    """A paired test over images would count images twice, or scores of a run that is not published."""
+    with (ROOT / "results" / path.name.replace(".csv.gz", ".csv")).open() as file:
+        rows = {row["settings"]: row for row in csv.DictReader(file)}
+    scores: dict[str, dict[str, float]] = {}
+    for line in read_compressed(path):
+        assert line["image"] not in scores.setdefault(line["settings"], {})
+        scores[line["settings"]][line["image"]] = float(line["miou"])
+    assert set(scores) == set(rows)
+    assert len({frozenset(images) for images in scores.values()}) == 1, "runs were scored on different images"
+    for settings, images in scores.items():
+        assert statistics.fmean(images.values()) == pytest.approx(float(rows[settings]["per_image_miou"]), abs=2e-6)
+
+
+def test_a_sparse_step_costs_at_most_a_quarter_more_than_a_dense_one():
+    with (ROOT / "results" / "throughput_cpu.csv").open() as file:
+        ratios = {
+            row["encoder"]: float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "sparse_over_dense"
+        }
+    assert {"tf_efficientnet_lite0", "resnet18"} <= set(ratios)
+    assert max(ratios.values()) <= 1.25
 
 
 def test_different_runs_are_not_averaged_as_seeds():

@@ -75,7 +75,7 @@ def parse_arm(text: str) -> Arm:
 
 
 def _parse_start(text: str) -> Arm:
-    from segae.objectives.presets import OBJECTIVES, make_objective
+    from segae.objectives.presets import OBJECTIVES
 
     bare = text.removesuffix(_DECODER)
     start, mark, objective = bare.rpartition("ae:")
@@ -92,13 +92,18 @@ def _parse_start(text: str) -> Arm:
         hint = f"Did you mean {close[0]}? " if close else ""
         raise SegaeError(f"the arm {text!r} has an unknown objective. {hint}Use one of {', '.join(OBJECTIVES)}.")
     transfer = "encoder+decoder" if text.endswith(_DECODER) else "encoder"
-    frozen = make_objective(objective, noise_sigma=None, patch=None, mask_ratio=None).frozen_encoder
-    if frozen and transfer == "encoder":
+    if _freezes(objective) and transfer == "encoder":
         raise SegaeError(
             f"the arm {text!r} would transfer an encoder that {objective} leaves as it was; transfer the decoder "
             f"too: --arms {text}{_DECODER}."
         )
     return Arm("imagenet" if start else "random", objective, transfer)
+
+
+def _freezes(objective: str) -> bool:
+    from segae.objectives.presets import make_objective
+
+    return make_objective(objective, noise_sigma=None, patch=None, mask_ratio=None).frozen_encoder
 
 
 def own_settings(config: Compare, arm: Arm) -> Compare:
@@ -179,6 +184,8 @@ def read_pretraining(path: Path, arm: Arm) -> dict[str, Any]:
         left_open |= {"decoder", "skip_dropout", "target", "noise_sigma", "patch", "mask_ratio", "freeze_epochs"}
     # of a file for arms of several objectives, each takes what it has a use for
     left_open |= set(DEFAULTS[arm.objective]) - set(used_values(arm.objective, content.get("target")))
+    if _freezes(arm.objective):
+        left_open |= {"distance_penalty", "bn_mode", "encoder_lr_ratio"}
     if content.get("init", arm.start) != arm.start:
         left_open |= {"freeze_epochs", "encoder_lr_ratio"}
     return {name: value for name, value in content.items() if name not in left_open}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segae.files import write_json
+from segae.tasks.pictures import draw_curves
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,6 @@ def finish_pretraining(
     from segae.models.encoder import save_encoder
     from segae.models.segmenter import DECODERS
     from segae.models.weights import fingerprint
-    from segae.training.figures import training_curves
     from segae.training.run import DONE_FILE
 
     described = replace(
@@ -63,7 +63,7 @@ def finish_pretraining(
         whole = fingerprint(model.encoder.state_dict())
         about = DecoderDescription(config.encoder, config.decoder, config.objective, whole)
         save_decoder(config.out / DECODER_FILE, model.decoder, about)
-    training_curves(config.out / "log.csv", config.out / "curves.png")
+    draw_curves(config.out)
     measured = {name: described.pretraining[name] for name in ("final_loss", "images_seen", "seconds")}
     write_json(config.out / DONE_FILE, {**measured, **source})
     print(f"wrote {target}")
@@ -139,7 +139,6 @@ def finish_segmentation(
     from segae.data.dataset import split_hash
     from segae.models.segmenter import SegmenterDescription, save_segmenter
     from segae.training.evaluation import predict_masks
-    from segae.training.figures import training_curves
     from segae.training.panels import segmentation_sheet
     from segae.training.run import DONE_FILE
 
@@ -197,7 +196,7 @@ def finish_segmentation(
     segmentation_sheet(
         list(pictures), list(truths), list(predictions), data.classes, data.palette, config.out / "sheet.png"
     )
-    training_curves(config.out / "log.csv", config.out / "curves.png")
+    draw_curves(config.out)
     write_json(
         config.out / DONE_FILE, {"last_epoch": log[-1], "split": "val" if "miou" in log[-1] else "train", **details}
     )

@@ -72,6 +72,32 @@ def _check_patches(config: Pretrain, objective: Objective) -> None:
         )
 
 
+def require_frozen_use(config: Pretrain, own_decoder: str, encoder_lr_ratio: float) -> None:
+    """Refuse settings that do nothing where the encoder rests: a decoder that no file keeps, and how an encoder trains.
+
+    Args:
+        config: of an objective that freezes the encoder.
+        own_decoder: the objective's own decoder.
+        encoder_lr_ratio: what a resolved configuration holds where nothing was asked for.
+    """
+    from segae.models.segmenter import DECODERS
+
+    decoder = config.decoder or own_decoder
+    if decoder not in DECODERS or decoder == "linear":  # here linear is no segmenter's
+        segmenters = ", ".join(name for name in DECODERS if name != "linear")
+        raise SegaeError(
+            f"{config.objective} trains the decoder alone, and the decoder is {decoder}, which no segmenter can "
+            f"take over: nothing would be left of the run. Use --decoder {own_decoder}, or another of {segmenters}."
+        )
+    idle = {"distance_penalty": 0.0, "bn_mode": "train", "encoder_lr_ratio": encoder_lr_ratio}
+    for name, value in idle.items():
+        if (given := getattr(config, name)) not in (None, value):
+            raise SegaeError(
+                f"{name} is {given}, and {config.objective} leaves the encoder as it is. Leave "
+                f"--{name.replace('_', '-')} out, or choose an --objective that trains the encoder, such as denoise."
+            )
+
+
 def _require_pixels(config: Pretrain, objective: Objective) -> None:
     from segae.objectives.reconstruction import MeanSquaredError
 

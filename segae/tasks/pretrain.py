@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -127,16 +128,20 @@ def resolve(config: Pretrain, init: str) -> Pretrain:
         SegaeError: the objective is unknown, or has no use for a value that was given.
     """
     from segae.objectives.catalogue import DEFAULTS, require_use
+    from segae.tasks.prepare import require_frozen_use
 
     objective = _objective(config)
     values = {name: getattr(config, name) for name in DEFAULTS[config.objective]}
     used = require_use(config.objective, config.target, values)
     imagenet = init.startswith("imagenet")
+    encoder_lr_ratio = 0.1 if imagenet else 1.0
+    if objective.frozen_encoder:
+        require_frozen_use(config, objective.decoder, encoder_lr_ratio)
     defaults: dict[str, Any] = {
         **{name: value for name, value in DEFAULTS[config.objective].items() if name in used},
         "decoder": objective.decoder,
         "freeze_epochs": 1 if imagenet and not objective.frozen_encoder else 0,
-        "encoder_lr_ratio": 0.1 if imagenet else 1.0,
+        "encoder_lr_ratio": encoder_lr_ratio,
         "skip_dropout": 0.0,
     }
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
@@ -175,10 +180,10 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
     from segae.tasks.compute import as_computed, pretraining_of_items
     from segae.tasks.finish import finish_pretraining, measure_clean, measure_untrained
     from segae.tasks.loading import load_unlabelled
+    from segae.tasks.pictures import draw_curves, draw_panels, print_and_draw
     from segae.tasks.prepare import list_failures, make_probe, open_run
     from segae.training.distributed import this_place
-    from segae.training.fit import fit, print_epoch
-    from segae.training.panels import reconstruction_sheet
+    from segae.training.fit import fit
     from segae.training.run import RESUME_FILE
 
     config, model, description, objective, phases = begin(config, device)
@@ -194,21 +199,19 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
     print(f"{data.count} training and {data.held_out} validation images, epochs: {length}, on {device}")
     if not resume:
         measure_untrained(config, model, objective, description.init, data.measured, device)
+    panels = partial(draw_panels, config.out, model, objective, data.shown, description)
     log = fit(
         learner,
         phases,
         log_csv=config.out / "log.csv",
         resume_file=config.out / RESUME_FILE,
         resume=resume,
-        report=print_epoch,
+        report=print_and_draw(partial(draw_curves, config.out), panels),
     )
     list_failures(quarantine, data.failures(), config.out)
     if not this_place().first:
         return config.out / "encoder.safetensors"
-    # before BatchNorm is measured on clean images: corrupted ones are what the model was trained on
-    panels = config.out / "reconstructions.png"
-    if len(data.shown):
-        reconstruction_sheet(model, objective, data.shown, description.mean, description.std, panels)
+    panels()  # before BatchNorm is measured on clean images: corrupted ones are what the model was trained on
     measure_clean(config, model, objective, data.measured, device)
     done = as_computed(config, learner)
     return finish_pretraining(done, model, description, data.paths, data.count + data.held_out, log, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -118,10 +119,11 @@ def _segment(config: Segment, device: torch.device) -> Path:
     from segae.tasks.compute import as_computed, segmentation_of_items, set_up
     from segae.tasks.finish import finish_segmentation
     from segae.tasks.labelled import load_labelled
+    from segae.tasks.pictures import draw_curves, print_and_draw
     from segae.tasks.prepare import list_failures, open_run
     from segae.training.cost import measured
     from segae.training.distributed import this_place
-    from segae.training.fit import fit, print_epoch
+    from segae.training.fit import fit
     from segae.training.run import RESUME_FILE, seed_everything
     from segae.training.schedule import check_batchnorm_mode, make_phases
 
@@ -157,7 +159,7 @@ def _segment(config: Segment, device: torch.device) -> Path:
             log_csv=config.out / "log.csv",
             resume_file=config.out / RESUME_FILE,
             resume=resume,
-            report=print_epoch,
+            report=print_and_draw(partial(draw_curves, config.out)),
         )
     list_failures(quarantine, images.failures(), config.out)
     if not this_place().first:
@@ -181,6 +183,12 @@ def resolve(config: Segment, description: EncoderDescription) -> Segment:
         raise SegaeError(f"epoch_images is {config.epoch_images}; 1 or more is wanted, for example --epoch-images 300.")
     if config.image_size is not None and config.image_size < 1:
         raise SegaeError(f"image_size is {config.image_size}; 32 or more is wanted, for example --image-size 128.")
+    if config.transfer == "encoder" and description.init.endswith("ae:decoder_denoise"):
+        raise SegaeError(
+            f"{config.init} comes from decoder_denoise, which trains the decoder and leaves the encoder as it was: "
+            "alone it is no pretraining. Add --transfer encoder+decoder, or give the --init that it began with: "
+            f"{description.init.rpartition('ae:')[0].rstrip('+') or 'random'}."
+        )
     defaults = asdict(protocol_of(description.init, config.transfer)) | {"image_size": description.image_size}
     return replace(
         config,

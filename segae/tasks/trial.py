@@ -118,10 +118,10 @@ def sample_pretraining(config: Pretrain, device: torch.device, images: int | Non
     from segae.tasks.compute import pretraining_of_items
     from segae.tasks.finish import finish_pretraining
     from segae.tasks.loading import MEASURED_IMAGES, unlabelled_sets
+    from segae.tasks.pictures import draw_panels
     from segae.tasks.pretrain import begin
     from segae.tasks.streaming import is_streamed
     from segae.training.forecast import Workload
-    from segae.training.panels import reconstruction_sheet
     from segae.training.provenance import provenance
 
     if is_streamed(config.data):
@@ -141,8 +141,7 @@ def sample_pretraining(config: Pretrain, device: torch.device, images: int | Non
     learner = pretraining_of_items(config, items, model, objective, device)
 
     def finish(log: list[dict[str, Any]], cost: Cost) -> None:  # noqa: ARG001 - metrics of a pretraining hold no memory
-        panels = config.out / "reconstructions.png"
-        reconstruction_sheet(model, objective, decoded[:5], description.mean, description.std, panels)
+        draw_panels(config.out, model, objective, decoded[:5], description)
         finish_pretraining(config, model, description, paths, len(paths), log, provenance(device))
 
     return Sample(

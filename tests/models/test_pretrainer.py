@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -290,14 +287,3 @@ def test_sizes_and_masks_are_checked() -> None:
     hidden[:, :, :16, :16] = 1
     with pytest.raises(SegaeError, match="Use --patch 32"):
         create("sparse", "unet")(image(), hidden)
-
-
-def test_the_benchmark_times_both_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    script = str(ROOT / "benchmarks" / "sparse_step.py")
-    words = ["--encoder", "test_resnet", "--image-size", "64", "--batch-size", "4", "--steps", "1", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", [script, *words])
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # as if it were started from a shell
-    runpy.run_path(script, run_name="__main__")
-    shown = capsys.readouterr().out
-    assert float(re.search(r"ratio: ([\d.]+)", shown).group(1)) > 0
-    assert shown.count("images/s") == 2

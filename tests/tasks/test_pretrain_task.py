@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from segae.objectives.presets import make_objective
 from segae.tasks.arms import parse_arm, pretraining_of
 from segae.tasks.compare import Compare
 from segae.tasks.pretrain import Pretrain, make_phases, run
+from segae.tasks.segment import Segment
+from segae.tasks.segment import run as segment
 from segae.tasks.settings import _NO_MATTER, settings_of
 from segae.training.run import seed_everything
 
@@ -187,6 +190,14 @@ def test_every_setting_of_a_pretraining_makes_it_another_one(pets, tmp_path):
         ({"objective": "denoise", "mask_ratio": 0.75}, "mask_ratio is 0.75, and objective denoise has no use for it"),
         ({"objective": "mask", "noise_sigma": 0.1}, "Leave --noise-sigma out.*denoise, mixture, decoder_denoise"),
         ({"objective": "denoise", "skip_dropout": 0.5}, "no skip connections to cut"),
+        ({"objective": "decoder_denoise", "decoder": "plain"}, "no segmenter can take over.*--decoder unet"),
+        ({"objective": "decoder_denoise", "decoder": "linear"}, "no segmenter can take over.*--decoder unet"),
+        (
+            {"objective": "decoder_denoise", "distance_penalty": 0.1},
+            "distance_penalty is 0.1.*Leave --distance-penalty",
+        ),
+        ({"objective": "decoder_denoise", "bn_mode": "eval"}, "bn_mode is eval, and decoder_denoise leaves the enc"),
+        ({"objective": "decoder_denoise", "encoder_lr_ratio": 0.1}, "encoder_lr_ratio is 0.1.*such as denoise"),
     ],
 )
 def test_what_cannot_be_pretrained_is_refused_before_anything_is_written(pets, tmp_path, settings, message):
@@ -210,6 +221,58 @@ def test_bounded_outputs_are_image_values(pets, tmp_path):
         shape = (1, 3, 1, 1)
         pixels = output * torch.tensor(description.std).view(shape) + torch.tensor(description.mean).view(shape)
         assert -1e-5 <= pixels.min() < 0.5 < pixels.max() <= 1 + 1e-5
+
+
+def test_an_encoder_that_no_pretraining_touched_is_not_taken_for_a_pretrained_one(pets, tmp_path):
+    run(Pretrain(data=(pets,), out=tmp_path / "noise", objective="decoder_denoise", **SMALL))
+    start = str(tmp_path / "noise" / "encoder.safetensors")
+    small = {name: value for name, value in SMALL.items() if name != "epochs"} | {"freeze_epochs": 0, "epochs": 1}
+    with pytest.raises(SegaeError, match="leaves the encoder as it was.*--transfer encoder[+]decoder.*random"):
+        segment(Segment(data=pets, out=tmp_path / "alone", init=start, **small))
+    assert not (tmp_path / "alone").exists()
+    segment(Segment(data=pets, out=tmp_path / "both", init=start, transfer="encoder+decoder", **small))
+    assert (tmp_path / "both" / "model.safetensors").exists()
+
+
+def test_how_an_encoder_trains_is_left_to_the_arms_that_train_one(pets, tmp_path):
+    path = tmp_path / "pretrain.json"
+    path.write_text(json.dumps({"distance_penalty": 0.1, "bn_mode": "eval", "encoder_lr_ratio": 0.3}))
+    config = Compare(data=pets, encoder="test_resnet", pretrain_config=path)
+    made = {arm: pretraining_of(config, parse_arm(arm), 0) for arm in ("ae:mask", "ae:decoder_denoise+decoder")}
+    found = [(each.distance_penalty, each.bn_mode, each.encoder_lr_ratio) for each in made.values()]
+    assert found == [(0.1, "eval", 0.3), (0.0, "train", 1.0)]
+
+
+def test_pictures_are_there_while_it_trains(pets, tmp_path, monkeypatch):
+    """Stopped after two of three epochs, a run has shown what it does."""
+    monkeypatch.setattr("segae.tasks.pictures.EVERY_S", 0.0)
+    seen = []
+
+    def look(row):
+        seen.append({name: (tmp_path / "run" / name).exists() for name in ("curves.png", "reconstructions.png")})
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("segae.training.fit.print_epoch", look)
+    with pytest.raises(KeyboardInterrupt):
+        run(Pretrain(data=(pets,), out=tmp_path / "run", objective="mask", **{**SMALL, "epochs": 3}))
+    assert [set(found.values()) for found in seen] == [{False}, {True}, {True}]
+
+
+def test_a_picture_that_fails_does_not_stop_a_training(pets, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("segae.tasks.pictures.EVERY_S", 0.0)
+    drawn = []
+
+    def fails_at_first(*args):
+        drawn.append(args)
+        if len(drawn) == 1:
+            raise OSError("the pen broke")
+
+    monkeypatch.setattr("segae.training.panels.reconstruction_sheet", fails_at_first)
+    run(Pretrain(data=(pets,), out=tmp_path / "run", objective="mask", **{**SMALL, "epochs": 2}))
+    assert "a picture could not be drawn (the pen broke)" in caplog.text
+    assert len(drawn) == 3  # after each epoch and at the end
+    assert (tmp_path / "run" / "encoder.safetensors").exists()
 
 
 def test_the_decoder_goes_ahead_of_an_imagenet_encoder():
@@ -263,3 +326,22 @@ def test_the_probe_sees_the_statistics_that_will_be_saved(pets, monkeypatch, mod
     assert probe(encoder) == 0.5
     assert all(torch.equal(seen[name], value) for name, value in before.items()) == stay
     assert all(torch.equal(encoder.state_dict()[name], value) for name, value in before.items())
+
+
+def test_the_probe_reads_no_test_image(pets, tmp_path):
+    from segae.data.open import open_dataset
+    from segae.tasks.prepare import make_probe
+
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(pets, spoilt)
+    for pair in open_dataset(spoilt).splits["test"]:
+        pair.image.write_bytes(b"no image")
+        pair.mask.write_bytes(b"no mask")
+    objective = make_objective("mask")
+    scores = []
+    for root in (pets, spoilt):
+        config = Pretrain(data=(pets,), probe=root, objective="mask", **SMALL)
+        seed_everything(0)
+        encoder, description = create_encoder("test_resnet")
+        scores.append(make_probe(config, description, objective, torch.device("cpu"))(encoder))
+    assert scores[0] == scores[1]

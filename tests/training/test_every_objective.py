@@ -46,7 +46,7 @@ def test_an_objective_trains_and_leaves_a_plain_encoder(name, architecture):
     learner = pretraining_learner(loaders, model, objective)
     log = fit(learner, make_pretraining_phases(3, 2e-3, frozen_encoder=objective.frozen_encoder))
     assert log[-1]["train_loss"] < log[0]["train_loss"]
-    assert log[-1]["feature_rank"] >= 1
+    assert 1.2 < log[-1]["feature_rank"] <= 4  # of four images
 
     after = state_of(model.encoder)
     moved = {key for key, value in after.items() if not torch.equal(value, before[key])}
@@ -70,17 +70,22 @@ PLACES += [pytest.param("cuda", family, marks=[pytest.mark.gpu, GPU]) for family
 @pytest.mark.parametrize(("device", "architecture"), PLACES)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_objective_trains_in_bfloat16_with_hard_masks(name, device, architecture):
-    """What a GPU does by default; masks that follow the loss where there are masks."""
-    seed_everything(0)
+    """What a GPU does by default; masks that follow the loss where there are masks. It is float32 but for rounding."""
     objective = make_objective(name)
-    encoder, _ = create_encoder(architecture)
     channels = objective.reconstruction.out_channels(3)
-    model = create_pretrainer(
-        encoder, architecture, out_channels=channels, masking=objective.masking, decoder=objective.decoder
-    )
-    loaders = make_loaders(pictures(8), pictures(4), batch_size=4, device=torch.device(device))
     share = 0.5 if "mask" in name or name in ("a2mim", "mixture") else 0.0
-    learner = pretraining_learner(loaders, model, objective, precision="bfloat16", hard_mask_share=share)
-    log = fit(learner, make_pretraining_phases(3, 2e-3, frozen_encoder=objective.frozen_encoder))
-    assert log[-1]["train_loss"] < 1.05 * log[0]["train_loss"]
-    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        seed_everything(0)
+        encoder, _ = create_encoder(architecture)
+        model = create_pretrainer(
+            encoder, architecture, out_channels=channels, masking=objective.masking, decoder=objective.decoder
+        )
+        loaders = make_loaders(pictures(8), pictures(4), batch_size=4, device=torch.device(device))
+        learner = pretraining_learner(loaders, model, objective, precision=precision, hard_mask_share=share)
+        log = fit(learner, make_pretraining_phases(3, 2e-3, frozen_encoder=objective.frozen_encoder))
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        losses[precision] = [row["train_loss"] for row in log]
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"][0] == pytest.approx(losses["float32"][0], rel=0.01)
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.06)  # another patch may become the hardest
