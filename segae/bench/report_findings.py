@@ -24,7 +24,7 @@ def headline(numbers: Numbers, labels: int) -> str:
     start = f"With {labels} labelled images of {numbers.section.dataset}, {best.arm.name}"
     if len(results) == 1:
         return f"{start} reaches a mean IoU of {_with_interval(best)}."
-    leads = [(other.arm.name, lead) for other in results if other is not best and (lead := _lead(best, other))]
+    leads = [(other.arm.name, lead) for other in results if other is not best and (lead := _lead(numbers, best, other))]
     behind, tied, ahead = (
         [f"{name} {_numbers(*lead)}" for name, lead in leads if _standing(*lead) == place] for place in (-1, 0, 1)
     )
@@ -86,7 +86,7 @@ def _together(cases: Sequence[tuple[Result, str, Comparison]], arms: int) -> lis
         sentences.append(
             f"With {-labels} labels, {len(found)} of {arms} starts from an autoencoder "
             f"{state.format(name_of(REFERENCES[place]))} ({signed(min(gains))} to {signed(max(gains))}"
-            f"{f'; {kept} of them also corrected for all comparisons' if told_apart(its) else ''}), "
+            f"{f'; {kept} of them also corrected for the comparisons of the section' if told_apart(its) else ''}), "
             f"the best of them {best.arm.name} {_numbers(its, 1)}."
         )
     return sentences
@@ -98,12 +98,14 @@ def _with_interval(result: Result) -> str:
     return f"{number(result.miou)} ({100 * LEVEL:.0f} % interval {span(result.interval)})"
 
 
-def _lead(best: Result, other: Result) -> tuple[Comparison, int] | None:
+def _lead(numbers: Numbers, best: Result, other: Result) -> tuple[Comparison, int] | None:
     """The tested comparison of two arms, and 1 if it is of the best with the other, -1 if it is the other way."""
     for result, reference, sign in ((best, other, 1), (other, best, -1)):
-        found = result.against.get(reference.arm.init) if reference.arm.is_reference else None
-        if found is not None and tested(found):
-            return found, sign
+        plain = [result.against.get(reference.arm.init)] if reference.arm.is_reference else []
+        alike = [one.comparison for one in numbers.further if one.arm is result.arm and one.other is reference.arm]
+        for found in (*plain, *alike):
+            if found is not None and tested(found):
+                return found, sign
     return None
 
 
@@ -118,7 +120,7 @@ def _numbers(comparison: Comparison, sign: int) -> str:
     low, high = sorted((sign * one.low, sign * one.high))
     doubt = ""
     if told_apart(comparison) and not survives(comparison):
-        doubt = f"; corrected for all comparisons p = {p_value(comparison.p_adjusted)}"
+        doubt = f"; corrected for the comparisons of the section p = {p_value(comparison.p_adjusted)}"
     return f"({signed(sign * one.estimate)}, {signed(low)} to {signed(high)}{doubt})"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segae.bench.report_arms import REFERENCES, Arm, Section
+from segae.bench.report_pairs import Further, like_with_like, with_references
 from segae.errors import SegaeError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Numbers:
         worth: for each arm's name and each reference's init, what the arm's weights are worth in labels.
         comparisons: how many differences were tested and corrected for together.
         without_counts: why differences rest on seeds alone; empty where all arms have counts of single images.
+        further: comparisons beside those with plain random and ImageNet weights.
     """
 
     section: Section
@@ -56,6 +58,7 @@ class Numbers:
     worth: Mapping[tuple[str, str], Sequence[Worth]]
     comparisons: int
     without_counts: str
+    further: tuple[Further, ...] = ()
 
     def at(self, labels: int) -> tuple[Result, ...]:
         """The arms at one label budget."""
@@ -98,16 +101,9 @@ def numbers_of(section: Section, per_image: Path) -> Numbers:
             scores[index] = _read(per_image, arm)
         except SegaeError as error:  # told on the page, under what would invalidate the result
             reason = str(error)
-    pairs = [
-        (index, other)
-        for index, arm in enumerate(section.arms)
-        for other, reference in enumerate(section.arms)
-        if reference.is_reference
-        and arm.labels == reference.labels
-        and index != other
-        and not (arm.is_reference and arm.init == "random")  # ImageNet against random is one comparison, not two
-    ]
-    found = {pair: _compared(section, scores, *pair) for pair in pairs}
+    plain = with_references(section.arms)
+    alike = [pair for pair in like_with_like(section.arms) if pair not in plain]
+    found = {pair: _compared(section, scores, *pair) for pair in (*plain, *alike)}
     known = {pair: comparison for pair, comparison in found.items() if comparison is not None}
     adjusted = dict(zip(known, adjust(list(known.values())), strict=True)) if known else {}
     results = [
@@ -115,12 +111,13 @@ def numbers_of(section: Section, per_image: Path) -> Numbers:
             arm=arm,
             miou=arm.mean("miou"),
             interval=_interval(arm, scores.get(index)),
-            against={section.arms[b].init: one for (a, b), one in adjusted.items() if a == index},
+            against={section.arms[b].init: adjusted[a, b] for a, b in plain if a == index and (a, b) in adjusted},
             images=len(scores[index].images) if index in scores else 0,
         )
         for index, arm in enumerate(section.arms)
     ]
-    return Numbers(section, tuple(results), _worth(section, scores), len(adjusted), reason)
+    further = [Further(section.arms[a], section.arms[b], adjusted[a, b]) for a, b in alike if (a, b) in adjusted]
+    return Numbers(section, tuple(results), _worth(section, scores), len(adjusted), reason, tuple(further))
 
 
 def _no_counts(path: Path) -> str:

@@ -13,7 +13,7 @@ from segae.bench.report_arms import REFERENCES
 from segae.bench.report_findings import answers, headline
 from segae.bench.report_numbers import LEVEL, Numbers, Result
 from segae.bench.report_style import ReportFigure, inline, styles_of
-from segae.bench.report_text import methods, number, p_value, signed, span, values, worth_text
+from segae.bench.report_text import further_table, methods, number, p_value, signed, span, values, worth_text
 from segae.bench.report_threats import threats
 from segae.data.drawn_pets import is_drawn
 from segae.errors import SegaeError
@@ -29,6 +29,7 @@ _SCORES = {
     "per_image_miou": "mean per-image IoU",
 }
 _COST = {"seconds": "minutes of fine-tuning", "pretrain_seconds": "minutes of our pretraining"}
+_ENERGY = {"energy_wh": "Wh of fine-tuning", "pretrain_energy_wh": "Wh of our pretraining"}
 
 
 class SectionPage:
@@ -64,8 +65,8 @@ class SectionPage:
         """What the template wants of the section."""
         section, missing = self.section, self.files.missing
         references = [init for init in REFERENCES if any(arm.is_reference and arm.init == init for arm in section.arms)]
-        energy = sorted({name for row in section.rows for name in row if name.startswith("energy") and row[name]})
-        costs = {**_COST, **{name: name.replace("_", " ") for name in energy}, "peak_memory_mb": "peak memory in MB"}
+        energy = {name: text for name, text in _ENERGY.items() if any(row.get(name) for row in section.rows)}
+        costs = {**_COST, **energy, "peak_memory_mb": "peak memory in MB"}
         drawn = {
             kind: [{"title": one.title, "alt": one.alt, "uri": inline(one.figure)} for one in group]
             for kind, group in self.figures.items()
@@ -76,11 +77,10 @@ class SectionPage:
             "references": [name_of(init) for init in references],
             "budgets": [{"labels": one, "rows": self._table(one, references, costs)} for one in section.budgets],
             "table_note": self._table_note(),
+            "further": further_table(self.numbers),
             "worth": [self._worth(init) for init in references if len(section.budgets) > 1],
             **drawn,
-            "no_confusion": ""
-            if drawn["confusion"]
-            else missing.get("confusion", "No run of this section has counts."),
+            "no_confusion": "" if drawn["confusion"] else missing.get("confusion", "No run of these has counts."),
             "no_convergence": ""
             if drawn["convergence"]
             else missing.get("curves", "No run of this section has a log."),

@@ -39,12 +39,33 @@ def worth_text(worth: Worth, budgets: Sequence[int]) -> str:
     """With how many labels the reference, run at ``budgets``, gets as far; with the interval where there is one."""
     from segae.bench.worth import ABOVE, BELOW
 
-    outside = {ABOVE: f"> {max(budgets)}", BELOW: f"< {min(budgets)}"}
-    if worth.labels is None:
-        return next((text for side, text in outside.items() if side in worth.note), "–")
+    below, above = f"< {min(budgets)}", f"> {max(budgets)}"
     low, high = (None if end is None else f"{end:.0f}" for end in (worth.low, worth.high))
-    ends = f" ({low or f'< {min(budgets)}'} to {high or f'> {max(budgets)}'})"
-    return f"{worth.labels:.0f}{ends}"
+    if worth.labels is not None:
+        return f"{worth.labels:.0f} ({low or below} to {high or above})"
+    # the interval may reach back among the budgets, where the number itself does not lie
+    if ABOVE in worth.note:
+        far = worth.low is None or worth.low < max(budgets)
+        return f"{above} ({low or below} to {above})" if far else above
+    if BELOW in worth.note:
+        far = worth.high is None or worth.high > min(budgets)
+        return f"{below} ({below} to {high or above})" if far else below
+    return "–"
+
+
+def further_table(numbers: Numbers) -> list[dict[str, str]]:
+    """The comparisons beside those with plain random and ImageNet weights, most labels first."""
+    return [
+        {
+            "labels": str(one.arm.labels),
+            "arm": one.arm.name,
+            "other": one.other.name,
+            "difference": signed(one.comparison.difference.estimate),
+            "interval": span(one.comparison.difference, signed),
+            "p": p_value(one.comparison.p_adjusted),
+        }
+        for one in sorted(numbers.further, key=lambda one: -one.arm.labels)
+    ]
 
 
 def methods(all_numbers: Sequence[Numbers]) -> str:
@@ -143,7 +164,12 @@ def _tested(all_numbers: Sequence[Numbers]) -> str:
     said = f"Intervals are {100 * LEVEL:.0f} % intervals over {listed(sorted(over), 'or over')}. " if over else ""
     if count:
         said += (
-            f"Differences to random and to ImageNet weights are paired by seed; the p values of the {count} "
-            "comparisons are corrected by Holm's method within each section."
+            f"Differences of two starts are paired by seed; the p values of the {count} comparisons are corrected by "
+            "Holm's method within each section."
         )
+        if any(not numbers.without_counts for numbers in all_numbers):
+            said += (
+                " A start is called ahead only where a bootstrap over the scored images (BCa, 2,000 samples) leaves "
+                "zero out too."
+            )
     return said

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from segae.bench.report_arms import Row, Section
+from segae.bench.report_arms import Arm, Row, Section
 from segae.bench.report_numbers import Numbers
 from segae.bench.report_text import listed, values
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FEW_SEEDS, FEW_IMAGES = 5, 200
+_SEARCHED = "tf_efficientnet_lite0"  # the encoder with which segae's own settings were chosen
 _STILL_FALLING = 0.95  # last epoch's loss over that of the epoch before
 
 
@@ -120,15 +121,25 @@ def _settings(sections: Sequence[Section]) -> Iterator[str]:
     if len({tuple(arm.rows[0][name] for name in columns) for arm in arms}) == 1:
         yield "All arms share one set of fine-tuning settings; what suits one start may starve another."
         return
-    chosen = [arm for arm in arms if _is_default(arm.rows[0], protocol_of(arm.init, arm.transfer), columns)]
+    own = [arm for arm in arms if _is_default(arm.rows[0], protocol_of(arm.init, arm.transfer), columns)]
+    chosen = [arm for arm in own if arm.rows[0]["encoder"] == _SEARCHED and arm.variant in ("", "longer")]
     yield "The arms differ in their fine-tuning settings (see the methods): each must have been searched equally hard."
     if chosen:
         elsewhere = sorted({section.dataset for section in sections} - {"oxford-iiit-pet-sample"})
         others = f"; unless --tune found them again, nothing was searched on {listed(elsewhere)}" if elsewhere else ""
         yield (
-            f"The settings of {listed([arm.name for arm in chosen])} equal segae's own for such a start, chosen on "
-            f"validation images of the Oxford-IIIT Pet sample (docs/training.md){others}."
+            f"The settings of {_names(chosen)} equal segae's own for such a start, chosen on validation images of the "
+            f"Oxford-IIIT Pet sample (docs/training.md){others}."
         )
+    if carried := [arm for arm in own if arm not in chosen]:
+        yield (
+            f"The settings of {_names(carried)} were carried over: segae's were chosen with {_SEARCHED} and for an "
+            "encoder that is fine-tuned. Unless --tune found them again, others may suit these arms better."
+        )
+
+
+def _names(arms: Sequence[Arm]) -> str:
+    return listed(list(dict.fromkeys(arm.name for arm in arms)))
 
 
 def _is_default(row: Row, protocol: object, columns: Sequence[str]) -> bool:

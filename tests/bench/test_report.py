@@ -16,7 +16,8 @@ from segae.bench.report import Report, run, write_report
 from segae.bench.report_arms import sections_of
 from segae.bench.report_findings import answers, headline
 from segae.bench.report_numbers import numbers_of
-from segae.bench.report_text import methods
+from segae.bench.report_text import methods, worth_text
+from segae.bench.worth import Worth
 from segae.data.drawn_pets import draw_pets
 from segae.errors import SegaeError
 from segae.tasks.rows import COLUMNS, read_rows, write_rows
@@ -372,11 +373,51 @@ def test_seeds_that_only_one_arm_has_do_not_turn_the_sentence_round(tmp_path):
 
 
 def test_without_a_reference_nothing_is_compared(tmp_path):
-    rows = read_rows(simulate(tmp_path, budgets=(300,), inits=("ae:denoise", "imagenet+ae:denoise")))
+    skill = {"ae:denoise": 0.43, "ae:mask": 0.6}
+    rows = read_rows(simulate(tmp_path, budgets=(300,), inits=tuple(skill), skill=skill))
     (section,) = sections_of(rows)
     said = headline(numbers_of(section, tmp_path / "per_image" / "bench.csv.gz"), 300)
     assert "no arm started from random or from ImageNet weights" in said
     assert "two seeds" not in said
+
+
+def test_an_autoencoder_must_beat_the_harder_baselines_too(tmp_path):
+    """Above random weights, it is below random weights that were trained for longer; and ImageNet's frozen encoder."""
+    variants = [("random", "unet", 1, 12), *((init, "unet", 4, 0) for init in ("imagenet", "ae:denoise"))]
+    skill = {"random": 0.42, "imagenet": 0.69, "ae:denoise": 0.43, "imagenet+ae:denoise": 0.69}
+    page = write_report(simulate(tmp_path, budgets=(300,), variants=variants, skill=skill), tmp_path / "page.html")
+    (section,) = sections_of(read_rows(tmp_path / "bench.csv"))
+    numbers = numbers_of(section, tmp_path / "per_image" / "bench.csv.gz")
+    found = {(one.arm.name, one.other.name): one.comparison for one in numbers.further}
+    ours = "autoencoder (denoise)"
+    assert set(found) == {
+        (ours, "random for 1 + 12 epochs"),
+        (f"{ours} with a frozen encoder", "ImageNet with a frozen encoder"),
+        (f"ImageNet + {ours}", ours),
+    }
+    for (first, second), comparison in found.items():
+        means = [next(one.miou for one in numbers.results if one.arm.name == name) for name in (first, second)]
+        assert comparison.difference.estimate == pytest.approx(means[0] - means[1], abs=5e-3)
+        assert comparison.p_adjusted >= comparison.p  # corrected together with the others
+    assert numbers.comparisons == len(found) + sum(len(one.against) for one in numbers.results)
+    assert "Against the harder baselines" in words(page)
+    assert re.search(r"autoencoder \(denoise\) random for 1 [+] 12 epochs 300 [−+]0[.]0", words(page))
+    assert "The settings of ImageNet with a frozen encoder were carried over" in words(page)
+
+
+@pytest.mark.parametrize(
+    ("note", "low", "high", "expected"),
+    [
+        ("above the largest budget", 42.4, None, "> 300 (42 to > 300)"),
+        ("above the largest budget; interval open below", None, None, "> 300 (< 30 to > 300)"),
+        ("above the largest budget", 300.0, None, "> 300"),
+        ("below the smallest budget", None, 70.0, "< 30 (< 30 to 70)"),
+        ("below the smallest budget; interval open above", None, None, "< 30 (< 30 to > 300)"),
+        ("below the smallest budget", None, 30.0, "< 30"),
+    ],
+)
+def test_the_worth_in_labels_keeps_its_interval_where_the_number_lies_outside(note, low, high, expected):
+    assert worth_text(Worth(None, low, high, 300, note), (30, 90, 300)) == expected
 
 
 def test_the_worth_in_labels_claims_no_more_than_the_references_own_budgets(tmp_path):
