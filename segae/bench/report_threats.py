@@ -118,19 +118,24 @@ def _settings(sections: Sequence[Section]) -> Iterator[str]:
 
     columns = ("lr", "lr_ratio", "bn_mode", "warmup", "recalibrate")
     arms = [arm for section in sections for arm in section.arms]
-    if len({tuple(arm.rows[0][name] for name in columns) for arm in arms}) == 1:
-        yield "All arms share one set of fine-tuning settings; what suits one start may starve another."
-        return
     own = [arm for arm in arms if _is_default(arm.rows[0], protocol_of(arm.init, arm.transfer), columns)]
     chosen = [arm for arm in own if arm.rows[0]["encoder"] == _SEARCHED and arm.variant in ("", "longer")]
-    yield "The arms differ in their fine-tuning settings (see the methods): each must have been searched equally hard."
-    if chosen:
-        elsewhere = sorted({section.dataset for section in sections} - {"oxford-iiit-pet-sample"})
-        others = f"; unless --tune found them again, nothing was searched on {listed(elsewhere)}" if elsewhere else ""
+    if len({tuple(arm.rows[0][name] for name in columns) for arm in arms}) == 1:
+        yield "All arms share one set of fine-tuning settings; what suits one start may starve another."
+    else:
         yield (
-            f"The settings of {_names(chosen)} equal segae's own for such a start, chosen on validation images of the "
-            f"Oxford-IIIT Pet sample (docs/training.md){others}."
+            "The arms differ in their fine-tuning settings (see the methods): each must have been searched equally "
+            "hard."
         )
+        if chosen:
+            elsewhere = sorted({section.dataset for section in sections} - {"oxford-iiit-pet-sample"})
+            others = (
+                f"; unless --tune found them again, nothing was searched on {listed(elsewhere)}" if elsewhere else ""
+            )
+            yield (
+                f"The settings of {_names(chosen)} equal segae's own for such a start, chosen on validation images of "
+                f"the Oxford-IIIT Pet sample (docs/training.md){others}."
+            )
     if carried := [arm for arm in own if arm not in chosen]:
         yield (
             f"The settings of {_names(carried)} were carried over: segae's were chosen with {_SEARCHED} and for an "
