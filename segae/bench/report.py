@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,7 @@ def write_report(
     out: Path,
     *,
     experiment: str | None = None,
+    settings: Collection[str] | None = None,
     data: Path | Sequence[Path] | None = None,
     classes: Sequence[str] = (),
     merge: Sequence[str] = (),
@@ -80,6 +81,7 @@ def write_report(
         rows_csv: the rows; further files are looked for beside it.
         out: the HTML file.
         experiment: which study of the file; None takes the only one.
+        settings: digests of the runs that the page is about; None takes all of the study.
         data: folders of the data sets with the scored images.
         classes: their class names, where the folders do not say them.
         merge: classes that were taken as one, such as ``foreground=pet+border``.
@@ -97,6 +99,7 @@ def write_report(
     from segae.files import write_atomically
 
     rows, name = _rows(rows_csv, experiment)
+    rows = [row for row in rows if settings is None or row["settings"] in settings]
     opened = [open_dataset(folder, classes, merge) for folder in ([data] if isinstance(data, Path) else data or ())]
     files = Files.beside(rows_csv, name, opened, runs)
     pages, used = [], 0

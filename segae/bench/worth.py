@@ -51,8 +51,7 @@ def worth_in_labels(
     The interval holds all numbers of labels at which the paired test of the arm against the reference's curve does not
     reject equality, as in Fieller's interval for a ratio. It covers new seeds and new images like
     :func:`segae.bench.statistics.mean_interval`, and it is open where the curve is too flat to tell. A bootstrap over
-    seeds and images would be too narrow, since three seeds drawn anew cannot show how much seeds differ: in simulations
-    with three seeds its 95 % intervals held the truth in 77 % (docs/statistics.md).
+    seeds and images would be too narrow, since three seeds drawn anew cannot show how much seeds differ.
 
     Args:
         arm: its scores at each label budget.
