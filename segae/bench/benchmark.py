@@ -30,8 +30,8 @@ class Bench:
     """A data set: the official Oxford-IIIT Pets layout, or a folder with images/ and masks/."""
     preset: Literal["own", "quick", "sample", "full", "smp"] = "own"
     """own: your --data. quick: drawn pets, minutes on two CPU cores. sample: --data of a few hundred images, hours on
-    two cores. full: downloads Oxford-IIIT Pets unless --data has it; hours on a GPU. smp: a published protocol of
-    segmentation_models.pytorch on the same images, to see whether we agree with it."""
+    two cores. full: Oxford-IIIT Pets, a day or more on a GPU. smp: a published protocol of segmentation_models.pytorch
+    on the same images, to see whether we agree with it. Without --data, full and smp download them to data/pets."""
     unlabelled: tuple[Path, ...] = ()
     """Further folders of images for pretraining."""
     classes: tuple[str, ...] = ()
@@ -41,7 +41,8 @@ class Bench:
     out: Path = Path("runs/bench")
     """Folder for the runs, one file for each finished one, the tables and the page."""
     rows: Path | None = None
-    """CSV file that the rows are added to; none writes <experiment>.csv in the run folder."""
+    """CSV file that the rows are added to; none writes <experiment>.csv in the run folder. Tables named after the
+    experiment stand beside it."""
     experiment: str = "bench"
     """Name of the study in the rows."""
     arms: tuple[str, ...] | None = None
@@ -63,10 +64,11 @@ class Bench:
     batch_size: int | None = None
     """Images per fine-tuning step."""
     tune: tuple[str, ...] = ()
-    """Settings to choose on validation images, the same candidates for every arm: lr=0.002,0.004 lr_ratio=1,0.1. None
-    takes, for each kind of init, what was best on the Pet sample (docs/training.md)."""
+    """Settings to choose on validation images, the same candidates for every arm: lr=0.002,0.004 lr_ratio=1,0.1. Tried
+    with the largest budget and the first schedule, for all. None takes, for each kind of init, what was best on the Pet
+    sample (docs/training.md)."""
     tune_seeds: tuple[int, ...] = (0,)
-    """Seeds of the search."""
+    """Seeds of the search: each candidate is tried with each of them, and the best mean is taken."""
     pretrain_config: Path | None = None
     """Settings of the pretraining: a JSON file such as recipes/pretrain_gpu.json. What is given below wins over it."""
     pretrain_image_size: int | None = None
@@ -111,19 +113,20 @@ def run(config: Bench) -> list[dict[str, str]]:
     """
     from segae.bench.files import BenchFiles
     from segae.bench.guards import require_sound_rows
-    from segae.bench.planning import cells_of, grids_of, refuse_leaks, with_data
+    from segae.bench.planning import cells_of, grids_of, in_place, refuse_leaks, with_data
     from segae.bench.report import write_report
     from segae.data.open import open_dataset
     from segae.tasks.rows import summary_table
 
-    config = with_data(config)
+    config = in_place(with_data(config))
     base, grids = grids_of(config)
     data = open_dataset(base.data, base.classes, base.merge)
     cells = cells_of(base, grids, len(data.splits["train"]))
     refuse_leaks(data, cells, allow_near=config.allow_near_duplicates)
+    files = BenchFiles(config.out / "cells", rows_of(config), config.experiment)
+    files.old_rows()  # a file that cannot be added to is told before anything is trained
     if config.tune:
         cells = _tuned(config, cells)
-    files = BenchFiles(config.out / "cells", rows_of(config), config.experiment)
     rows, failed = _run_all(config, cells, files)
     if rows:
         require_sound_rows(rows)
@@ -138,7 +141,12 @@ def run(config: Bench) -> list[dict[str, str]]:
                 "merge": base.merge,
                 "runs": config.out,
             }
-            write_report(files.rows, page, experiment=config.experiment, **shown)
+            try:
+                write_report(files.rows, page, experiment=config.experiment, **shown)
+            except SegaeError as error:  # earlier runs of the study that were made with other settings
+                print(f"The page is of these runs alone, without the study's earlier ones: {error}")
+                own = {row["settings"] for row in rows}
+                write_report(files.rows, page, experiment=config.experiment, settings=own, **shown)
             print(f"open {page.resolve().as_uri()}")
     if failed:
         raise SegaeError(_what_failed(cells, failed, config.out / "logs"))
@@ -153,11 +161,11 @@ def verdict(accept: Acceptance, rows: Sequence[Mapping[str, str]], test_images: 
             f"Published ({accept.source}) on {accept.test_images} test images from ImageNet weights; here are "
             f"{test_images} and {len(scores)} such runs, so nothing follows from a comparison."
         )
-    mean = statistics.fmean(scores)
-    agrees = "agrees with" if accept.low <= mean <= accept.high else "does not agree with"
+    mean, (low, high) = statistics.fmean(scores), accept.interval(len(scores))
+    agrees = "agrees with" if low <= mean <= high else "does not agree with"
     return (
         f"{accept.column} {mean:.4f} over {len(scores)} runs {agrees} what was published ({accept.source}): between "
-        f"{accept.low} and {accept.high} is wanted."
+        f"{low:.4f} and {high:.4f} is wanted. {accept.differences}"
     )
 
 
@@ -190,12 +198,13 @@ def _run_all(
 ) -> tuple[list[dict[str, str]], dict[str, Outcome]]:
     """Run what is missing; the rows of all that is finished, and what failed."""
     from segae.bench.engine import make_engine
+    from segae.bench.estimate import tell_estimate
     from segae.bench.scheduling import run_cells
 
     missing = files.missing(cells)
     print(f"{len(cells)} runs, {len(cells) - len(missing)} of them finished already")
     if missing and config.estimate and config.preset != "quick":
-        _tell_estimate(config, missing)
+        tell_estimate(config, missing)
     done = len(cells) - len(missing)
 
     def ended(job: Job, outcome: Outcome) -> None:
@@ -223,19 +232,6 @@ def _run_all(
     finally:
         rows = files.assemble(cells)
     return rows, failed
-
-
-def _tell_estimate(config: Bench, missing: Sequence[Cell]) -> None:
-    from segae.bench.planning import estimate
-    from segae.training.forecast import in_words
-
-    at_once = config.jobs or len(config.devices)
-    seconds, pretrainings = estimate(missing, config.devices[0])
-    print(
-        f"{len(missing)} runs and {pretrainings} pretrainings are to be done: about {in_words(seconds / at_once)} with "
-        f"{at_once} at once. Interrupt and repeat the command as you like; --no-estimate starts without this.",
-        flush=True,
-    )
 
 
 def _what_failed(cells: Sequence[Cell], failed: Mapping[str, Outcome], logs: Path) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol
@@ -56,10 +56,17 @@ def make_engine(
     if address is not None and kind != "ray":
         raise SegaeError(f"the address {address!r} is one of a Ray cluster; add --engine ray.")
     if kind == "ray":
+        from segae.bench.ray_cluster import RayCluster
+
         return RayCluster(jobs, devices[0], threads, address)
     if jobs == 1:
         return ThisProcess(devices[0], threads)
-    return Processes(jobs, devices, threads or max(1, (os.cpu_count() or 1) // jobs))
+    return Processes(jobs, devices, share_of_cores(jobs, threads))
+
+
+def share_of_cores(jobs: int, threads: int | None) -> int:
+    """CPU threads of each of so many jobs: those asked for, else as many as there are cores for each."""
+    return threads or max(1, (os.cpu_count() or 1) // jobs)
 
 
 class ThisProcess:
@@ -71,7 +78,7 @@ class ThisProcess:
 
     def __enter__(self) -> ThisProcess:
         if self.threads is not None:
-            _set_threads(self.threads)
+            set_threads(self.threads)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -133,92 +140,11 @@ class Processes:
         job = self._running.pop(ended)
         self._free.append(job.device)
         error = ended.exception()
-        return job, _died(job, error) if error is not None else ended.result()
+        return job, died(job, error) if error is not None else ended.result()
 
 
-class RayCluster:
-    """The machines of a Ray cluster, which see the same folders under the same names.
-
-    Args:
-        jobs: how many at once on a cluster that is started here.
-        device: where each job computes.
-        threads: CPU threads of each, and the cores that it is given.
-        address: of a running cluster; None starts one of this machine alone.
-
-    Raises:
-        SegaeError: Ray is not installed; on entering, no cluster can be reached.
-    """
-
-    def __init__(self, jobs: int, device: str, threads: int | None, address: str | None) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise SegaeError("--engine ray needs the package ray; type: pip install 'segae[ray]'.") from error
-        self._ray, self.device, self.address = ray, device, address
-        self.jobs, self.threads = jobs, threads or max(1, (os.cpu_count() or 1) // jobs)
-        self._running: dict[Any, Job] = {}
-
-    def __enter__(self) -> RayCluster:
-        try:
-            _require_listener(self.address)
-            self._start()
-        except (OSError, RuntimeError, ValueError) as error:
-            raise SegaeError(
-                f"no Ray cluster could be reached at {self.address or 'this machine'} ({error}). Wanted the HOST:PORT "
-                "that ray start --head prints, or no --address."
-            ) from error
-        gpus = 0 if self.device in ("cpu", "mps") or not self._ray.cluster_resources().get("GPU") else 1
-        self._do = self._ray.remote(_do_on_ray).options(num_cpus=self.threads, num_gpus=gpus, max_retries=0)
-        return self
-
-    def _start(self) -> None:
-        own: dict[str, Any] = {"num_cpus": self.jobs * self.threads, "include_dashboard": False}
-        self._ray.init(
-            address=self.address or "local",
-            log_to_driver=False,
-            logging_level="warning",
-            # OMP_NUM_THREADS is set to num_cpus by Ray itself
-            runtime_env={"env_vars": {name: os.environ[name] for name in ("SEGAE_CACHE",) if name in os.environ}},
-            **({} if self.address else own),
-        )
-
-    def __exit__(self, *_: object) -> None:
-        for reference in self._running:
-            self._ray.cancel(reference, force=True)
-        self._ray.shutdown()
-
-    def has_room(self) -> bool:
-        """Whether another job would start now; Ray keeps a queue of its own."""
-        return True
-
-    def submit(self, job: Job) -> None:
-        """Start a job."""
-        job = replace(job, device=self.device)
-        self._running[self._do.remote(job, self.threads)] = job
-
-    def next(self) -> tuple[Job, Outcome]:
-        """Wait for a job to end."""
-        ended = self._ray.wait(list(self._running), num_returns=1)[0][0]
-        job = self._running.pop(ended)
-        try:
-            return job, self._ray.get(ended)
-        except self._ray.exceptions.RayError as error:
-            return job, _died(job, error)
-
-
-def _require_listener(address: str | None) -> None:
-    """OSError or ValueError at once where nobody listens: Ray itself tries for five minutes."""
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-    if colon:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-def _do_on_ray(job: Job, threads: int) -> Outcome:
-    _set_threads(threads)
-    return do(job)
-
-
-def _died(job: Job, error: BaseException) -> Outcome:
+def died(job: Job, error: BaseException) -> Outcome:
+    """What is told of a job whose process ended under it."""
     code = getattr(error, "exitcode", None)
     how = f"with exit status {code}" if code is not None else f"({type(error).__name__})"
     hint = "; -9 is what Linux does when memory runs out: fewer --jobs" if code == -9 else ""
@@ -227,7 +153,7 @@ def _died(job: Job, error: BaseException) -> Outcome:
 
 def _begin(threads: int, parent: int) -> None:
     """In each process: its share of the cores, and an end of its own when the benchmark is killed."""
-    _set_threads(threads)
+    set_threads(threads)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
@@ -237,7 +163,21 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _set_threads(count: int) -> None:
+@contextmanager
+def with_threads(count: int | None) -> Iterator[None]:
+    """So many CPU threads within, and afterwards as many as before; None changes nothing."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def set_threads(count: int) -> None:
+    """From now on so many CPU threads in this process, and in those it starts."""
     os.environ["OMP_NUM_THREADS"] = str(count)
     import torch
 

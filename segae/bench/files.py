@@ -11,7 +11,14 @@ from typing import Any
 from segae.bench.grid import Cell
 from segae.bench.jobs import Outcome
 from segae.files import write_json
-from segae.tasks.rows import read_compressed, read_json, read_rows, write_compressed, write_rows
+from segae.tasks.rows import (
+    read_compressed,
+    read_json,
+    read_rows,
+    require_result_rows,
+    write_compressed,
+    write_rows,
+)
 
 DETAILS = ("per_image", "confusion", "curves")
 
@@ -34,9 +41,19 @@ class BenchFiles:
         """Write down what came of a cell."""
         write_json(self._file(cell), {"row": outcome.row, "details": outcome.details})
 
+    def old_rows(self) -> list[dict[str, str]]:
+        """What is in the table, of whatever study.
+
+        Raises:
+            SegaeError: the file is no table of result rows.
+        """
+        rows = read_rows(self.rows)
+        require_result_rows(self.rows, rows)
+        return rows
+
     def missing(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells that have neither a file of their own nor a row in the table."""
-        rows = {row["settings"] for row in read_rows(self.rows) if row["experiment"] == self.experiment}
+        rows = {row["settings"] for row in self.old_rows() if row["experiment"] == self.experiment}
         return [cell for cell in cells if not self._file(cell).exists() and cell.settings not in rows]
 
     def assemble(self, cells: Sequence[Cell]) -> list[dict[str, str]]:
@@ -47,7 +64,7 @@ class BenchFiles:
         """
         found = {cell.settings: read_json(self._file(cell)) for cell in cells if self._file(cell).exists()}
         with self._locked():
-            old = read_rows(self.rows)
+            old = self.old_rows()
             theirs = {row["settings"]: row for row in old if row["experiment"] == self.experiment}
             mine = {cell.settings for cell in cells}
             rows: list[dict[str, Any]] = [

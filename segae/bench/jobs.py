@@ -72,7 +72,19 @@ def do(job: Job) -> Outcome:
                 job.log.parent.mkdir(parents=True, exist_ok=True)
                 with job.log.open("a") as file:
                     file.write(traceback.format_exc())
+            from segae.training.memory import full_memory  # it loads torch
+
+            if reason := full_memory(error):
+                return Outcome(failure=f"the memory is full: {reason}. {_smaller(job)}")
             return Outcome(failure=f"unexpected {type(error).__name__}: {error}", ours=True)
+
+
+def _smaller(job: Job) -> str:
+    """What to type where the memory is full."""
+    at_once = job.cell.config.pretrain_batch_size if job.pretraining else job.cell.config.batch_size
+    flag = "--pretrain-batch-size" if job.pretraining else "--batch-size"
+    half = at_once // 2 if at_once and at_once > 1 else "N"  # a pretraining's may stand in its file
+    return f"Wanted less at once: repeat the command with fewer --jobs, or begin in another --out with {flag} {half}."
 
 
 def _do(job: Job) -> Outcome:

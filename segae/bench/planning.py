@@ -1,12 +1,10 @@
-"""What a benchmark will run: its data, its grids, and how long they will take."""
+"""What a benchmark will run: its data, its grids, its cells."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from pathlib import Path
 
 from segae.bench.benchmark import Bench
 from segae.bench.grid import Cell, make_cells, unique
@@ -15,10 +13,7 @@ from segae.bench.presets import DIMENSIONS, PRESETS
 from segae.data.dataset import SegmentationData
 from segae.data.pretraining import find_pretraining_images
 from segae.errors import SegaeError
-from segae.tasks.arms import own_settings, parse_arm, pretraining_of
 from segae.tasks.compare import Compare
-from segae.tasks.plan import Plan
-from segae.tasks.plan import run as plan
 
 
 def with_data(config: Bench) -> Bench:
@@ -33,9 +28,12 @@ def with_data(config: Bench) -> Bench:
 
             config = replace(config, data=draw(config.out / "drawn-pets", seed=0))
         elif config.preset in ("full", "smp"):
+            from segae.bench.estimate import told_before_download
             from segae.tasks.data import DataPets, run_pets
 
-            config = replace(config, data=run_pets(DataPets()))
+            pets = DataPets()
+            config = told_before_download(config, pets.root)
+            config = replace(config, data=run_pets(pets))
         else:
             raise SegaeError(
                 f"the preset {config.preset} needs images; give --data FOLDER, or see the command at work on drawn "
@@ -44,6 +42,28 @@ def with_data(config: Bench) -> Bench:
     assert config.data is not None
     own = config.data / "unlabelled"
     return replace(config, unlabelled=config.unlabelled or ((own,) if own.is_dir() else ()))
+
+
+def in_place(config: Bench) -> Bench:
+    """The configuration with absolute paths: a worker on another machine starts in another folder.
+
+    The images of a pretraining count in the order of their paths. Where relative folders stand beside absolute ones
+    that order may become another one; on this machine they then stay as typed, so that earlier runs are found.
+    """
+    assert config.data is not None
+    roots = (config.data, *config.unlabelled)
+    there = tuple(root.absolute() for root in roots)
+    if config.engine == "ray" or _order(roots) == _order(there):
+        config = replace(config, data=there[0], unlabelled=there[1:])
+    named = {name: path.absolute() for name in ("out", "rows", "pretrain_config") if (path := getattr(config, name))}
+    return replace(config, **named)
+
+
+def _order(roots: Sequence[Path]) -> tuple[list[int], list[bool]]:
+    """In which order the folders come, and which of them lie within which."""
+    numbers = range(len(roots))
+    within = [roots[one].is_relative_to(roots[other]) for one in numbers for other in numbers]
+    return sorted(numbers, key=lambda number: roots[number]), within
 
 
 def grids_of(config: Bench) -> tuple[Compare, list[dict[str, tuple[str, ...]]]]:
@@ -81,57 +101,3 @@ def refuse_leaks(data: SegmentationData, cells: Sequence[Cell], *, allow_near: b
     roots = dict.fromkeys((cell.config.data, *cell.config.unlabelled) for cell in cells if cell.pretraining is not None)
     unlabelled = {path for found in roots for path in find_pretraining_images(found)}
     require_no_leak(data.splits["train"], data.splits["test"], sorted(unlabelled), allow_near=allow_near)
-
-
-def estimate(cells: Sequence[Cell], device: str) -> tuple[float, int]:
-    """(seconds of all cells one after the other with the pretrainings they miss, number of those pretrainings).
-
-    About ten seconds of each kind of run are tried out on this device.
-    """
-    from segae.training.run import DONE_FILE
-
-    runs: dict[tuple[Any, ...], float] = {}
-    total, pretrainings = 0.0, set()
-    for cell in cells:
-        tried = own_settings(cell.config, parse_arm(cell.arm))
-        kind = (tried.encoder, tried.decoder, tried.freeze_epochs, tried.epochs)
-        if kind not in runs:
-            runs[kind] = _seconds(
-                kind="segment",
-                data=(tried.data,),
-                classes=tried.classes,
-                encoder=tried.encoder,
-                decoder=tried.decoder,
-                image_size=tried.image_size,
-                batch_size=tried.batch_size,
-                freeze_epochs=tried.freeze_epochs,
-                epochs=tried.epochs,
-                val_fraction=0.0,
-                device=device,
-            )
-        total += runs[kind]
-        if cell.pretraining and cell.pretraining not in pretrainings and not (cell.pretraining / DONE_FILE).exists():
-            pretrainings.add(cell.pretraining)
-            how = (cell.config.encoder, cell.arm.partition("@")[0])
-            if how not in runs:
-                wanted = pretraining_of(cell.config, parse_arm(cell.arm), cell.seed)
-                runs[how] = _seconds(
-                    kind="pretrain",
-                    data=wanted.data,
-                    encoder=wanted.encoder,
-                    decoder=wanted.decoder,
-                    objective=wanted.objective,
-                    image_size=wanted.image_size,
-                    batch_size=wanted.batch_size,
-                    epochs=wanted.epochs,
-                    repeats=wanted.repeats,
-                    device=device,
-                )
-            total += runs[how]
-    return total, len(pretrainings)
-
-
-def _seconds(**planned: Any) -> float:
-    """What ``segae plan`` forecasts, without its table."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return plan(Plan(**planned)).total_s

@@ -64,7 +64,7 @@ def finish_pretraining(
         about = DecoderDescription(config.encoder, config.decoder, config.objective, whole)
         save_decoder(config.out / DECODER_FILE, model.decoder, about)
     draw_curves(config.out)
-    measured = {name: described.pretraining[name] for name in ("final_loss", "images_seen", "seconds")}
+    measured = {name: described.pretraining[name] for name in ("final_loss", "images_seen", "seconds", "energy_wh")}
     write_json(config.out / DONE_FILE, {**measured, **source})
     print(f"wrote {target}")
     return target
@@ -101,6 +101,7 @@ def _pretraining(
     config: Pretrain, paths: Sequence[Path], images: int, log: list[dict[str, Any]], source: dict[str, str]
 ) -> dict[str, str | int | float]:
     from segae.data.dataset import split_hash
+    from segae.training.cost import energy_of
 
     last = log[-1]
     return {
@@ -117,6 +118,7 @@ def _pretraining(
         "lr": config.lr,
         "seed": config.seed,
         "seconds": round(sum(row["seconds"] for row in log), 1),
+        "energy_wh": energy_of(log),
         "split_hash": split_hash(path.name for path in paths),
         "commit": source["commit"],
         "versions": source["versions"],
@@ -138,6 +140,7 @@ def finish_segmentation(
     """Write the model, the pictures and the metrics of the last epoch; return the model's path."""
     from segae.data.dataset import split_hash
     from segae.models.segmenter import SegmenterDescription, save_segmenter
+    from segae.training.cost import energy_of
     from segae.training.evaluation import predict_masks
     from segae.training.panels import segmentation_sheet
     from segae.training.run import DONE_FILE
@@ -173,6 +176,7 @@ def finish_segmentation(
         "data_path": config.data_path,
         "seed": config.seed,
         "seconds": sum(row["seconds"] for row in log),
+        "energy_wh": energy_of(log),
         "peak_memory_mb": cost.peak_memory_mb,
         **({"merge": json.dumps(config.merge)} if config.merge else {}),
         **source,

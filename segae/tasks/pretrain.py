@@ -150,13 +150,8 @@ def resolve(config: Pretrain, init: str) -> Pretrain:
 def _objective(config: Pretrain) -> Objective:
     from segae.objectives.presets import make_objective
 
-    return make_objective(
-        config.objective,
-        noise_sigma=config.noise_sigma,
-        patch=config.patch,
-        mask_ratio=config.mask_ratio,
-        target=config.target,
-    )
+    settings: dict[str, Any] = {name: getattr(config, name) for name in ("noise_sigma", "patch", "mask_ratio")}
+    return make_objective(config.objective, target=config.target, **settings)
 
 
 def run(config: Pretrain) -> Path:
@@ -182,6 +177,7 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
     from segae.tasks.loading import load_unlabelled
     from segae.tasks.pictures import draw_curves, draw_panels, print_and_draw
     from segae.tasks.prepare import list_failures, make_probe, open_run
+    from segae.training.cost import energy_logged
     from segae.training.distributed import this_place
     from segae.training.fit import fit
     from segae.training.run import RESUME_FILE
@@ -200,14 +196,15 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
     if not resume:
         measure_untrained(config, model, objective, description.init, data.measured, device)
     panels = partial(draw_panels, config.out, model, objective, data.shown, description)
-    log = fit(
-        learner,
-        phases,
-        log_csv=config.out / "log.csv",
-        resume_file=config.out / RESUME_FILE,
-        resume=resume,
-        report=print_and_draw(partial(draw_curves, config.out), panels),
-    )
+    with energy_logged(learner, device):
+        log = fit(
+            learner,
+            phases,
+            log_csv=config.out / "log.csv",
+            resume_file=config.out / RESUME_FILE,
+            resume=resume,
+            report=print_and_draw(partial(draw_curves, config.out), panels),
+        )
     list_failures(quarantine, data.failures(), config.out)
     if not this_place().first:
         return config.out / "encoder.safetensors"

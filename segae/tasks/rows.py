@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ COLUMNS = (
     "encoder",
     "decoder",
     "init",
+    "init_source",
     "transfer",
     "image_size",
     "freeze_epochs",
@@ -57,9 +59,11 @@ COLUMNS = (
     "pretrain_settings",
     "pretrain_seed",
     "pretrain_seconds",
+    "pretrain_energy_wh",
     "pretrain_commit",
     "settings",
     "seconds",
+    "energy_wh",
     "device",
     "peak_memory_mb",
     "commit",
@@ -70,7 +74,8 @@ COLUMNS = (
 
 Rows of early files lack some: there an epoch was the labelled images once, which an empty ``epoch_images`` says too,
 the loss was cross_entropy, and images were augmented. ``label_subset`` is a hash of the training images' names,
-``precision`` is what was computed in, ``micro_batch`` how many images at once; early rows do not say.
+``precision`` is what was computed in, ``micro_batch`` how many images at once; early rows do not say. ``init_source``
+is where the first weights came from; energy in watt-hours is empty where the device reported none.
 """
 
 
@@ -92,11 +97,22 @@ def make_row(
         "augment": 1,
         "precision": "",
         "micro_batch": "",
+        "energy_wh": "",
     }  # what a run was that is older than these columns
     own = {"experiment": experiment, "split": split, "label_subset": run["split_hash"]}
+    own["init_source"] = first_source(run.get("source", ""))
     known = {**none, **before, **run, **scores, **own}
     classes = sorted(name for name in scores if name.startswith("iou_"))
     return {name: _short(known[name]) for name in (*COLUMNS, *classes)}
+
+
+def first_source(source: str) -> str:
+    """Where the weights came from that the first of a chain of pretrainings began with.
+
+    Args:
+        source: of an encoder's description; each pretraining writes in front of it what it did.
+    """
+    return re.sub(r"^(segae pretrain --objective \S+ from )+", "", source)
 
 
 def _short(value: Any) -> Any:
@@ -116,6 +132,16 @@ def read_rows(path: Path) -> list[dict[str, str]]:
             return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SegaeError(f"{path} cannot be read as a table of rows ({error}). Wanted a CSV file.") from error
+
+
+def require_result_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Raise SegaeError where rows that were read from ``path`` are those of another table."""
+    needed = {"experiment", "settings", "miou"}
+    if missing := needed - set(rows[0] if rows else needed):
+        raise SegaeError(
+            f"{path} is no table of result rows: it has no column {' and no '.join(sorted(missing))}. Wanted a file "
+            "that segae compare or segae bench wrote, or none: choose another --rows."
+        )
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

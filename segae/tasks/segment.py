@@ -121,7 +121,7 @@ def _segment(config: Segment, device: torch.device) -> Path:
     from segae.tasks.labelled import load_labelled
     from segae.tasks.pictures import draw_curves, print_and_draw
     from segae.tasks.prepare import list_failures, open_run
-    from segae.training.cost import measured
+    from segae.training.cost import energy_logged, measured
     from segae.training.distributed import this_place
     from segae.training.fit import fit
     from segae.training.run import RESUME_FILE, seed_everything
@@ -152,7 +152,7 @@ def _segment(config: Segment, device: torch.device) -> Path:
     print(f"{_amount(config, len(images.pairs))}, {config.freeze_epochs} + {config.epochs} epochs on {device}")
     if config.recalibrate and not resume:
         _recalibrate(config, model, images.sample, description, device)
-    with measured(device) as cost:
+    with measured(device) as cost, energy_logged(learner, device):
         log = fit(
             learner,
             phases,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 
 import torch
 
 POWERCAP = Path("/sys/class/powercap")
 _INTERVAL_S = 0.5
+_COUNTER_INTERVAL_S = 20.0  # the smallest counters start again after 65 kJ, minutes of full load
+_LONGEST_GAP_S = 30.0  # without a reading; what a GPU drew in a longer one is not known
 
 
 @dataclass
@@ -124,3 +126,86 @@ def _packages(powercap: Path) -> Iterator[Path]:
         with suppress(OSError):
             if re.fullmatch(r"intel-rapl:\d+", folder.name) and (folder / "name").read_text().startswith("package"):
                 yield folder
+
+
+@contextmanager
+def energy_meter(device: torch.device, powercap: Path = POWERCAP) -> Iterator[Callable[[], float | None]]:
+    """Meter a device for as long as the block runs.
+
+    Reading it neither waits for the device nor asks it anything: a thread looks at a GPU's power twice a second.
+    What counts is said at ``metered``; nothing is started where nothing is reported.
+
+    Args:
+        device: whose energy counts.
+        powercap: the folder of a CPU's counters.
+
+    Yields:
+        A function that gives the joules used since the block began, or None where they are not known.
+    """
+    meter: _GpuEnergy | _CpuEnergy | None = None
+    if device.type == "cuda":
+        meter = _GpuEnergy(_gpu_name(device))
+    elif device.type == "cpu":
+        meter = _CpuEnergy(powercap)
+    if meter is None or meter.joules() is None:
+        yield lambda: None
+        return
+    stop, look = Event(), meter.look
+    pause = _INTERVAL_S if device.type == "cuda" else _COUNTER_INTERVAL_S
+
+    def watch() -> None:
+        while not stop.wait(pause):
+            look()
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield meter.joules
+    finally:
+        stop.set()
+        thread.join()
+
+
+class _GpuEnergy:
+    """The sum of a board's power over time, each reading held until the next."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.lock, self.used = name, Lock(), 0.0
+        watts = read_gpu_power(name)
+        self.known, self.watts, self.read_at = watts is not None, watts or 0.0, time.perf_counter()
+
+    def look(self) -> None:
+        """Take a reading; without one that before it holds a little longer."""
+        watts, now = read_gpu_power(self.name), time.perf_counter()
+        with self.lock:
+            self.known = self.known and now - self.read_at <= _LONGEST_GAP_S
+            if watts is not None:
+                self.used += self.watts * (now - self.read_at)
+                self.watts, self.read_at = watts, now
+
+    def joules(self) -> float | None:
+        """Used so far; None where they are not known."""
+        with self.lock:
+            since = time.perf_counter() - self.read_at
+            return self.used + self.watts * since if self.known and since <= _LONGEST_GAP_S else None
+
+
+class _CpuEnergy:
+    """What the counters of the CPU's packages have counted."""
+
+    def __init__(self, powercap: Path) -> None:
+        self.powercap, self.lock, self.used = powercap, Lock(), 0.0
+        self.last = read_cpu_energy(powercap)
+
+    def look(self) -> None:
+        """Add what was counted since the last look; a counter that cannot be read any more makes all unknown."""
+        with self.lock:
+            now = read_cpu_energy(self.powercap)
+            if now.keys() == self.last.keys():
+                self.used += sum((now[name][0] - self.last[name][0]) % now[name][1] for name in now)
+            self.last = now if now.keys() == self.last.keys() else {}
+
+    def joules(self) -> float | None:
+        """Used so far; None where they are not known."""
+        self.look()
+        return self.used if self.last else None

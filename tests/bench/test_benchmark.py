@@ -144,6 +144,21 @@ def test_a_run_that_fails_is_told_and_sinks_no_other(pets, tmp_path, capsys, mon
     assert [row["init"] for row in read_rows(tmp_path / "bench.csv")] == ["random"]
 
 
+def test_a_run_that_cannot_even_be_tried_sinks_no_other(pets, tmp_path, capsys, monkeypatch):
+    """As above, and with the estimate that is printed by default: it meets the fault first."""
+    monkeypatch.setattr("segae.bench.estimate.TRIED_S", 0.1)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    one = ["--arms", "random", "--budgets", "100%", "--seeds", "0", "--encoders", "nonexistent", "test_resnet"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*bench(pets, tmp_path), *one, "--estimate"])
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "unknown for 1 x nonexistent, unet, 1 + 1 epochs: " in shown.out
+    assert "for what could be tried" in shown.out
+    assert "1 of 2 runs failed" in shown.err
+    assert [row["encoder"] for row in read_rows(tmp_path / "bench.csv")] == ["test_resnet"]
+
+
 def test_merged_classes_reach_the_pictures_of_the_page(pets, tmp_path):
     few = ["--arms", "random", "--budgets", "100%", "--seeds", "0", "--page", "--merge", "foreground=pet+border"]
     main([*bench(pets, tmp_path), *few])

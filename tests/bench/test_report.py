@@ -420,6 +420,19 @@ def test_the_worth_in_labels_keeps_its_interval_where_the_number_lies_outside(no
     assert worth_text(Worth(None, low, high, 300, note), (30, 90, 300)) == expected
 
 
+def test_a_page_can_be_of_some_runs_of_a_study(tmp_path):
+    """The others were made with other settings, and no page can hold two arms of random weights to compare with."""
+    first = read_rows(simulate(tmp_path, budgets=(300,), inits=("random", "imagenet")))
+    other = [row | {"batch_size": "24", "settings": f"b{row['settings']}"} for row in first if row["init"] == "random"]
+    rows = tmp_path / "bench.csv"
+    write_rows(rows, [*first, *other])
+    with pytest.raises(SegaeError, match="more than one arm of random weights"):
+        write_report(rows, tmp_path / "page.html")
+    page = write_report(rows, tmp_path / "page.html", settings={row["settings"] for row in first})
+    assert "the batch size was 16" in words(page)
+    assert "6 rows of bench.csv" in words(page)
+
+
 def test_the_worth_in_labels_claims_no_more_than_the_references_own_budgets(tmp_path):
     inits = ("random", "ae:denoise")
     rows = read_rows(simulate(tmp_path, budgets=(30, 90, 300), inits=inits, skill=SKILL | {"ae:denoise": 0.9}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +17,21 @@ import torch
 
 from segae.cli import main
 from segae.errors import SegaeError
-from segae.models.encoder import create_encoder
+from segae.models.encoder import create_encoder, load_encoder, save_encoder
 from segae.tasks.arms import Arm, own_settings, parse_arm
 from segae.tasks.compare import Compare, _keep, segment_folder
 from segae.tasks.compare import run as compare
 from segae.tasks.details import details_of
-from segae.tasks.rows import COLUMNS, add_per_image, make_row, read_rows, summary_table, write_rows
+from segae.tasks.pretrain import Pretrain
+from segae.tasks.pretrain import run as pretrain
+from segae.tasks.rows import COLUMNS, add_per_image, make_row, read_json, read_rows, summary_table, write_rows
+from segae.tasks.segment import Segment
+from segae.tasks.segment import run as segment
 from segae.tasks.settings import settings_of
 from segae.training.run import seed_everything
 
 ARMS = ("random", "random@frozen", "random@linear", "random@long")
+SCORES = ("miou", "dice", "pixel_accuracy", "per_image_miou", "boundary_iou", "iou_pet")
 SMALL = ["--encoder", "test_resnet", "--image-size", "64", "--batch-size", "4", "--device", "cpu"]
 
 
@@ -99,6 +105,112 @@ def test_details_are_those_of_the_run(compared):
 def test_every_epoch_has_as_many_images_as_were_asked_for(compared):
     with (segment_folder(compared, "random@long", 0) / "log.csv").open() as file:
         assert [row["images"] for row in csv.DictReader(file)] == ["6"] * 5
+
+
+@pytest.fixture
+def meter(monkeypatch) -> pytest.MonkeyPatch:
+    """A CPU that says that it draws 3,600 watts, a watt-hour in each second."""
+
+    def read(powercap: Path) -> dict[str, tuple[float, float]]:
+        return {"intel-rapl:0": (3600 * time.perf_counter(), 1e15)}
+
+    monkeypatch.setattr("segae.training.power.read_cpu_energy", read)
+    return monkeypatch
+
+
+def no_meter(monkeypatch) -> None:
+    monkeypatch.setattr("segae.training.power.read_cpu_energy", lambda powercap: {})
+
+
+def test_rows_and_page_say_what_energy_was_used(pets, tmp_path, meter):
+    words = [
+        "--labels",
+        "4",
+        "--epochs",
+        "1",
+        "--seeds",
+        "0",
+        "--pretrain-epochs",
+        "1",
+        "--arms",
+        "random",
+        "ae:denoise",
+    ]
+    main(["compare", "--data", str(pets), "--out", str(tmp_path), *words, *SMALL])
+    random, pretrained = read_rows(tmp_path / "rows.csv")
+    for row in (random, pretrained):
+        assert float(row["energy_wh"]) == pytest.approx(float(row["seconds"]), rel=0.1, abs=0.02)
+    assert random["pretrain_energy_wh"] == ""
+    assert 0 < float(pretrained["pretrain_energy_wh"]) == pytest.approx(float(pretrained["pretrain_seconds"]), abs=0.1)
+    (folder,) = tmp_path.glob("pretrain-*")
+    _, description = load_encoder(folder / "encoder.safetensors")
+    found = json.loads((folder / "metrics.json").read_text())["energy_wh"]
+    assert found == description.pretraining["energy_wh"] == float(pretrained["pretrain_energy_wh"])
+
+    def page() -> str:
+        main(["report", "--rows", str(tmp_path / "rows.csv"), "--out", str(tmp_path / "page.html")])
+        return (tmp_path / "page.html").read_text()
+
+    said = page()
+    assert "The rows hold no energy" not in said
+    assert "Wh of fine-tuning" in said
+    assert f">{float(pretrained['pretrain_energy_wh']):.2f}<" in said
+    names = ("energy_wh", "pretrain_energy_wh", "init_source")
+    older = [{name: value for name, value in row.items() if name not in names} for row in (random, pretrained)]
+    write_rows(tmp_path / "rows.csv", older)
+    assert "The rows hold no energy" in page()
+
+
+@pytest.mark.parametrize("metered_to_the_end", [True, False])
+def test_a_resumed_run_adds_up_its_energy_or_says_nothing(pets, tmp_path, meter, metered_to_the_end):
+    def stop(row: dict) -> None:
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt  # before this epoch is saved: the first one was
+
+    config = Segment(pets, out=tmp_path / "run", encoder="test_resnet", image_size=64, batch_size=4, labels=4,
+                     epochs=1, device="cpu")  # fmt: skip
+    with meter.context() as patch:
+        patch.setattr("segae.training.fit.print_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            segment(config)
+    if not metered_to_the_end:
+        no_meter(meter)
+    segment(replace(config, resume=True))
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    with (tmp_path / "run" / "log.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert float(first["energy_wh"]) > 0
+    if metered_to_the_end:
+        parts = float(first["energy_wh"]) + float(second["energy_wh"])
+        assert found["energy_wh"] == pytest.approx(parts)
+        assert found["energy_wh"] == pytest.approx(found["seconds"], rel=0.1, abs=0.02)
+    else:
+        assert (second["energy_wh"], found["energy_wh"]) == ("", "")
+
+
+def test_without_a_meter_the_log_has_no_column_of_energy(pets, tmp_path, monkeypatch):
+    no_meter(monkeypatch)
+    small = {"encoder": "test_resnet", "image_size": 64, "batch_size": 4, "epochs": 1, "device": "cpu"}
+    pretrain(Pretrain((pets,), out=tmp_path / "run", objective="denoise", **small))
+    with (tmp_path / "run" / "log.csv").open() as file:
+        assert "energy_wh" not in next(csv.DictReader(file))
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["energy_wh"] == ""
+
+
+def test_a_row_names_where_the_first_weights_came_from(pets, tmp_path, compared):
+    assert {row["init_source"] for row in read_rows(compared.out / "rows.csv")} == {"random initialisation"}
+    source = "ImageNet, timm's timm/test_resnet.r160_in1k from the model hub"
+    encoder, description = create_encoder("test_resnet")
+    start = tmp_path / "encoder.safetensors"
+    save_encoder(start, encoder, replace(description, init="imagenet", source=source))
+    small = {"encoder": "test_resnet", "image_size": 64, "batch_size": 4, "epochs": 1, "device": "cpu"}
+    for objective in ("denoise", "mask"):
+        start = pretrain(Pretrain((pets,), tmp_path / objective, init=str(start), objective=objective, **small))
+    segment(Segment(pets, tmp_path / "run", init=str(start), labels=4, **small))
+    run = read_json(tmp_path / "run" / "metrics.json") | {"settings": "x"}
+    assert run["init"] == "imagenet+ae:denoise+ae:mask"
+    row = make_row(experiment="e", split="test", run=run, scores=dict.fromkeys(SCORES, 0.5))
+    assert row["init_source"] == source
 
 
 def test_a_run_that_is_not_finished_has_no_details(tmp_path):
@@ -230,10 +342,11 @@ def test_pixels_are_added_to_a_file_of_scores_alone(tmp_path):
 
 def test_rows_join_a_file_that_is_older_than_some_columns(tmp_path, compared):
     run = json.loads((segment_folder(compared, "random", 0) / "metrics.json").read_text()) | {"settings": "x"}
-    older = {name: value for name, value in run.items() if name not in ("epoch_images", "loss")}
-    row = make_row(experiment="e", split="test", run=older, scores=dict.fromkeys(("miou", "dice", "pixel_accuracy",
-                   "per_image_miou", "boundary_iou", "iou_pet"), 0.5))  # fmt: skip
+    younger = ("epoch_images", "loss", "energy_wh", "source")
+    older = {name: value for name, value in run.items() if name not in younger}
+    row = make_row(experiment="e", split="test", run=older, scores=dict.fromkeys(SCORES, 0.5))
     assert (row["epoch_images"], row["loss"], row["label_subset"]) == ("", "cross_entropy", run["split_hash"])
+    assert (row["energy_wh"], row["pretrain_energy_wh"], row["init_source"]) == ("", "", "")
     before = {name: "1" for name in (*COLUMNS, "iou_pet") if name not in ("epoch_images", "loss", "label_subset")}
     path = tmp_path / "rows.csv"
     write_rows(path, [before])
