@@ -9,7 +9,15 @@ from typing import Any, Literal
 from segae.errors import SegaeError
 from segae.tasks.arms import own_settings, parse_arm, pretraining_of, require_transferable
 from segae.tasks.pretrain import run as pretrain
-from segae.tasks.rows import add_per_image, make_row, read_json, read_rows, summary_table, write_rows
+from segae.tasks.rows import (
+    add_per_image,
+    make_row,
+    read_json,
+    read_rows,
+    require_result_rows,
+    summary_table,
+    write_rows,
+)
 from segae.tasks.scoring import VAL_FRACTION, score_test, score_validation
 from segae.tasks.segment import Segment
 from segae.tasks.segment import run as segment
@@ -124,11 +132,7 @@ def run(config: Compare) -> list[dict[str, str]]:
 
 def _rows_of(config: Compare, target: Path) -> list[dict[str, str]]:
     rows = read_rows(target)
-    if missing := {"experiment", "settings", "miou"} - set(rows[0] if rows else {"experiment", "settings", "miou"}):
-        raise SegaeError(
-            f"{target} is no table of result rows: it has no column {' and no '.join(sorted(missing))}. Wanted a file "
-            "that segae compare wrote, or none: choose another --rows."
-        )
+    require_result_rows(target, rows)
     return [row for row in rows if row["experiment"] == config.experiment]
 
 
