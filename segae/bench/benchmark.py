@@ -144,9 +144,9 @@ def run(config: Bench) -> list[dict[str, str]]:
             try:
                 write_report(files.rows, page, experiment=config.experiment, **shown)
             except SegaeError as error:  # earlier runs of the study that were made with other settings
-                print(f"The page is of these runs alone, without the study's earlier ones: {error}")
                 own = {row["settings"] for row in rows}
                 write_report(files.rows, page, experiment=config.experiment, settings=own, **shown)
+                print(f"The page is of these runs alone, without the study's earlier ones: {error}")
             print(f"open {page.resolve().as_uri()}")
     if failed:
         raise SegaeError(_what_failed(cells, failed, config.out / "logs"))

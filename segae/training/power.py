@@ -98,9 +98,8 @@ def _meter_cpu(powercap: Path) -> Iterator[Power]:
         yield power
     finally:
         seconds, after = time.perf_counter() - started, read_cpu_energy(powercap)
-        if before and before.keys() == after.keys():
-            joules = [(after[name][0] - before[name][0]) % after[name][1] for name in after]
-            power.watts, power.source = sum(joules) / seconds, "CPU packages, RAPL"
+        if (joules := _counted(before, after)) is not None:
+            power.watts, power.source = joules / seconds, "CPU packages, RAPL"
         else:
             there = any(_packages(powercap))
             power.source = "this CPU's energy counters may be read by root only" if there else "no energy counter"
@@ -119,6 +118,13 @@ def read_cpu_energy(powercap: Path = POWERCAP) -> dict[str, tuple[float, float]]
             return {}
         found[folder.name] = (used / 1e6, (end + 1) / 1e6)
     return found
+
+
+def _counted(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> float | None:
+    """Joules between two looks at the counters, which start again at their ends; None where one could not be read."""
+    if not before or before.keys() != after.keys():
+        return None
+    return sum((after[name][0] - before[name][0]) % after[name][1] for name in after)
 
 
 def _packages(powercap: Path) -> Iterator[Path]:
@@ -201,9 +207,9 @@ class _CpuEnergy:
         """Add what was counted since the last look; a counter that cannot be read any more makes all unknown."""
         with self.lock:
             now = read_cpu_energy(self.powercap)
-            if now.keys() == self.last.keys():
-                self.used += sum((now[name][0] - self.last[name][0]) % now[name][1] for name in now)
-            self.last = now if now.keys() == self.last.keys() else {}
+            joules = _counted(self.last, now)
+            self.used += joules or 0.0
+            self.last = {} if joules is None else now
 
     def joules(self) -> float | None:
         """Used so far; None where they are not known."""

@@ -124,3 +124,16 @@ def test_the_settings_of_a_row_are_those_that_validation_images_chose(pets, tmp_
     assert f"test_resnet, unet, random: lr {float(row['lr'])}" in capsys.readouterr().out
     read = [path.parent.name.split("-")[0] for path in out.rglob(LEDGER)]
     assert read == ["test"], "the search has read the test split"
+
+
+def test_runs_with_other_settings_in_a_used_folder_have_a_page_of_their_own(finished, pets, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    changed = [word for word in bench(pets, out, "random") if word != "--no-page"]
+    changed[changed.index("--batch-size") + 1] = "2"
+    main(changed)
+    assert "The page is of these runs alone" in capsys.readouterr().out
+    page = (out / "index.html").read_text()
+    assert "the batch size was 2;" in page
+    assert "1 rows of bench.csv" in page
+    assert {row["batch_size"] for row in read_rows(out / "bench.csv")} == {"2", "4"}  # nothing is lost
