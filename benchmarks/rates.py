@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from segae.training.pace import TimedLoader
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured, one value for each round.
+    """What was measured, one value for each round there and back.
 
     Attributes:
         ceiling: images per second of the step alone.
@@ -42,11 +43,14 @@ def measure_rates(
 ) -> Rates:
     """Measure all of them, by turns.
 
+    A round goes there and back: ceiling, segae, peers, then the same in reverse. What a machine's pace loses or gains
+    steadily meanwhile (heat, neighbours) falls on all of them alike; in one order alone it would end up in their ratio.
+
     Args:
         learner: segae's, without validation images.
         device: where it trains.
-        steps: timed steps in each turn of the ceiling.
-        rounds: turns of each.
+        steps: timed steps of the ceiling in a round, half of them on each way.
+        rounds: there and back.
         make_peers: called once segae's memory is known.
     """
     timed = TimedLoader(learner.dls.train, device)
@@ -54,20 +58,28 @@ def measure_rates(
     batch = next(iter(timed.loader))
     with measured(device) as cost:
         run_epoch(learner, timed)  # the first one, which starts workers and fills caches, does not count
-    peers = [(peer, []) for peer in make_peers()]
-    for peer, _ in peers:
+    peers = make_peers()
+    for peer in peers:
         peer.rate()
     measure_ceiling(TrainingStep(learner, batch), warm_up=min(steps, 10), steps=1, repeats=1)
     timed.waited_s = timed.worked_s = timed.images = 0
-    ceiling, rates = [], []
-    for _ in range(rounds):
-        # a new one each time: an epoch leaves the model in the mode of its (empty) validation
-        ceiling.append(measure_ceiling(TrainingStep(learner, batch), warm_up=1, steps=steps, repeats=1))
-        rates.append(run_epoch(learner, timed))
-        for peer, values in peers:
-            values.append(peer.rate())
+    # a new step each time: an epoch leaves the model in the mode of its (empty) validation
+    turns = [
+        lambda: measure_ceiling(TrainingStep(learner, batch), warm_up=1, steps=max(steps // 2, 1), repeats=1),
+        lambda: run_epoch(learner, timed),
+        *(peer.rate for peer in peers),
+    ]
+    ceiling, rates, *others = zip(*(_there_and_back(turns) for _ in range(rounds)), strict=True)
     learner.dls.loaders[0] = timed.loader
-    return Rates(ceiling, rates, peers, timed.wait_share, cost.peak_memory_mb)
+    named = list(zip(peers, map(list, others), strict=True))
+    return Rates(list(ceiling), list(rates), named, timed.wait_share, cost.peak_memory_mb)
+
+
+def _there_and_back(turns: list[Callable[[], float]]) -> list[float]:
+    """Each turn's rate over its two times, which do the same work: the harmonic mean."""
+    there = [turn() for turn in turns]
+    back = [turn() for turn in reversed(turns)][::-1]
+    return [statistics.harmonic_mean(pair) for pair in zip(there, back, strict=True)]
 
 
 def run_epoch(learner: Any, timed: TimedLoader) -> float:

@@ -5,7 +5,7 @@
 
 The ceiling C is the same model, loss and optimizer step on one batch that stays on the device. The rate R is that of
 whole epochs through ``segae.fit`` with sampling, cache, corruption, augmentation and logging (no checkpoint), without
-the first epoch. Ceiling, segae and peers take turns, round by round, so that a busy machine disturbs all of them alike;
+the first epoch. Ceiling, segae and peers take turns, there and back, so that a busy machine disturbs all of them alike;
 medians over the rounds count, and of ratios the median of the rounds' ratios. Data wait is the share of an epoch in
 which the loop waits for a batch; with no workers that is all work of augmentation.
 
@@ -106,7 +106,8 @@ def make_learner(cell: Cell, given: argparse.Namespace, device: torch.device) ->
 
 def make_peers(cell: Cell, given: argparse.Namespace, device: torch.device) -> list[Peer]:
     """Those that were asked for and exist here."""
-    work = Work(given.work, cell.encoder, cell.size, given.batch_size, device, given.peer_workers, given.steps)
+    half = max(given.steps // 2, 1)  # a round times each peer twice
+    work = Work(given.work, cell.encoder, cell.size, given.batch_size, device, given.peer_workers, half)
     peers = []
     for name, make in PEERS[cell.task].items():
         if name in given.peers:
@@ -164,12 +165,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data", type=Path, help="a copy of Oxford-IIIT Pets; pictures are drawn without one")
     parser.add_argument("--drawn-size", type=int, default=256, help="side of the drawn pictures")
-    parser.add_argument("--images", type=int, help="in an epoch; 192 on a CPU, 4096 on a GPU")
+    parser.add_argument("--images", type=int, help="in an epoch; 96 on a CPU, 4096 on a GPU")
     parser.add_argument("--batch-size", type=int, help="16 on a CPU, 64 on a GPU")
     parser.add_argument("--workers", type=int, help="of segae where it decodes; 2 on a CPU, 8 on a GPU")
     parser.add_argument("--peer-workers", type=int, help="of the peers; the same")
-    parser.add_argument("--steps", type=int, default=40, help="timed steps in a turn of the ceiling")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40, help="timed steps of the ceiling in a round")
+    parser.add_argument("--rounds", type=int, default=3, help="there and back: everything is timed twice in each")
     parser.add_argument("--quick", action="store_true", help="a minute's run that only shows that everything works")
     parser.add_argument("--write", action="store_true", help="add rows to results/, or to --out")
     parser.add_argument("--out", type=Path, help="CSV file")
@@ -179,7 +180,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         quick = {"encoders": ["test_resnet"], "sizes": [64], "images": 16, "batch_size": 8, "steps": 2, "rounds": 1}
         vars(given).update(quick, drawn_size=64, workers=0, peer_workers=0)
     gpu = segae.choose_device(given.device).type != "cpu"
-    defaults = {"images": (192, 4096), "batch_size": (16, 64), "workers": (2, 8), "peer_workers": (2, 8)}
+    defaults = {"images": (96, 4096), "batch_size": (16, 64), "workers": (2, 8), "peer_workers": (2, 8)}
     for name, values in defaults.items():
         if getattr(given, name) is None:
             setattr(given, name, values[gpu])
