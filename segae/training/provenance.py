@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -29,8 +30,8 @@ def versions() -> str:
     return "; ".join(parts)
 
 
-def commit() -> str:
-    """The commit of the checkout that runs, with ``+changes`` if it was edited; empty outside a checkout."""
+def commit(code: Sequence[str] = ("segae",)) -> str:
+    """The commit of the checkout that runs, with ``+changes`` if one of these folders was edited; empty outside one."""
     here = Path(__file__).resolve().parent.parent.parent
     if not (here / ".git").exists():
         return ""
@@ -39,7 +40,7 @@ def commit() -> str:
             ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
         ).stdout.strip()
         edited = subprocess.run(
-            ["git", "status", "--porcelain", "--", "segae"],
+            ["git", "status", "--porcelain", "--", *code],
             cwd=here,
             capture_output=True,
             text=True,
@@ -57,11 +58,16 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def provenance(device: torch.device) -> dict[str, str]:
-    """Commit, versions, device (how many, where several processes share the work) and date (UTC) of a run."""
+def provenance(device: torch.device, code: Sequence[str] = ("segae",)) -> dict[str, str]:
+    """Commit, versions, device (how many, where several processes share the work) and date (UTC) of a run.
+
+    Args:
+        device: where it computes.
+        code: folders of the checkout whose edits make the commit ``+changes``.
+    """
     world = this_place().world
     return {
-        "commit": commit(),
+        "commit": commit(code),
         "versions": versions(),
         "device": device_name(device) if world == 1 else f"{world} x {device_name(device)}",
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
