@@ -55,10 +55,10 @@ class Plan:
     """Share of the images that is kept for validation."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and loss; auto takes bfloat16 on CUDA."""
-    workers: int = 0
-    """Processes that prepare images."""
-    data_path: Literal["auto", "cache", "device"] = "auto"
-    """Where the images are held; live decoding cannot be planned."""
+    workers: int | None = None
+    """Processes that prepare images; none takes what that command takes."""
+    data_path: Literal["auto", "cache", "device", "live"] = "auto"
+    """Where the images are held, or decoded each time (live)."""
     micro_batch: int | None = None
     """Images at once; none takes all, or on CUDA as many as fit."""
     activation_checkpointing: bool = False
@@ -83,6 +83,7 @@ def run(config: Plan) -> Forecast:
     import time
 
     started = time.perf_counter()  # the command that is planned loads torch too, which takes seconds
+    from segae.tasks.plan_process import start_and_end_of_python
     from segae.tasks.trial import draw_stand_ins, sample_pretraining, sample_segmentation, within
     from segae.training.device import choose_device
 
@@ -95,8 +96,10 @@ def run(config: Plan) -> Forecast:
         drawing_s = time.perf_counter() - before_drawing
         make: Any = sample_segmentation if config.kind == "segment" else sample_pretraining
         sample: Sample = make(within(planned, place / "run", drawn), device, config.images, drawn is not None)
-        start_s = time.perf_counter() - started - drawing_s - sample.apart_s + _start_of_python()
-        calibration = _calibrate(sample, device, config.seconds, place / "run", start_s)
+        asked = time.perf_counter()
+        before_s, after_s = start_and_end_of_python()
+        start_s = asked - started - drawing_s - sample.apart_s + before_s
+        calibration = _calibrate(sample, device, config.seconds, place / "run", start_s, after_s)
     return _tell(config, planned, calibration, sample, device)
 
 
@@ -140,30 +143,24 @@ def _check(config: Plan) -> None:
         )
 
 
-def _start_of_python() -> float:
-    """Seconds until a command gets to its task: they have passed here before the clock could be started."""
-    import subprocess
-    import sys
-    import time
-
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import segae.cli"], check=False, capture_output=True)
-    return time.perf_counter() - started
-
-
-def _calibrate(sample: Sample, device: Any, seconds: float, folder: Path, start_s: float) -> Calibration:
+def _calibrate(
+    sample: Sample, device: Any, seconds: float, folder: Path, start_s: float, after_s: float
+) -> Calibration:
     import contextlib
     import io
     import time
 
+    from segae.tasks.pictures import EVERY_S
     from segae.training.calibration import try_out
-    from segae.training.cost import Cost
+    from segae.training.cost import Cost, measured
     from segae.training.forecast import Calibration
 
     trial = try_out(sample.learner, sample.phases, device, seconds, folder)
-    before = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()):  # it says what it wrote, and that is not kept
+    with contextlib.redirect_stdout(io.StringIO()), measured(device) as finish:  # what it says it wrote is not kept
         sample.finish(trial.log, Cost(0.0, trial.peak_memory_mb))
+    before = time.perf_counter()
+    sample.draw()  # again: the first time loads matplotlib
+    pictures_s = time.perf_counter() - before
     on_device = getattr(sample.learner.dls.train.dataset, "device", None) is not None
     return Calibration(
         phases=trial.phases,
@@ -171,13 +168,15 @@ def _calibrate(sample: Sample, device: Any, seconds: float, folder: Path, start_
         between_s=trial.between_s,
         start_s=start_s,
         decode_s_per_image=sample.decode_s_per_image,
-        finish_s=time.perf_counter() - before,
-        peak_memory_mb=trial.peak_memory_mb,
+        finish_s=finish.seconds + after_s,
+        peak_memory_mb=max(trial.peak_memory_mb, finish.peak_memory_mb),
         # on a CPU the mapped cache counts as memory of the process; a GPU holds it only if it was put there
         bytes_per_image=sample.image_bytes if device.type != "cuda" or on_device else 0,
         sample_images=sample.images,
         watts=trial.watts,
         power_source=trial.power_source,
+        pictures_s=pictures_s,
+        pictures_every_s=EVERY_S,
     )
 
 
@@ -195,7 +194,11 @@ def _tell(config: Plan, planned: Any, calibration: Calibration, sample: Sample, 
     print(as_table(table_of(forecast, calibration, drawn=not config.data)))
     if config.json is not None:
         content = {
-            "forecast": {**asdict(forecast), "total_s": forecast.total_s},
+            "forecast": {
+                **asdict(forecast),
+                "total_s": forecast.total_s,
+                "training_energy_wh": forecast.training_energy_wh,
+            },
             "calibration": asdict(calibration),
             "workload": asdict(work),
             "planned": asdict(planned),
@@ -223,8 +226,8 @@ def table_of(forecast: Forecast, calibration: Calibration, drawn: bool = False) 
         ("  decoding", in_words(forecast.decode_s), decoding),
         ("  training", in_words(forecast.training_s), f"images/s: {paces}"),
         ("  validation", in_words(forecast.validation_s), ""),
-        ("  log and checkpoints", in_words(forecast.between_s), ""),
-        ("  finish", in_words(forecast.finish_s), "weights, pictures, statistics"),
+        ("  log and checkpoints", in_words(forecast.between_s), "and a picture now and then"),
+        ("  finish", in_words(forecast.finish_s), "weights, pictures, statistics, end of the process"),
         ("peak memory", f"{forecast.peak_memory_mb:,.0f} MB", "on a GPU what torch holds there, else the process"),
         energy,
     ]

@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from segae.errors import SegaeError
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from segae.tasks.pretrain import Pretrain
@@ -20,10 +19,7 @@ if TYPE_CHECKING:
     from segae.training.forecast import Workload
     from segae.training.schedule import Phase
 
-Item = TypeVar("Item")
-
-_BATCHES = 12  # of training images in the sample; a timed epoch has no more
-_DRAWN = 32  # pictures that stand in for images that are not there; repeated to fill _BATCHES
+_DRAWN = 32  # pictures that stand in for images that are not there; repeated to fill the sample
 
 
 @dataclass(frozen=True)
@@ -34,10 +30,11 @@ class Sample:
         learner: on the sample's images.
         phases: of the planned training.
         workload: of the planned training.
-        images: in the sample.
-        image_bytes: of one image (and its mask) as the training holds it.
+        images: decoded ones in the sample.
+        image_bytes: of one image (and its mask) as the training holds it; 0 where it is decoded each time.
         decode_s_per_image: measured while the sample was made.
         apart_s: seconds of making the sample that a training spends in decoding, or not at all.
+        draw: draws the pictures that the task draws while it trains.
         finish: does what the task does after its last epoch, given the log and the cost.
     """
 
@@ -48,6 +45,7 @@ class Sample:
     image_bytes: int
     decode_s_per_image: float
     apart_s: float
+    draw: Callable[[], object]
     finish: Callable[[list[dict[str, Any]], Cost], object]
 
 
@@ -66,7 +64,8 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
     from segae.models.segmenter import create_segmenter, require_decoder_size
     from segae.tasks.compute import segmentation_of_items, set_up
     from segae.tasks.finish import finish_segmentation
-    from segae.tasks.labelled import Labelled, labelled_sets
+    from segae.tasks.pictures import draw_curves
+    from segae.tasks.plan_images import labelled_sample, workers_of
     from segae.tasks.segment import _rates, resolve
     from segae.training.forecast import Workload
     from segae.training.provenance import provenance
@@ -85,25 +84,25 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
     set_up(model, config)
     chosen = take_labels(data.splits["train"], None if drawn else config.labels, config.seed)
     parts = split_off_validation(chosen, config.val_fraction, config.seed)
-    started = time.perf_counter()
-    train, valid, files = _decode_pairs(parts, size, data.mask_values, config, drawn)
-    apart_s = time.perf_counter() - started
-    once = replace(config, epoch_images=None)  # the timed epochs are short ones
-    items = labelled_sets(once, train, valid, description, device)
-    given = Labelled(*items, train.pairs, len(parts[0]), train, valid or train)
-    learner = segmentation_of_items(once, items, model, len(data.classes), size, device)
     if drawn and images is not None and config.labels is not None:
         images = min(images, config.labels)
     counts = _scaled((len(parts[0]), len(parts[1])), images, config.val_fraction)
-    epoch, extra = config.epoch_images or counts[0], counts[0] if config.recalibrate else 0
+    started = time.perf_counter()
+    sample = labelled_sample(config, data, parts, counts, description, device, drawn)
+    apart_s = time.perf_counter() - started
+    given, epoch = sample.given, config.epoch_images or counts[0]
+    # the timed epochs are short ones
+    once = replace(config, epoch_images=None, workers=workers_of(config, given.train, device, epoch))
+    learner = segmentation_of_items(once, (given.train, given.valid), model, len(data.classes), size, device)
     return Sample(
         learner,
         phases,
-        Workload(epoch, counts[1], files=sum(counts), extra_passes=extra),
-        len(train.images) + (len(valid.images) if valid else 0),
-        4 * size * size,
-        apart_s / files,
+        Workload(epoch, counts[1], files=sum(sample.ahead), extra_passes=sample.ahead[0] if config.recalibrate else 0),
+        sample.images,
+        0 if given.data_path == "live" else 4 * size * size,
+        apart_s / sample.files,
         apart_s,
+        lambda: draw_curves(config.out),
         lambda log, cost: finish_segmentation(
             config, model, description, data, given, log, cost, provenance(device), device
         ),
@@ -112,13 +111,12 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
 
 def sample_pretraining(config: Pretrain, device: torch.device, images: int | None, drawn: bool) -> Sample:
     """Prepare a pretraining as ``segae pretrain`` does; arguments as in ``sample_segmentation``."""
-    from torch.utils.data import Subset
-
     from segae.data.pretraining import find_pretraining_images
     from segae.tasks.compute import pretraining_of_items
     from segae.tasks.finish import finish_pretraining
-    from segae.tasks.loading import MEASURED_IMAGES, unlabelled_sets
-    from segae.tasks.pictures import draw_panels
+    from segae.tasks.loading import MEASURED_IMAGES
+    from segae.tasks.pictures import draw_curves, draw_panels
+    from segae.tasks.plan_images import unlabelled_sample, workers_of
     from segae.tasks.pretrain import begin
     from segae.tasks.streaming import is_streamed
     from segae.training.forecast import Workload
@@ -133,57 +131,31 @@ def sample_pretraining(config: Pretrain, device: torch.device, images: int | Non
     paths = find_pretraining_images(config.data)
     counts = _scaled(_split_size(paths, config), images, config.val_fraction)
     started = time.perf_counter()
-    decoded, files = _decode_images(paths, config, drawn)
+    sample = unlabelled_sample(config, paths, counts, description, device, drawn)
     apart_s = time.perf_counter() - started
-    held_out = min(counts[1], len(decoded) // 4)
-    augmented, clean = unlabelled_sets(replace(config, repeats=1), decoded, description, device)
-    items = (augmented, Subset(clean, range(held_out)))
-    learner = pretraining_of_items(config, items, model, objective, device)
+    epoch, live = counts[0] * config.repeats, sample.data_path == "live"
+    once = replace(config, workers=workers_of(config, sample.items[0], device, epoch))
+    learner = pretraining_of_items(once, sample.items, model, objective, device)
+
+    def draw() -> None:
+        draw_curves(config.out)
+        draw_panels(config.out, model, objective, sample.shown, description)
 
     def finish(log: list[dict[str, Any]], cost: Cost) -> None:  # noqa: ARG001 - metrics of a pretraining hold no memory
-        draw_panels(config.out, model, objective, decoded[:5], description)
+        draw_panels(config.out, model, objective, sample.shown, description)
         finish_pretraining(config, model, description, paths, len(paths), log, provenance(device))
 
     return Sample(
         learner,
         phases,
-        Workload(counts[0] * config.repeats, counts[1], sum(counts), min(counts[0], MEASURED_IMAGES)),
-        len(decoded),
-        3 * config.image_size**2,
-        apart_s / files,
+        Workload(epoch, counts[1], 0 if live else sum(counts), min(counts[0], MEASURED_IMAGES)),
+        sample.images,
+        0 if live else 3 * config.image_size**2,
+        apart_s / sample.files,
         apart_s,
+        draw,
         finish,
     )
-
-
-def _decode_pairs(parts: Any, size: int, mask_values: Sequence[Any], config: Segment, drawn: bool) -> tuple:
-    """Training and validation arrays of the sample, and how many files they came from."""
-    from segae.data.cache import CachedPairs, cache_pairs
-    from segae.data.quarantine import Quarantine
-
-    batch, files = config.batch_size, 0
-    arrays: list[CachedPairs | None] = []
-    for pairs, wanted in zip(parts, (_BATCHES * batch, max(_BATCHES * batch // 4, 1)), strict=True):
-        chosen = _spread(pairs, wanted)
-        if not chosen:
-            arrays.append(None)
-            continue
-        cached = cache_pairs(chosen, size, mask_values, Quarantine(), config.out / "cache", progress=False)
-        files += len(chosen)
-        if drawn:
-            cached = CachedPairs(_filled(cached.images, wanted), _filled(cached.masks, wanted), cached.pairs)
-        arrays.append(cached)
-    return (*arrays, files)
-
-
-def _decode_images(paths: Sequence[Path], config: Pretrain, drawn: bool) -> tuple[np.ndarray, int]:
-    from segae.data.cache import cache_images
-    from segae.data.quarantine import Quarantine
-
-    wanted = _BATCHES * config.batch_size
-    chosen = _spread(paths, wanted)
-    images = cache_images(chosen, config.image_size, Quarantine(), config.out / "cache", progress=False).images
-    return (_filled(images, wanted) if drawn else images), len(chosen)
 
 
 def _split_size(paths: Sequence[Path], config: Pretrain) -> tuple[int, int]:
@@ -200,20 +172,6 @@ def _scaled(counts: tuple[int, int], images: int | None, val_fraction: float) ->
         return counts
     valid = min(max(round(images * val_fraction), 1), images - 1) if val_fraction else 0
     return images - valid, valid
-
-
-def _spread(items: Sequence[Item], wanted: int) -> list[Item]:
-    """At most so many items, evenly spaced: neighbours in a folder resemble each other."""
-    if len(items) <= wanted:
-        return list(items)
-    return [items[place * len(items) // wanted] for place in range(wanted)]
-
-
-def _filled(arrays: np.ndarray, wanted: int) -> np.ndarray:
-    """So many rows, those that are there over and over."""
-    import numpy as np
-
-    return np.asarray(arrays)[np.arange(wanted) % len(arrays)]
 
 
 def draw_stand_ins(folder: Path, size: int) -> Path:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from segae.training.cost import measured
+from segae.training.cost import ENERGY, energy_logged, measured
 from segae.training.fit import fit
 from segae.training.forecast import PhasePace
 from segae.training.pace import TimedLoader
@@ -28,7 +28,7 @@ class Trial:
         validation_s_per_image: 0 without validation images.
         between_s: seconds of an epoch beside training and validation.
         peak_memory_mb: in 10^6 bytes.
-        watts: mean power, or None.
+        watts: mean power of the timed training, as the log's column ``energy_wh`` counts it, or None.
         power_source: what reported it, or why nothing did.
         log: rows of the epochs.
     """
@@ -58,7 +58,9 @@ def try_out(learner: Any, phases: Sequence[Phase], device: torch.device, seconds
     train, valid = learner.dls.loaders[:2]
     timed_valid = TimedLoader(valid, device, skip=1, limit_s=seconds / 4)
     paces, between, log = [], [], []
-    with measured(device) as cost, metered(device) as power:
+    with metered(device) as power:
+        pass  # only what it is read from: the pauses of so short a training are no part of its power
+    with measured(device) as cost, energy_logged(learner, device):
         for phase in phases:
             share = seconds / 4 if phase is not phases[-1] else seconds * (5 - len(phases)) / 4
             timed = TimedLoader(train, device, skip=10 if device.type == "cuda" else 2, limit_s=share)
@@ -78,10 +80,17 @@ def try_out(learner: Any, phases: Sequence[Phase], device: torch.device, seconds
         1 / looked_at if len(valid) else 0.0,
         statistics.median(between),
         cost.peak_memory_mb,
-        power.watts,
+        _watts(log),
         power.source,
         log,
     )
+
+
+def _watts(log: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean power of the training of these epochs; None where that of one is not known."""
+    if any(ENERGY not in row for row in log):
+        return None
+    return 3600 * sum(row[ENERGY] for row in log) / max(sum(row["seconds"] for row in log), 1e-9)
 
 
 def _pace(phase: Phase, timed: TimedLoader) -> PhasePace:

@@ -36,12 +36,14 @@ class Calibration:
         between_s: seconds of an epoch that are neither training nor validation: its files, its checks.
         start_s: from the command to the first step, without decoding.
         decode_s_per_image: to read, decode and resize a file, all threads together.
-        finish_s: from the last epoch to the end of the command.
+        finish_s: from the last epoch to the end of the process.
         peak_memory_mb: as ``segae.training.cost`` measures it, with ``sample_images`` images.
         bytes_per_image: by which the peak grows with each further image.
         sample_images: that the measurement held.
         watts: mean power while training; None where the device reports none.
         power_source: what reported it, or why nothing did.
+        pictures_s: to draw what is drawn now and then while it trains.
+        pictures_every_s: after an epoch, if so many seconds have passed since the last ones.
     """
 
     phases: tuple[PhasePace, ...]
@@ -55,6 +57,8 @@ class Calibration:
     sample_images: int
     watts: float | None
     power_source: str
+    pictures_s: float = 0.0
+    pictures_every_s: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,10 @@ class Forecast:
     Attributes:
         training_s: the sum of the log's column ``seconds``.
         validation_s: of all epochs.
-        between_s: log, checkpoint and checks of all epochs.
+        between_s: log, checkpoint, checks and pictures of all epochs.
         start_s: until the first step.
         decode_s: the first time that these files are used at this size; later runs find them in the cache.
-        finish_s: weights, pictures and statistics at the end.
+        finish_s: weights, pictures and statistics at the end, and the end of the process.
         images_per_second: of training, over all epochs.
         peak_memory_mb: in 10^6 bytes.
         energy_wh: at the mean power of training; None where the device reports none.
@@ -105,6 +109,11 @@ class Forecast:
         """From the command to its end, with everything decoded anew."""
         return self.training_s + self.validation_s + self.between_s + self.start_s + self.decode_s + self.finish_s
 
+    @property
+    def training_energy_wh(self) -> float | None:
+        """The part of ``training_s``: the sum of the log's column ``energy_wh``."""
+        return None if self.energy_wh is None else self.energy_wh * self.training_s / self.total_s
+
 
 def make_forecast(calibration: Calibration, workload: Workload) -> Forecast:
     """Scale a calibration up.
@@ -124,11 +133,14 @@ def make_forecast(calibration: Calibration, workload: Workload) -> Forecast:
     looked_at = epochs * workload.valid_images
     # a forward pass; without a validation to measure it on, the third of a step that it is about
     look_s = calibration.validation_s_per_image or min(phase.seconds_per_image for phase in calibration.phases) / 3
+    validation_s = looked_at * calibration.validation_s_per_image
+    between_s = epochs * calibration.between_s
+    drawn = min(math.floor((training_s + validation_s + between_s) / calibration.pictures_every_s), epochs)
     further = max(workload.files - calibration.sample_images, 0)
     parts = {
         "training_s": training_s,
-        "validation_s": looked_at * calibration.validation_s_per_image,
-        "between_s": epochs * calibration.between_s,
+        "validation_s": validation_s,
+        "between_s": between_s + drawn * calibration.pictures_s,
         "start_s": calibration.start_s,
         "decode_s": workload.files * calibration.decode_s_per_image,
         "finish_s": calibration.finish_s + workload.extra_passes * look_s,

@@ -45,8 +45,20 @@ def test_a_forecast_is_the_sum_of_its_parts():
     assert forecast.energy_wh == pytest.approx(90 * forecast.total_s / 3600)
 
 
+def test_pictures_are_counted_by_the_clock_and_once_for_an_epoch_at_most():
+    drawing = replace(CALIBRATION, pictures_s=2.0, pictures_every_s=30.0)
+    assert make_forecast(drawing, WORK).between_s == pytest.approx(4 * 0.5 + 3 * 2)  # 109 s of epochs
+    assert make_forecast(replace(drawing, pictures_every_s=1.0), WORK).between_s == pytest.approx(4 * (0.5 + 2))
+
+
+def test_the_energy_of_training_is_what_its_seconds_draw():
+    forecast = make_forecast(CALIBRATION, WORK)
+    assert forecast.training_energy_wh == pytest.approx(90 * 103 / 3600)
+
+
 def test_no_watts_no_energy():
     assert make_forecast(replace(CALIBRATION, watts=None), WORK).energy_wh is None
+    assert make_forecast(replace(CALIBRATION, watts=None), WORK).training_energy_wh is None
 
 
 def test_a_sample_larger_than_the_data_costs_no_less_memory():
