@@ -5,63 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import torch
 from layout import FOLDER
+from peer_loop import MEAN, STD, Absent, Loop, Peer, Work, autocast, make_loader
 from torch import nn
-from torch.utils.data import DataLoader
 
 from segae.training.ceiling import measure_ceiling
 from segae.training.pace import synchronise
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class Absent(Exception):
-    """A peer that does not exist here; the message says why."""
-
-
-@dataclass(frozen=True)
-class Peer:
-    """One of them, ready to run.
-
-    Attributes:
-        system: its name in the rows.
-        metric: what ``rate`` gives.
-        data_path: how it gets its batches.
-        rate: runs once, over an epoch or some steps, and gives images per second.
-    """
-
-    system: str
-    metric: str
-    data_path: str
-    rate: Callable[[], float]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a peer is asked to do.
-
-    Attributes:
-        root: folder above torchvision's.
-        encoder: timm name.
-        size: side of the input in pixels.
-        batch_size: images in a step.
-        device: where to compute.
-        workers: processes that decode.
-        steps: of a peer that has no epochs.
-    """
-
-    root: Path
-    encoder: str
-    size: int
-    batch_size: int
-    device: torch.device
-    workers: int
-    steps: int
 
 
 def plain_loop(work: Work) -> Peer:
@@ -70,9 +23,9 @@ def plain_loop(work: Work) -> Peer:
     from torchvision.datasets import OxfordIIITPet
 
     images = OxfordIIITPet(str(work.root), "trainval", "segmentation", transforms=Augment(work.size))
-    loader = _loader(images, work)
+    loader = make_loader(images, work)
     model = smp.Unet(f"tu-{work.encoder}", encoder_weights=None, classes=3)
-    return Peer("plain-loop", "images_per_second", "live", _Loop(work, model, loader, _cross_entropy).epoch)
+    return Peer("plain-loop", "images_per_second", "live", Loop(work, model, loader, _cross_entropy).epoch)
 
 
 class Augment:
@@ -101,6 +54,42 @@ class Augment:
         # what an affine move uncovers is 0 in the trimap, and background here
         mask_hw = torch.where(mask[0] == 0, 1, mask[0].long() - 1)
         return self.finish(image.as_subclass(torch.Tensor)), mask_hw.as_subclass(torch.Tensor)
+
+
+def masked_autoencoder(work: Work) -> Peer:
+    """A masked autoencoder on smp's encoder as a competent user writes it; patches and decoder are as large as ours."""
+    import segmentation_models_pytorch as smp
+    from torchvision.datasets import OxfordIIITPet
+    from torchvision.transforms import v2
+
+    encoder = smp.encoders.get_encoder(f"tu-{work.encoder}", weights=None)
+    layers: list[nn.Module] = []
+    for inside, outside in pairwise((encoder.out_channels[-1], 128, 64, 32, 16, 16)):
+        conv = nn.Conv2d(inside, outside, 3, padding=1, bias=False)
+        layers += [nn.Upsample(scale_factor=2), conv, nn.BatchNorm2d(outside), nn.ReLU(inplace=True)]
+    decoder = nn.Sequential(*layers, nn.Conv2d(16, 3, 3, padding=1))
+
+    def loss(model: nn.ModuleList, batch: Any, place: Callable) -> torch.Tensor:
+        image_bchw = place(batch[0])
+        hidden_b1hw = random_patches(image_bchw, patch=16, ratio=0.6)
+        prediction_bchw = model[1](model[0](image_bchw * (1 - hidden_b1hw))[-1])
+        squared_bchw = (prediction_bchw.float() - image_bchw).square()
+        return (squared_bchw * hidden_b1hw).sum() / (hidden_b1hw.sum() * image_bchw.shape[1])
+
+    steps = [v2.ToImage(), v2.RandomResizedCrop(work.size, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip()]
+    transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    images = OxfordIIITPet(str(work.root), "trainval", transform=transform)
+    loop = Loop(work, nn.ModuleList([encoder, decoder]), make_loader(images, work), loss)
+    return Peer("plain-loop", "images_per_second", "live", loop.epoch)
+
+
+def random_patches(image_bchw: torch.Tensor, patch: int, ratio: float) -> torch.Tensor:
+    """Hide so large a share of each image's patches: (B, 1, H, W), 1 = hidden."""
+    rows, columns = (side // patch for side in image_bchw.shape[-2:])
+    order_bn = torch.rand(len(image_bchw), rows * columns, device=image_bchw.device).argsort(1)
+    hidden_bn = (order_bn < round(ratio * rows * columns)).to(image_bchw.dtype)
+    grid_b1hw = hidden_bn.view(-1, 1, rows, columns)
+    return grid_b1hw.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
 
 
 def fastai_stock(work: Work) -> Peer:
@@ -144,7 +133,7 @@ def timm_step(work: Work) -> Peer:
     label_b = torch.randint(37, (work.batch_size,)).to(work.device)
 
     def step() -> None:
-        with _autocast(work.device):
+        with autocast(work.device):
             loss = nn.functional.cross_entropy(model(image_bchw), label_b)
         optimizer.zero_grad()
         loss.backward()
@@ -165,7 +154,7 @@ def lightly_simsiam(work: Work) -> Peer:
         from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
         from lightly.transforms import SimSiamTransform
     except ImportError as error:
-        raise Absent(f"lightly is not installed ({error}); pip install lightly") from error
+        raise Absent(f"lightly is not installed ({error}); type: pip install 'segae[benchmarks]'") from error
     import timm
 
     class SimSiam(nn.Module):
@@ -187,59 +176,16 @@ def lightly_simsiam(work: Work) -> Peer:
 
     images = LightlyDataset(str(work.root / FOLDER / "images"), transform=SimSiamTransform(input_size=work.size))
     return Peer(
-        "lightly-simsiam", "images_per_second", "live", _Loop(work, SimSiam(), _loader(images, work), loss).epoch
+        "lightly-simsiam", "images_per_second", "live", Loop(work, SimSiam(), make_loader(images, work), loss).epoch
     )
 
 
 PEERS: dict[str, dict[str, Callable[[Work], Peer]]] = {
     "segment": {"plain-loop": plain_loop, "fastai": fastai_stock, "timm": timm_step},
-    "pretrain": {"timm": timm_step, "lightly": lightly_simsiam},
+    "pretrain": {"plain-loop": masked_autoencoder, "timm": timm_step, "lightly": lightly_simsiam},
 }
 """What each task is compared with."""
 
 
-class _Loop:
-    """The training loop of everybody: one epoch over a loader, autocast, AdamW, a rate that falls."""
-
-    def __init__(self, work: Work, model: nn.Module, loader: DataLoader, loss: Callable) -> None:
-        self.work, self.loader, self.loss = work, loader, loss
-        self.model = model.to(work.device, memory_format=torch.channels_last).train()
-        self.optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=work.device.type == "cuda" or None)
-
-    def epoch(self) -> float:
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, len(self.loader))
-        images, started = 0, time.perf_counter()
-        for batch in self.loader:
-            with _autocast(self.work.device):
-                loss = self.loss(self.model, batch, self._place)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            schedule.step()
-            images += self.work.batch_size
-        synchronise(self.work.device)
-        return images / (time.perf_counter() - started)
-
-    def _place(self, part: torch.Tensor) -> torch.Tensor:
-        layout = torch.channels_last if part.dim() == 4 else torch.preserve_format
-        return part.to(self.work.device, non_blocking=True, memory_format=layout)
-
-
 def _cross_entropy(model: nn.Module, batch: Any, place: Callable) -> torch.Tensor:
     return nn.functional.cross_entropy(model(place(batch[0])), place(batch[1]))
-
-
-def _loader(images: Any, work: Work) -> DataLoader:
-    return DataLoader(
-        images,
-        work.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=work.workers,
-        pin_memory=work.device.type == "cuda",
-        persistent_workers=work.workers > 0,
-    )
-
-
-def _autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

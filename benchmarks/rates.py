@@ -18,6 +18,9 @@ from segae.training.ceiling import TrainingStep, measure_ceiling, measure_phases
 from segae.training.cost import measured
 from segae.training.pace import TimedLoader
 
+WARM_UP = 10
+"""Steps before the first timed one."""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -28,7 +31,8 @@ class Rates:
         segae: images per second of whole epochs.
         peers: images per second of each peer.
         data_wait: share of segae's epochs, in [0, 1], in which the loop waited for a batch.
-        peak_memory_mb: of segae's first epoch, before there are peers.
+        peak_memory_mb: of segae's first epoch, before there are peers; on a CPU that of this process alone, without
+            the workers'.
     """
 
     ceiling: list[float]
@@ -38,34 +42,35 @@ class Rates:
     peak_memory_mb: float
 
 
-def measure_rates(
-    learner: Any, device: torch.device, steps: int, rounds: int, make_peers: Callable[[], list[Peer]]
-) -> Rates:
+def measure_rates(learner: Any, device: torch.device, rounds: int, make_peers: Callable[[], list[Peer]]) -> Rates:
     """Measure all of them, by turns.
 
     A round goes there and back: ceiling, segae, peers, then the same in reverse. What a machine's pace loses or gains
     steadily meanwhile (heat, neighbours) falls on all of them alike; in one order alone it would end up in their ratio.
+    A turn of the ceiling has as many steps as an epoch, so both take as long. Short turns and many rounds serve best
+    where the pace changes within seconds.
 
     Args:
         learner: segae's, without validation images.
         device: where it trains.
-        steps: timed steps of the ceiling in a round, half of them on each way.
         rounds: there and back.
         make_peers: called once segae's memory is known.
     """
     timed = TimedLoader(learner.dls.train, device)
     learner.dls.loaders[0] = timed
-    batch = next(iter(timed.loader))
+    batch, steps = next(iter(timed.loader)), len(timed.loader)
     with measured(device) as cost:
         run_epoch(learner, timed)  # the first one, which starts workers and fills caches, does not count
     peers = make_peers()
     for peer in peers:
         peer.rate()
-    measure_ceiling(TrainingStep(learner, batch), warm_up=min(steps, 10), steps=1, repeats=1)
+    measure_ceiling(TrainingStep(learner, batch), warm_up=WARM_UP, steps=1, repeats=1)
     timed.waited_s = timed.worked_s = timed.images = 0
+    # an accelerator clocks down while others decode; a CPU has been at work all the time
+    warm_up = 1 if device.type == "cpu" else WARM_UP
     # a new step each time: an epoch leaves the model in the mode of its (empty) validation
     turns = [
-        lambda: measure_ceiling(TrainingStep(learner, batch), warm_up=1, steps=max(steps // 2, 1), repeats=1),
+        lambda: measure_ceiling(TrainingStep(learner, batch), warm_up=warm_up, steps=steps, repeats=1),
         lambda: run_epoch(learner, timed),
         *(peer.rate for peer in peers),
     ]
@@ -95,7 +100,6 @@ def run_epoch(learner: Any, timed: TimedLoader) -> float:
     return log[-1]["images"] / (ends[-1] - timed.started)
 
 
-def time_phases(learner: Any, steps: int) -> dict[str, float]:
+def time_phases(learner: Any, steps: int = 20) -> dict[str, float]:
     """Milliseconds of a step in each of its parts."""
-    step = TrainingStep(learner, next(iter(learner.dls.train)))
-    return measure_phases(step, warm_up=1, steps=min(steps, 20))
+    return measure_phases(TrainingStep(learner, next(iter(learner.dls.train))), warm_up=1, steps=steps)

@@ -69,4 +69,4 @@ def _more_versions() -> list[str]:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in KEY)
+    return tuple(str(row.get(name, "")) for name in KEY)

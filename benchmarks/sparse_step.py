@@ -1,103 +1,100 @@
-"""Time one sparse-masked training step against the dense step of the same model.
+"""Time segae's sparse-masked training step against the dense step of the same model.
 
-    python benchmarks/sparse_step.py [--encoder resnet18] [--write]
+    python benchmarks/sparse_step.py [--encoders resnet18 convnext_tiny] [--write]
+    python benchmarks/sparse_step.py --quick
 
-Both train one `Pretrainer` with the hierarchical decoder on the same masked images with the same loss and
-optimizer, turn by turn in one process; the dense step gives the encoder the image with zeros in the holes and has
-no hooks. The median of the ratios of neighbouring steps is what counts (wanted: at most 1.25). ``--write`` adds
-rows to results/.
+Both are steps of segae's own Learners (model, corruption, loss, autocast, optimizer) with the same weights, decoder,
+loss and masks. The sparse one is that of ``--objective sparse_mask``; the dense one gives the encoder the image with
+zeros in the holes, and has neither hooks nor mask tokens. They take turns in one process, and the median of the ratios
+of neighbouring steps is what counts (wanted: at most 1.25). ``--write`` adds rows to results/ after each encoder.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
-import time
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from rows import save
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import TensorDataset
+from turns import Pairs, time_pairs
 
 import segae
-from segae.models.pretrainer import create_pretrainer
-from segae.objectives.corruption import PatchMask
+from segae.objectives.presets import Objective
+from segae.training.ceiling import TrainingStep
+
+ENCODERS = ("resnet18", "resnet34", "resnet50", "tf_efficientnet_lite0", "convnext_tiny")
 
 
-def make_stepper(model: nn.Module, clean_bchw: Tensor, masked_bchw: Tensor, hidden_b1hw: Tensor):
-    """A function that trains one step and returns its seconds; `sparse` says how."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    device = clean_bchw.device
-    shown: dict[bool, Tensor | None] = {True: hidden_b1hw, False: None}
-
-    def step(sparse: bool) -> float:
-        _wait(device)
-        started = time.perf_counter()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            prediction_bchw = model(masked_bchw, shown[sparse])
-        loss = ((prediction_bchw.float() - clean_bchw).square() * hidden_b1hw).sum() / hidden_b1hw.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        _wait(device)
-        return time.perf_counter() - started
-
-    return step
+def make_steps(name: str, given: argparse.Namespace, device: torch.device) -> tuple[TrainingStep, TrainingStep]:
+    """The sparse step, and the dense one."""
+    segae.seed_everything(0)
+    encoder, _ = segae.create_encoder(name)
+    sparse = segae.make_objective("sparse_mask", patch=given.patch, mask_ratio=given.mask_ratio)
+    dense = replace(sparse, masking="dense")
+    models = [_pretrainer(copy.deepcopy(encoder), name, objective) for objective in (sparse, dense)]
+    models[1].load_state_dict(models[0].state_dict(), strict=False)  # the dense model has no mask tokens
+    generator = torch.Generator().manual_seed(0)
+    image_bchw = torch.randn(given.batch_size, 3, given.image_size, given.image_size, generator=generator)
+    loaders = segae.make_loaders(TensorDataset(image_bchw), None, batch_size=given.batch_size, device=device)
+    first, second = (
+        TrainingStep(segae.pretraining_learner(loaders, model, objective), (image_bchw,))
+        for model, objective in zip(models, (sparse, dense), strict=True)
+    )
+    return first, second
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _pretrainer(encoder: nn.Module, name: str, objective: Objective) -> nn.Module:
+    return segae.create_pretrainer(encoder, name, masking=objective.masking, decoder=objective.decoder)
 
 
-def main() -> None:
+def measure(name: str, given: argparse.Namespace, device: torch.device) -> Pairs:
+    """One encoder: measure, print, and write if asked for."""
+    times = time_pairs(*make_steps(name, given, device), given.pairs, device, steps=given.steps)
+    print(f"{name:<24}{times}; wanted: at most 1.25", flush=True)
+    if given.write:
+        cell = {"task": "pretrain", "encoder": name, "image_size": given.image_size, "batch_size": given.batch_size}
+        rates = {"sparse": times.on_s, "dense": times.off_s}
+        values = [
+            *((way, "images_per_second", [given.batch_size / one for one in taken]) for way, taken in rates.items()),
+            ("sparse", "sparse_over_dense", times.ratios),
+        ]
+        settings = f"{given.pairs} pairs of {given.steps} step(s), patch {given.patch}, mask ratio {given.mask_ratio}"
+        where = {"path": given.out, "benchmark": "sparse_step", "settings": settings}
+        save(device, {**cell, "data_path": "one batch"}, values, **where)
+    return times
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="tf_efficientnet_lite0")
+    parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--patch", type=int, default=32)
     parser.add_argument("--mask-ratio", type=float, default=0.6)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--steps", type=int, default=20, help="timed pairs of steps")
-    parser.add_argument("--write", action="store_true")
-    given = parser.parse_args()
+    parser.add_argument("--pairs", type=int, default=20, help="timed pairs of turns")
+    parser.add_argument("--steps", type=int, help="in a turn; 1 on a CPU, 20 on a GPU")
+    parser.add_argument("--quick", action="store_true", help="a run of seconds that only shows that everything works")
+    parser.add_argument("--write", action="store_true", help="add rows to results/, or to --out")
+    parser.add_argument("--out", type=Path, help="CSV file")
+    given = parser.parse_args(words)
+    if given.quick:
+        vars(given).update(encoders=["test_resnet"], image_size=64, batch_size=4, pairs=2, steps=1)
+    if given.steps is None:
+        given.steps = 1 if segae.choose_device(given.device).type == "cpu" else 20
+    return given
 
+
+def main() -> None:
+    given = parse()
     device = segae.choose_device(given.device)
-    torch.manual_seed(0)
-    encoder, _ = segae.create_encoder(given.encoder)
-    model = create_pretrainer(encoder, given.encoder, masking="sparse", decoder="hierarchical")
-    model = model.to(device, memory_format=torch.channels_last).train()
-    generator = torch.Generator().manual_seed(0)
-    image_bchw = torch.randn(given.batch_size, 3, given.image_size, given.image_size, generator=generator)
-    clean_bchw = image_bchw.to(device, memory_format=torch.channels_last)
-    corrupted = PatchMask(given.patch, given.mask_ratio)(clean_bchw, generator)
-    step = make_stepper(model, clean_bchw, corrupted.image_bchw, corrupted.hidden_b1hw)
-
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    warm_up = 3
-    for turn in range(given.steps + warm_up):
-        for sparse in (True, False)[:: 1 if turn % 2 else -1]:
-            taken = step(sparse)
-            if turn >= warm_up:
-                seconds[sparse].append(taken)
-    medians = {"sparse": statistics.median(seconds[True]), "dense": statistics.median(seconds[False])}
-    ratio = statistics.median(a / b for a, b in zip(seconds[True], seconds[False], strict=True))
-    for name, value in medians.items():
-        print(f"{name:>6}: {1000 * value:8.1f} ms a step, {given.batch_size / value:8.1f} images/s")
-    print(f" ratio: {ratio:.3f} (median of {given.steps} pairs; wanted: at most 1.25)")
-    if given.write:
-        cell = {
-            "task": "pretrain",
-            "encoder": given.encoder,
-            "image_size": given.image_size,
-            "batch_size": given.batch_size,
-            "data_path": "one batch",
-        }
-        values = [
-            ("sparse", "images_per_second", given.batch_size / medians["sparse"]),
-            ("dense", "images_per_second", given.batch_size / medians["dense"]),
-            ("sparse", "sparse_over_dense", ratio),
-        ]
-        save(device, cell, values)
+    ratios = [measure(name, given, device).ratio for name in given.encoders]
+    print(f"ratios: median {statistics.median(ratios):.3f}, highest {max(ratios):.3f}")
 
 
 if __name__ == "__main__":

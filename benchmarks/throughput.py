@@ -1,7 +1,6 @@
 """Time segae's training against its own ceiling and against what others offer, in the same minutes.
 
-    python benchmarks/throughput.py [--task all] [--device auto] [--write]
-    python benchmarks/throughput.py --quick --device cpu
+    python benchmarks/throughput.py [--task all] [--device auto] [--quick] [--write]
 
 The ceiling C is the same model, loss and optimizer step on one batch that stays on the device. The rate R is that of
 whole epochs through ``segae.fit`` with sampling, cache, corruption, augmentation and logging (no checkpoint), without
@@ -94,8 +93,7 @@ def make_learner(cell: Cell, given: argparse.Namespace, device: torch.device) ->
     segae.seed_everything(0)
     encoder, about = segae.create_encoder(cell.encoder)
     images = DATA_PATHS[cell.data_path](cell, (segae.OxfordPets(given.work / "oxford-iiit-pet"), about, given, device))
-    workers = given.workers if cell.data_path == "live" or (cell.data_path, device.type) == ("cache", "cuda") else 0
-    loaders = segae.make_loaders(images, None, batch_size=given.batch_size, device=device, workers=workers)
+    loaders = segae.make_loaders(images, None, batch_size=given.batch_size, device=device, workers=given.workers)
     if cell.task == "segment":
         model = segae.create_segmenter(encoder, cell.encoder, "unet", classes=3)
         return segae.segmentation_learner(loaders, model, classes=3, bn_mode="train")
@@ -106,8 +104,8 @@ def make_learner(cell: Cell, given: argparse.Namespace, device: torch.device) ->
 
 def make_peers(cell: Cell, given: argparse.Namespace, device: torch.device) -> list[Peer]:
     """Those that were asked for and exist here."""
-    half = max(given.steps // 2, 1)  # a round times each peer twice
-    work = Work(given.work, cell.encoder, cell.size, given.batch_size, device, given.peer_workers, half)
+    steps = given.images // given.batch_size
+    work = Work(given.work, cell.encoder, cell.size, given.batch_size, device, given.peer_workers, steps)
     peers = []
     for name, make in PEERS[cell.task].items():
         if name in given.peers:
@@ -122,21 +120,26 @@ def measure(cell: Cell, given: argparse.Namespace, device: torch.device) -> None
     """One cell: measure, print, and write if asked for."""
     print(f"{cell.task} {cell.encoder} {cell.size} px, {cell.data_path}, {given.batch_size} at a time", flush=True)
     learner = make_learner(cell, given, device)
-    rates = measure_rates(learner, device, given.steps, given.rounds, lambda: make_peers(cell, given, device))
-    rows = as_values(cell, rates, time_phases(learner, given.steps))
+    rates = measure_rates(learner, device, given.rounds, lambda: make_peers(cell, given, device))
+    rows = as_values(cell, rates, time_phases(learner, 2 if given.quick else 20))
     for data_path, values in rows.items():
         for system, metric, value in values:
-            print(f"  {data_path:<9}  {system:<20}  {metric:<28}  {value:10.3f}", flush=True)
+            middle = statistics.median(value) if isinstance(value, list) else value
+            print(f"  {data_path:<9}  {system:<20}  {metric:<28}  {middle:10.3f}", flush=True)
     base = {"task": cell.task, "encoder": cell.encoder, "image_size": cell.size, "batch_size": given.batch_size}
     for data_path, values in rows.items() if given.write else ():
-        save(device, {**base, "data_path": data_path}, values, given.out)
+        own = {**base, "data_path": data_path, "beside": cell.data_path}
+        save(device, own, values, given.out, benchmark="throughput", settings=in_words(cell, given))
 
 
-def as_values(cell: Cell, rates: Rates, phases: dict[str, float]) -> dict[str, list[tuple[str, str, float]]]:
-    """System, metric and value of each row, by data path."""
-    own = [
-        ("segae", "ceiling", statistics.median(rates.ceiling)),
-        ("segae", "images_per_second", statistics.median(rates.segae)),
+Values = list[tuple[str, str, "float | list[float]"]]
+
+
+def as_values(cell: Cell, rates: Rates, phases: dict[str, float]) -> dict[str, Values]:
+    """System, metric and value of each row, by data path; several values are those of the rounds."""
+    own: Values = [
+        ("segae", "ceiling", rates.ceiling),
+        ("segae", "images_per_second", rates.segae),
         ("segae", "rate_over_ceiling", _paired(rates.segae, rates.ceiling)),
         ("segae", "data_wait", rates.data_wait),
         ("segae", "peak_memory_mb", rates.peak_memory_mb),
@@ -144,14 +147,23 @@ def as_values(cell: Cell, rates: Rates, phases: dict[str, float]) -> dict[str, l
     ]
     rows = {cell.data_path: own}
     for peer, values in rates.peers:
-        rows.setdefault(peer.data_path, []).append((peer.system, peer.metric, statistics.median(values)))
+        rows.setdefault(peer.data_path, []).append((peer.system, peer.metric, values))
         if peer.metric == "images_per_second":
             own.append(("segae", f"ratio_to_{peer.system.replace('-', '_')}", _paired(rates.segae, values)))
     return rows
 
 
-def _paired(ours: list[float], others: list[float]) -> float:
-    return statistics.median(one / other for one, other in zip(ours, others, strict=True))
+def _paired(ours: list[float], others: list[float]) -> list[float]:
+    return [one / other for one, other in zip(ours, others, strict=True)]
+
+
+def in_words(cell: Cell, given: argparse.Namespace) -> str:
+    """What else was chosen."""
+    pictures = f"drawn at {given.drawn_size} px" if given.data is None else f"of {given.data.name}"
+    parts = [f"{given.images} images an epoch, {pictures}", f"{given.rounds} rounds there and back"]
+    own = "workers as segae chooses" if given.workers is None else f"{given.workers} workers"
+    parts += [f"{own}, {given.peer_workers} of the peers"]
+    return "; ".join([*parts, *([f"objective {given.objective}"] if cell.task == "pretrain" else [])])
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -165,22 +177,21 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data", type=Path, help="a copy of Oxford-IIIT Pets; pictures are drawn without one")
     parser.add_argument("--drawn-size", type=int, default=256, help="side of the drawn pictures")
-    parser.add_argument("--images", type=int, help="in an epoch; 96 on a CPU, 4096 on a GPU")
+    parser.add_argument("--images", type=int, help="in an epoch; 64 on a CPU, 4096 on a GPU")
     parser.add_argument("--batch-size", type=int, help="16 on a CPU, 64 on a GPU")
-    parser.add_argument("--workers", type=int, help="of segae where it decodes; 2 on a CPU, 8 on a GPU")
-    parser.add_argument("--peer-workers", type=int, help="of the peers; the same")
-    parser.add_argument("--steps", type=int, default=40, help="timed steps of the ceiling in a round")
-    parser.add_argument("--rounds", type=int, default=3, help="there and back: everything is timed twice in each")
+    parser.add_argument("--workers", type=int, help="of segae; as many as its commands take")
+    parser.add_argument("--peer-workers", type=int, help="of the peers; 2 on a CPU, 8 on a GPU")
+    parser.add_argument("--rounds", type=int, help="there and back; 8 on a CPU, whose pace drifts, 3 on a GPU")
     parser.add_argument("--quick", action="store_true", help="a minute's run that only shows that everything works")
     parser.add_argument("--write", action="store_true", help="add rows to results/, or to --out")
     parser.add_argument("--out", type=Path, help="CSV file")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)  # a folder that the parent process has filled
     given = parser.parse_args(words)
     if given.quick:
-        quick = {"encoders": ["test_resnet"], "sizes": [64], "images": 16, "batch_size": 8, "steps": 2, "rounds": 1}
+        quick = {"encoders": ["test_resnet"], "sizes": [64], "images": 16, "batch_size": 8, "rounds": 1}
         vars(given).update(quick, drawn_size=64, workers=0, peer_workers=0)
     gpu = segae.choose_device(given.device).type != "cpu"
-    defaults = {"images": (96, 4096), "batch_size": (16, 64), "workers": (2, 8), "peer_workers": (2, 8)}
+    defaults = {"images": (64, 4096), "rounds": (8, 3), "batch_size": (16, 64), "peer_workers": (2, 8)}
     for name, values in defaults.items():
         if getattr(given, name) is None:
             setattr(given, name, values[gpu])

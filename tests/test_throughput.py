@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 CPU = torch.device("cpu")
+BY = {"benchmark": "throughput", "settings": "16 images an epoch"}
 CELL = {"task": "segment", "encoder": "test_resnet", "image_size": 64, "batch_size": 8, "data_path": "cache"}
 
 
@@ -21,32 +22,47 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_quick_mode_measures_both_tasks_and_writes_rows(tmp_path):
+def test_the_quick_mode_measures_both_tasks_on_every_data_path_and_writes_rows(tmp_path):
     out = tmp_path / "rows.csv"
-    words = ["--quick", "--device", "cpu", "--peers", "plain-loop", "timm", "--write", "--out", str(out)]
+    words = ["--quick", "--device", "cpu", "--data-paths", "cache", "device", "live", "--peers", "plain-loop", "timm"]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", BENCHMARKS / "throughput.py", *words], capture_output=True, text=True
+        [sys.executable, "-W", "ignore", BENCHMARKS / "throughput.py", *words, "--write", "--out", str(out)],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     rows = read(out)
-    found = {(row["task"], row["system"], row["metric"]): float(row["value"]) for row in rows}
+    found = {tuple(row[name] for name in ("task", "beside", "system", "metric")): float(row["value"]) for row in rows}
     assert len(found) == len(rows)
     for task in ("pretrain", "segment"):
-        values = {metric: found[task, "segae", metric] for metric in ("ceiling", "images_per_second", "peak_memory_mb")}
-        assert all(value > 0 for value in values.values())
-        # a run of two steps on a busy machine: the order of magnitude only
-        assert 0.05 < found[task, "segae", "rate_over_ceiling"] < 5
-        assert 0 <= found[task, "segae", "data_wait"] < 1
-        assert found[task, "segae", "forward_ms"] > 0
-        assert found[task, "timm-classifier", "ceiling"] > 0
-    ratio = found["segment", "segae", "ratio_to_plain_loop"]
-    rates = [found["segment", system, "images_per_second"] for system in ("segae", "plain-loop")]
-    assert ratio == pytest.approx(rates[0] / rates[1], rel=0.01)  # one round: the ratio of the medians
+        for path in ("cache", "device", "live"):
+            values = {metric: found[task, path, "segae", metric] for metric in ("ceiling", "images_per_second")}
+            assert all(value > 0 for value in values.values())
+            # a run of two steps on a busy machine: the order of magnitude only
+            assert 0.05 < found[task, path, "segae", "rate_over_ceiling"] < 5
+            assert 0 <= found[task, path, "segae", "data_wait"] < 1
+            assert found[task, path, "segae", "forward_ms"] > 0
+            assert found[task, path, "timm-classifier", "ceiling"] > 0
+            ratio = found[task, path, "segae", "ratio_to_plain_loop"]
+            rates = [found[task, path, system, "images_per_second"] for system in ("segae", "plain-loop")]
+            assert ratio == pytest.approx(rates[0] / rates[1], rel=0.01)  # one round: the ratio of the medians
     for row in rows:
         assert row["encoder"] == "test_resnet"
         assert row["commit"]
         assert "torch" in row["versions"]
+        assert "torchvision" in row["versions"]
         assert row["device"].startswith("cpu")
+        assert row["settings"].startswith("16 images an epoch, drawn at 64 px; 1 rounds")
+
+
+def test_each_cell_has_a_process_of_its_own(tmp_path):
+    out = tmp_path / "rows.csv"
+    words = ["--task", "segment", "--encoders", "test_resnet", "--sizes", "32", "64", "--images", "8", "--rounds", "1"]
+    words += ["--batch-size", "4", "--drawn-size", "64", "--workers", "0", "--peers", "--device", "cpu", "--write"]
+    subprocess.run(
+        [sys.executable, "-W", "ignore", BENCHMARKS / "throughput.py", *words, "--out", str(out)], check=True
+    )
+    assert {row["image_size"] for row in read(out) if row["metric"] == "ceiling"} == {"32", "64"}
 
 
 @pytest.fixture
@@ -64,11 +80,16 @@ def test_rows_of_the_same_cell_are_replaced(benchmarks, tmp_path):
     from rows import save
 
     out = tmp_path / "rows.csv"
-    save(CPU, CELL, [("segae", "ceiling", 1.0), ("segae", "data_wait", 0.5)], out)
-    save(CPU, {**CELL, "image_size": 128}, [("segae", "ceiling", 3.0)], out)
-    save(CPU, CELL, [("segae", "ceiling", 2.0)], out)
+    save(CPU, CELL, [("segae", "ceiling", 1.0), ("segae", "data_wait", [0.5, 0.1, 0.2])], out, **BY)
+    save(CPU, {**CELL, "image_size": 128}, [("segae", "ceiling", 3.0)], out, **BY)
+    save(CPU, CELL, [("segae", "ceiling", 2.0)], out, **BY)
+    save(CPU, CELL, [("segae", "ceiling", 7.0)], out, benchmark="finetune_epoch", settings="")
+    save(CPU, {**CELL, "beside": "live"}, [("segae", "ceiling", 9.0)], out, **BY)
     values = [(row["image_size"], row["metric"], float(row["value"])) for row in read(out)]
-    assert sorted(values) == [("128", "ceiling", 3.0), ("64", "ceiling", 2.0), ("64", "data_wait", 0.5)]
+    ceilings = [("64", "ceiling", 2.0), ("64", "ceiling", 7.0), ("64", "ceiling", 9.0)]  # others' stay
+    assert sorted(values) == [("128", "ceiling", 3.0), *ceilings, ("64", "data_wait", 0.2)]
+    (wait,) = (row for row in read(out) if row["metric"] == "data_wait")
+    assert (wait["lowest"], wait["highest"]) == ("0.1", "0.5")
 
 
 def test_the_laid_out_pets_are_what_torchvision_and_segae_read(benchmarks, tmp_path):

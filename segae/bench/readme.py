@@ -8,6 +8,7 @@ from typing import Any
 
 from segae.bench.curves import draw_curves
 from segae.bench.presets import PRESETS
+from segae.bench.speed_tables import by_device, ceilings_table, draw_shares, peers_table, switches_table
 from segae.bench.tables import Row, levels_table, protocol_table, results_table
 from segae.tasks.rows import read_rows
 
@@ -23,6 +24,11 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Sequence[Any]], str]], ...] = (
     ("docs/pretraining.md", "objectives", "results/pretraining.csv", results_table),
     ("docs/pretraining.md", "levels", "results/level_use.csv", levels_table),
     ("docs/training.md", "protocols", "results/protocol_validation.csv", protocol_table),
+    *(
+        ("docs/speed.md", f"{name}-{device}", f"results/throughput_{device}.csv", by_device(make))
+        for device in ("cpu", "cuda")
+        for name, make in (("ceilings", ceilings_table), ("peers", peers_table), ("switches", switches_table))
+    ),
 )
 """Page, name of the table in it, rows, and what makes the table."""
 
@@ -56,3 +62,6 @@ if __name__ == "__main__":
         path.write_text(text)
     if rows := read_rows(root / "results" / "pretraining.csv"):
         draw_curves(rows, root / "docs" / "figures" / "images_seen.svg")
+    for device in ("cpu", "cuda"):
+        if rows := read_rows(root / "results" / f"throughput_{device}.csv"):
+            draw_shares(rows, root / "docs" / "figures" / f"speed_{device}.svg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -72,11 +73,17 @@ def seeds_of_one_thing(rows: Sequence[Row]) -> list[list[Row]]:
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row.get(name) or _BEFORE.get(name, "") for name in _SETTINGS), []).append(row)
+        groups.setdefault(tuple(_setting(row, name) for name in _SETTINGS), []).append(row)
     for members in groups.values():
         if len({row["seed"] for row in members}) < len(members):
             raise ValueError(f"two rows of {members[0]['init']} share a seed; they are no independent runs")
     return list(groups.values())
+
+
+def _setting(row: Row, name: str) -> str:
+    value = row.get(name) or _BEFORE.get(name, "")
+    # the data path changes which random numbers are drawn, not from what; early rows say what was asked for: auto
+    return re.sub(r"; data_path \w+", "", value) if name == "pretrain_settings" else value
 
 
 def images_seen(members: Sequence[Row]) -> float:
@@ -163,6 +170,11 @@ def _above_random(members: Sequence[Row], rows: Sequence[Row]) -> str:
 
 def _mean(rows: Sequence[Row], column: str) -> float:
     return statistics.fmean(float(row[column]) for row in rows)
+
+
+def as_table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of so many named columns."""
+    return "\n".join([*_head(names), *(_line(line) for line in lines)])
 
 
 def _head(names: Sequence[str]) -> tuple[str, str]:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.fixture
 def pages(tmp_path: Path) -> Path:
     """The pages and the rows again, to be spoilt."""
-    for name in {name for page, _, rows, _ in SECTIONS for name in (page, rows)}:
+    for name in {name for page, _, rows, _ in SECTIONS for name in (page, rows) if (ROOT / name).exists()}:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     for path, text in pages_with_results(tmp_path).items():
@@ -29,12 +29,14 @@ def stale(root: Path) -> set[str]:
     return {str(page.relative_to(root)) for page, text in pages_with_results(root).items() if page.read_text() != text}
 
 
-@pytest.mark.parametrize("rows", sorted({rows for _, _, rows, _ in SECTIONS}))
+@pytest.mark.parametrize("rows", sorted({rows for _, _, rows, _ in SECTIONS if (ROOT / rows).exists()}))
 def test_a_row_that_changes_makes_its_pages_stale(pages: Path, rows: str) -> None:
     assert not stale(pages)
     lines = read_rows(pages / rows)
-    number = "miou" if "miou" in lines[0] else "exchanged_over_loss"
-    lines[0][number] = str(float(lines[0][number]) + 0.1)
+    number = next(name for name in ("miou", "exchanged_over_loss", "value") if name in lines[0])
+    # of the rows of speed not every one is shown
+    line = next(line for line in lines if line.get("metric", "rate_over_ceiling") == "rate_over_ceiling")
+    line[number] = str(float(line[number]) + 0.1)
     with (pages / rows).open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
