@@ -7,8 +7,10 @@ rounding of a sum in another order can grow into a step of its own.
 from __future__ import annotations
 
 import csv
+import io
 import multiprocessing
 import os
+import tarfile
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -19,6 +21,7 @@ import pytest
 import safetensors.torch
 import torch
 from fastai.callback.core import Callback
+from PIL import Image
 from timm.layers import BatchNormAct2d
 from torch import distributed, nn
 from torch.nn import functional
@@ -26,6 +29,8 @@ from torch.utils.data import Dataset
 
 import segae.files
 from segae.cli import main
+from segae.data.shards import ShardImages
+from segae.data.transforms import eval_transform
 from segae.errors import SegaeError
 from segae.models.encoder import create_encoder
 from segae.models.pretrainer import create_pretrainer
@@ -112,7 +117,7 @@ def train(task: str, images: int, batch_size: int, valid: int = 3, **more: Any) 
         if task == "segment":
             model: nn.Module = create_segmenter(encoder, "test_resnet", "unet", 2)
             loaders = make_loaders(items, held_out, batch_size=batch_size, device=CPU)
-            learner = segmentation_learner(loaders, model, classes=2)
+            learner = segmentation_learner(loaders, model, classes=2, **more)
             learner.add_cb(LoggedInSingle())
             phases = make_phases(1, 1, lr=1e-2)
         else:
@@ -157,11 +162,71 @@ def test_two_processes_end_with_the_weights_of_one(task, tmp_path):
             assert sorted(seen) == list(range(count)), "each image once in an epoch"
 
 
-def test_four_processes_and_a_last_batch_of_two_images(tmp_path):
+@pytest.mark.parametrize(
+    ("task", "more"), [("mask", {"hard_mask_share": 0.5, "distance_penalty": 0.1}), ("segment", {})]
+)
+def test_four_processes_and_a_last_batch_of_two_images(task, more, tmp_path):
     """Two of them have nothing to do in it, and everything still adds up, validation included."""
-    more = {"hard_mask_share": 0.5, "distance_penalty": 0.1}
-    alone = train("mask", 10, 8, valid=2, **more)
-    require_equal(alone, together(4, tmp_path / "four", lambda: train("mask", 10, 8, valid=2, **more)), 1e-7)
+    alone = train(task, 10, 8, valid=2, **more)
+    require_equal(alone, together(4, tmp_path / "four", lambda: train(task, 10, 8, valid=2, **more)), 1e-7)
+
+
+@pytest.mark.parametrize("task", ["mask", pytest.param("segment", marks=pytest.mark.slow)])
+def test_two_processes_accumulate_as_one_does(task, tmp_path):
+    """Steps of 4 + 4 and of 3 images; gradients are summed once to a step."""
+    alone = train(task, 11, 4, accumulate=2)
+    many = together(2, tmp_path / "two", lambda: train(task, 11, 4, accumulate=2))
+    require_equal(alone, many, 1e-6)  # AdamW makes more of the rounding of further sums
+    whole = train(task, 11, 4)
+    assert any(not torch.equal(whole["state"][name], value) for name, value in alone["state"].items())
+
+
+class Greys(Callback):
+    """The grey levels of the clean images, epoch by epoch."""
+
+    order = -10  # before they are corrupted
+
+    def before_epoch(self) -> None:
+        self.levels = [*getattr(self, "levels", []), []]
+
+    def before_batch(self) -> None:
+        self.levels[-1] += [round(255 * float(image.mean())) for image in self.learn.xb[0]]
+
+
+def test_two_processes_train_on_each_image_of_tar_shards_once_in_a_sweep(tmp_path):
+    pytest.importorskip("webdataset", reason="pip install 'segae[streaming]'")
+    every = list(range(0, 240, 20))  # the grey levels of twelve images in four shards
+    for shard in range(4):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+            for level in every[3 * shard :][:3]:
+                file = io.BytesIO()
+                Image.new("RGB", (32, 32), (level,) * 3).save(file, "PNG")
+                member = tarfile.TarInfo(f"{level}.png")
+                member.size = file.tell()
+                file.seek(0)
+                archive.addfile(member, file)
+
+    def work() -> tuple[list[list[int]], dict[str, torch.Tensor], list[dict]]:
+        with joined("cpu"):
+            seed_everything(0)
+            place, transform = this_place(), eval_transform(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+            share = {"epoch_images": 12, "batch_size": 2, "rank": place.rank, "world": place.world}
+            stream = ShardImages(str(tmp_path / "*.tar"), 32, transform, 0, shuffle_buffer=4, **share)
+            encoder, _ = create_encoder("test_resnet")
+            model = create_pretrainer(encoder, "test_resnet")
+            loaders = make_loaders(stream, None, batch_size=4, device=CPU)
+            learner, greys = pretraining_learner(loaders, model, make_objective("denoise")), Greys()
+            learner.add_cb(greys)
+            log = fit(learner, make_pretraining_phases(3, 1e-3))
+            return greys.levels, model.state_dict(), log
+
+    one, other = together(2, tmp_path / "two", work)
+    for first, second in zip(one[0], other[0], strict=True):
+        assert len(first) == len(second) == 6
+        assert sorted(first + second) == every, "each image once, over both processes"
+    assert one[0][0] != one[0][1], "the shards are dealt anew, and shuffled"
+    assert [row["images"] for row in one[2]] == [12, 12, 12]
+    assert all(torch.equal(tensor, other[1][name]) for name, tensor in one[1].items())
 
 
 def test_batchnorm_over_processes_is_batchnorm_over_their_images_together(tmp_path):
@@ -295,15 +360,16 @@ def command(words: list[str], die_in_epoch: int = 0) -> Callable[[], str]:
     return work
 
 
-def test_a_pretraining_of_two_is_resumed_by_one(pets, tmp_path):
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_pretraining_is_resumed_by_another_number_of_processes(before, after, pets, tmp_path):
     """Killed in its second epoch; the files are written by one process, and the end is that of one process."""
     words = ["pretrain", "--data", str(pets), "--epochs", "2", "--val-fraction", "0.2", "--probe", str(pets), *SMALL]
     main([*words, "--out", str(tmp_path / "alone")])
     broken = [*words, "--out", str(tmp_path / "parts")]
     with pytest.raises(AssertionError, match="no result of process 0"):
-        together(2, tmp_path / "two", command(broken, die_in_epoch=2))
+        together(before, tmp_path / "before", command(broken, die_in_epoch=2))
     assert not (tmp_path / "parts" / "encoder.safetensors").exists()
-    main([*broken, "--resume"])
+    together(after, tmp_path / "after", command([*broken, "--resume"]))
     alone, parts = rows(tmp_path / "alone"), rows(tmp_path / "parts")
     assert [row["epoch"] for row in parts] == ["1", "2"]
     for row, expected in zip(parts, alone, strict=True):
@@ -337,6 +403,9 @@ def test_what_does_not_fit_is_said(monkeypatch, capsys):
     with pytest.raises(SegaeError, match=r"batch size is 10, and 4 processes .* --batch-size 12"):
         require_divisible(10, Place(0, 4))
     assert require_divisible(12, Place(0, 4)) == 3
+    with pytest.raises(SegaeError, match=r"micro-batch is 6, and 4 processes .* --micro-batch 8,"):
+        require_divisible(6, Place(0, 4), 24)
+    assert require_divisible(12, Place(0, 4), 24) == 3
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(SegaeError, match="RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set"), joined("cpu"):
         pass
