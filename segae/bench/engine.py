@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol
 
 from segae.bench.jobs import Job, Outcome, do
 from segae.errors import SegaeError
+from segae.training.threads import set_threads
 
 
 class Engine(Protocol):
@@ -161,24 +161,3 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
-
-
-@contextmanager
-def with_threads(count: int | None) -> Iterator[None]:
-    """So many CPU threads within, and afterwards as many as before; None changes nothing."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def set_threads(count: int) -> None:
-    """From now on so many CPU threads in this process, and in those it starts."""
-    os.environ["OMP_NUM_THREADS"] = str(count)
-    import torch
-
-    torch.set_num_threads(count)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from segae.bench.benchmark import Bench
-from segae.bench.engine import share_of_cores, with_threads
+from segae.bench.engine import share_of_cores
 from segae.bench.grid import Cell
 from segae.errors import SegaeError
 from segae.tasks.arms import own_settings, parse_arm, pretraining_of
@@ -21,6 +21,7 @@ from segae.tasks.plan import Plan
 from segae.tasks.plan import run as plan
 from segae.tasks.scoring import VAL_FRACTION
 from segae.training.forecast import Forecast, in_words
+from segae.training.threads import with_threads
 
 TRIED_S = 10.0
 """Seconds of training that are timed of each kind of run."""

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from segae.bench.engine import died, set_threads, share_of_cores
+from segae.bench.engine import died, share_of_cores
 from segae.bench.jobs import Job, Outcome, do
 from segae.errors import SegaeError
+from segae.training.threads import set_threads
 
 
 class RayCluster:

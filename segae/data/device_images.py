@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 from segae.data.batch_transforms import BatchTransform, Changes, change_images, change_masks
 from segae.errors import SegaeError
 
+_UPLOAD_BYTES = 64 * 2**20  # copied to the device at a time
+
 
 class DeviceImages(Dataset[tuple[Tensor, ...]]):
     """Cached images, and masks where there are any, on a device.
@@ -35,7 +37,8 @@ class DeviceImages(Dataset[tuple[Tensor, ...]]):
         device: where they lie.
         distinct: N, how many images there are without the repeats.
 
-    A batch is (float32 (B, 3, S, S), normalised) or (that, int64 (B, S, S)).
+    A batch is (float32 (B, 3, S, S), normalised) or (that, int64 (B, S, S)). The images are copied in parts, so that
+    a map of a file takes little memory of the host, however many they are.
 
     Raises:
         SegaeError: repeats is below 1.
@@ -59,9 +62,8 @@ class DeviceImages(Dataset[tuple[Tensor, ...]]):
         if masks is not None and len(images) != len(masks):
             raise ValueError(f"{len(images)} images and {len(masks)} masks")
         self.device, self.distinct = device, len(images)
-        # copies: a cache is a read-only map of a file, which torch must not be given to write to
-        self._image_nhwc = torch.from_numpy(np.array(images)).to(device)
-        self._mask_nhw = None if masks is None else torch.from_numpy(np.array(masks)).to(device)
+        self._image_nhwc = _uploaded(images, device)
+        self._mask_nhw = None if masks is None else _uploaded(masks, device)
         self._mean_c11, self._std_c11 = (
             torch.tensor([255 * value for value in values], device=device).view(-1, 1, 1) for values in (mean, std)
         )
@@ -107,3 +109,13 @@ class DeviceImages(Dataset[tuple[Tensor, ...]]):
             mixed = (self._seed * 0x9E3779B97F4A7C15 + self._epoch * 0xD1B54A32D192ED03) % 2**63
             self._changes = self._transform(len(self), torch.Generator().manual_seed(mixed)).to(self.device)
         return self._changes
+
+
+def _uploaded(array: np.ndarray, device: torch.device) -> Tensor:
+    """A uint8 array, often a map of a file, on a device."""
+    tensor = torch.empty(array.shape, dtype=torch.uint8, device=device)
+    rows = max(_UPLOAD_BYTES * len(array) // max(tensor.nbytes, 1), 1)
+    for start in range(0, len(array), rows):
+        # a copy: the map may be read-only, which torch must not be given
+        tensor[start : start + rows].copy_(torch.from_numpy(np.array(array[start : start + rows])))
+    return tensor

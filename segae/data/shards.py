@@ -144,13 +144,15 @@ class ShardImages(IterableDataset[Tensor]):
         """This rank's position, whole numbers and strings only; each rank has its own."""
         return self._positions.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], ranks: Sequence[dict[str, Any]] = ()) -> None:
         """Go on from a saved position; then call `set_epoch` with the epoch that is to run.
+
+        `ranks` are the positions of all ranks, without which those of another number may begin with other sweeps.
 
         Raises:
             SegaeError: the position is of other shards, another seed or another shuffle buffer.
         """
-        self._positions.load_state_dict(state)
+        self._positions.load_state_dict(state, ranks)
 
     def __iter__(self) -> Iterator[Tensor]:
         info = get_worker_info()

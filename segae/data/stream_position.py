@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +62,7 @@ class StreamPositions:
         self._start, self._reached = _shared(_MOST_WORKERS, 5), _shared(_MOST_WORKERS, 5)
         # numbers of workers that the two tables are for: 0 fits any number, -1 none
         self._start_workers, self._reached_workers = _shared(1), _shared(1)
+        self._latest = _shared(1)  # sweep that any rank had reached
 
     def set_epoch(self, epoch: int) -> None:
         """Choose where the next iteration starts; the same epoch again starts where it started before."""
@@ -104,8 +106,13 @@ class StreamPositions:
             "positions": self._reached[: max(workers, 1)].tolist(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], ranks: Sequence[dict[str, Any]] = ()) -> None:
         """Start the next iteration at saved positions.
+
+        Args:
+            state: of this rank, or of another where their number has changed.
+            ranks: of all that saved theirs then. Where the numbers have changed the next sweep begins, and it must be
+                the same one in all ranks, which is the one after the latest that any of them had reached.
 
         Raises:
             SegaeError: they are of another source.
@@ -118,6 +125,7 @@ class StreamPositions:
                 )
         same_ranks = (state["rank"], state["world"]) == (self._rank, self._world)
         rows = torch.tensor(state["positions"])
+        self._latest[0] = max(position[0] for saved in (state, *ranks) for position in saved["positions"])
         info = torch.utils.data.get_worker_info()
         # a worker process loads its own position only: the others' are newer than what it was given
         chosen = range(len(rows)) if info is None else [info.id]
@@ -134,7 +142,8 @@ class StreamPositions:
         if worker == 0:
             logger.warning("the position was saved with other numbers of ranks or workers: the next sweep begins")
         given = int(self._start[:, -1].sum()) // batch_size
-        return Position(int(self._start[:, 0].max()) + 1, 0, 0, 0, share(given, worker, workers) * batch_size)
+        latest = max(int(self._start[:, 0].max()), int(self._latest))
+        return Position(latest + 1, 0, 0, 0, share(given, worker, workers) * batch_size)
 
     def _restart(self) -> None:
         self._reached.copy_(self._start)

@@ -76,7 +76,13 @@ class Pretrainer(nn.Module):
         """Whether the decoder is given more than the deepest feature map."""
         return not isinstance(self.decoder, FromDeepest)
 
-    def forward(self, image_bchw: Tensor, hidden_b1hw: Tensor | None = None, cut_b: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        image_bchw: Tensor,
+        hidden_b1hw: Tensor | None = None,
+        cut_b: Tensor | None = None,
+        visible: int | None = None,
+    ) -> Tensor:
         """Predict (B, out_channels, H, W) from normalised images (B, C, H, W).
 
         Args:
@@ -84,13 +90,15 @@ class Pretrainer(nn.Module):
             hidden_b1hw: (B, 1, H, W), 1 = hidden, 0 = visible. None is an ordinary dense pass without tokens, as
                 for recalibrating BatchNorm on clean images.
             cut_b: (B,), true where the decoder gets zeros in place of all maps but the deepest; None cuts none.
+            visible: Blocks of the encoder's stride that every image shows; None counts them, which a GPU waits for.
 
         Raises:
             SegaeError: A side is not a multiple of the stride, or the mask does not fit a sparse pass.
         """
-        features = self.encode(image_bchw, hidden_b1hw)
+        features = self.encode(image_bchw, hidden_b1hw, visible)
         if cut_b is not None:
-            features = [*(_zero_where(cut_b, map_bchw) for map_bchw in features[:-1]), features[-1]]
+            cut_b111 = cut_b.view(-1, 1, 1, 1)
+            features = [*(map_bchw.masked_fill(cut_b111, 0.0) for map_bchw in features[:-1]), features[-1]]
         return self.decode(features, hidden_b1hw)
 
     def decode(self, features: Sequence[Tensor], hidden_b1hw: Tensor | None = None) -> Tensor:
@@ -99,7 +107,7 @@ class Pretrainer(nn.Module):
             return self.head(self.decoder(features, hidden_b1hw if self.masking == "sparse" else None))
         return self.head(self.decoder(features))
 
-    def encode(self, image_bchw: Tensor, hidden_b1hw: Tensor | None = None) -> list[Tensor]:
+    def encode(self, image_bchw: Tensor, hidden_b1hw: Tensor | None = None, visible: int | None = None) -> list[Tensor]:
         """The feature maps that the decoder is given, from the input to the deepest; arguments as in `forward`."""
         for side in image_bchw.shape[-2:]:
             require_size(side, self.stride)
@@ -109,7 +117,7 @@ class Pretrainer(nn.Module):
             with self._token_added(hidden_b1hw):
                 return self.encoder(image_bchw)
         # built anew each time: kept, it would register the encoder twice
-        features = SparseEncoder(self.encoder, self.spatial)(image_bchw, hidden_b1hw)
+        features = SparseEncoder(self.encoder, self.spatial)(image_bchw, hidden_b1hw, visible)
         if self.mask_tokens is not None:
             count = len(self.mask_tokens.tokens_1c11)
             features[-count:] = self.mask_tokens(features[-count:], hidden_b1hw)
@@ -128,10 +136,6 @@ class Pretrainer(nn.Module):
             yield
         finally:
             handle.remove()
-
-
-def _zero_where(cut_b: Tensor, map_bchw: Tensor) -> Tensor:
-    return map_bchw.masked_fill(cut_b.view(-1, 1, 1, 1), 0.0)
 
 
 @torch.no_grad()

@@ -46,26 +46,27 @@ class SparseEncoder(nn.Module):
         else:
             self.spatial = tuple(spatial)
 
-    def forward(self, image_bchw: Tensor, hidden_b1hw: Tensor) -> list[Tensor]:
+    def forward(self, image_bchw: Tensor, hidden_b1hw: Tensor, visible: int | None = None) -> list[Tensor]:
         """Map normalised images (B, C, H, W) to the encoder's features, zero at hidden positions.
 
         Args:
             image_bchw: Hidden pixels may hold anything, NaN too: they are never read.
             hidden_b1hw: 1 = hidden, 0 = visible; blocks of the encoder's stride (usually 32) or a multiple of it,
                 as many in every image.
+            visible: Blocks of the stride that every image shows, from whoever drew the mask; None counts them.
 
         Raises:
-            SegaeError: The mask is not of that kind.
+            SegaeError: The mask is not of that kind; only its shape is looked at where ``visible`` is given.
         """
         if hidden_b1hw.shape[-2:] != image_bchw.shape[-2:] or len(hidden_b1hw) != len(image_bchw):
             raise SegaeError(
                 f"a mask of shape {tuple(hidden_b1hw.shape)} does not fit images of shape {tuple(image_bchw.shape)}. "
                 "Give one mask (B, 1, H, W) of the images' own size."
             )
-        visible = VisiblePositions(hidden_b1hw, self.stride)
-        with _hooked(self.encoder, self.spatial, visible):
-            lists_bcn1 = self.encoder(visible.gather(image_bchw))
-        return [_to_map(list_bcn1, visible, index) for index, list_bcn1 in enumerate(lists_bcn1)]
+        positions = VisiblePositions(hidden_b1hw, self.stride, visible)
+        with _hooked(self.encoder, self.spatial, positions):
+            lists_bcn1 = self.encoder(positions.gather(image_bchw))
+        return [_to_map(list_bcn1, positions, index) for index, list_bcn1 in enumerate(lists_bcn1)]
 
 
 def make_trial(encoder: nn.Module) -> tuple[nn.Module, Tensor]:

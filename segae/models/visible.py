@@ -22,12 +22,14 @@ class VisiblePositions:
         hidden_b1hw: 1 = hidden, 0 = visible; constant on blocks of `stride` pixels, as many hidden ones in every
             image, and at least one visible.
         stride: Pixels of the image per pixel of the encoder's deepest map.
+        count: Visible blocks of every image, from whoever drew the mask and vouches for it: nothing is checked but the
+            shape then. None counts and checks them, for which the host waits for a GPU.
 
     Raises:
         SegaeError: The mask is not of that kind.
     """
 
-    def __init__(self, hidden_b1hw: Tensor, stride: int) -> None:
+    def __init__(self, hidden_b1hw: Tensor, stride: int, count: int | None = None) -> None:
         batch, channels, height, width = hidden_b1hw.shape
         if channels != 1 or height % stride or width % stride:
             raise SegaeError(
@@ -38,11 +40,7 @@ class VisiblePositions:
         self.rows, self.columns = height // stride, width // stride
         blocks = (hidden_b1hw > 0).view(batch, self.rows, stride, self.columns, stride)
         hidden_bn = blocks.any(4).any(2).flatten(1)
-        counts_b = (~hidden_bn).sum(1)
-        split = hidden_bn.sum() * stride**2 - blocks.sum()
-        # the only value that the host waits for in a pass
-        fewest, self.count, off_blocks = torch.stack([counts_b.min(), counts_b.max(), split]).tolist()
-        _check(fewest, self.count, off_blocks, stride)
+        self.count = _counted(blocks, hidden_bn, stride) if count is None else count
         # a stable sort puts the visible blocks first and keeps their order
         self.blocks_bn = hidden_bn.byte().argsort(dim=1, stable=True)[:, : self.count]
         self._runs: dict[int, Tensor] = {}
@@ -96,7 +94,11 @@ class VisiblePositions:
         return self._runs[side]
 
 
-def _check(fewest: int, most: int, off_blocks: int, stride: int) -> None:
+def _counted(blocks: Tensor, hidden_bn: Tensor, stride: int) -> int:
+    """Visible blocks of every image, of a mask that shows as many in each and hides or shows them whole."""
+    counts_b = (~hidden_bn).sum(1)
+    split = hidden_bn.sum() * stride**2 - blocks.sum()
+    fewest, most, off_blocks = torch.stack([counts_b.min(), counts_b.max(), split]).tolist()
     if off_blocks:
         raise SegaeError(
             f"the hidden mask is not made of blocks of {stride} px, the stride of the encoder: sparse masking "
@@ -109,6 +111,7 @@ def _check(fewest: int, most: int, off_blocks: int, stride: int) -> None:
         )
     if most == 0:
         raise SegaeError("the hidden mask hides every pixel; at least one block must be visible. Lower --mask-ratio.")
+    return most
 
 
 class _Take(torch.autograd.Function):

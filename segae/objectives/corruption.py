@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from segae.errors import SegaeError
-from segae.objectives.patches import grid_size, spread_patches
+from segae.objectives.patches import VisiblePatches, grid_size, spread_patches
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,14 @@ class Corrupted:
         image_bchw: What the autoencoder sees, in normalised image space.
         hidden_b1hw: 1 = hidden from the autoencoder, 0 = visible; None where nothing is hidden as a whole.
         target_bchw: What it has to give back; None where that is the clean image.
+        visible: What the mask leaves of every image, for whoever would have to wait for a GPU to count it; None where
+            whole patches of one side are not hidden, or not as many in every image.
     """
 
     image_bchw: Tensor
     hidden_b1hw: Tensor | None = None
     target_bchw: Tensor | None = None
+    visible: VisiblePatches | None = None
 
 
 @dataclass(frozen=True)
@@ -175,12 +178,14 @@ class PatchMask:
 
         With `hardness`, its share of the hidden patches are the image's hardest ones.
         """
-        hidden_b1hw = self._draw(image_bchw, generator, hardness)
+        hidden_b1hw, visible = self._draw(image_bchw, generator, hardness)
         fill_bchw = self._fill(image_bchw, hidden_b1hw, generator)
-        return Corrupted(torch.where(hidden_b1hw == 0, image_bchw, fill_bchw), hidden_b1hw)
+        return Corrupted(torch.where(hidden_b1hw == 0, image_bchw, fill_bchw), hidden_b1hw, visible=visible)
 
-    def _draw(self, image_bchw: Tensor, generator: torch.Generator, hardness: Hardness | None) -> Tensor:
-        """Draw the mask (B, 1, H, W); 1 = hidden, 0 = visible."""
+    def _draw(
+        self, image_bchw: Tensor, generator: torch.Generator, hardness: Hardness | None
+    ) -> tuple[Tensor, VisiblePatches | None]:
+        """Draw the mask (B, 1, H, W); 1 = hidden, 0 = visible. And what it leaves, if all patches are whole."""
         batch, _, height, width = image_bchw.shape
         rows, columns = grid_size(height, width, self.patch)
         # one patch stays visible, or there would be nothing to reconstruct from
@@ -194,7 +199,9 @@ class PatchMask:
         if hardness is not None:
             rank_bn = _hardest_first(rank_bn, hardness, (batch, rows, columns), count)
         grid_b1rc = (rank_bn < count).view(batch, 1, rows, columns).to(image_bchw.device, image_bchw.dtype)
-        return spread_patches(grid_b1rc, self.patch, height, width)
+        whole = height % self.patch == 0 and width % self.patch == 0
+        visible = VisiblePatches(self.patch, rows * columns - count) if whole else None
+        return spread_patches(grid_b1rc, self.patch, height, width), visible
 
     def _fill(self, image_bchw: Tensor, hidden_b1hw: Tensor, generator: torch.Generator) -> Tensor:
         """What stands in hidden patches, broadcastable to (B, C, H, W)."""

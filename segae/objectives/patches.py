@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class VisiblePatches:
+    """What a mask of whole patches leaves of every image of a batch.
+
+    Attributes:
+        side: Side of a patch in pixels; both sides of the image are multiples of it.
+        count: Patches that every image shows, 1 or more.
+    """
+
+    side: int
+    count: int
 
 
 def grid_size(height: int, width: int, patch: int) -> tuple[int, int]:

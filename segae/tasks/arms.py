@@ -139,7 +139,8 @@ def pretraining_of(config: Compare, arm: Arm, seed: int) -> Pretrain:
     given = {
         name: getattr(config, f"pretrain_{name}") for name in ("image_size", "epochs", "batch_size", "lr", "decoder")
     }
-    settings = {"image_size": config.image_size, **settings, **{n: v for n, v in given.items() if v is not None}}
+    own_defaults = {"workers": 0, "image_size": config.image_size}  # several runs may share the cores
+    settings = {**own_defaults, **settings, **{n: v for n, v in given.items() if v is not None}}
     if arm.transfer == "encoder+decoder":
         settings["decoder"] = config.decoder
     own = {

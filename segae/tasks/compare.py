@@ -147,6 +147,7 @@ def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
             Segment(
                 data=config.data,
                 out=folder,
+                workers=0,  # several runs may share the cores
                 encoder=config.encoder,
                 init=init,
                 decoder=own.decoder,

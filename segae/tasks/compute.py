@@ -68,9 +68,12 @@ def pretraining_of_items(
     from segae.training.learner import pretraining_learner
     from segae.training.loaders import make_loaders
 
+    loading = _loading(config, device, items[0])
+
     def make(batch: int) -> Any:
+        loading["accumulate"] = steps = config.batch_size // max(batch, 1)  # of 0 the loaders complain
         return pretraining_learner(
-            make_loaders(*items, batch_size=batch, train_indices=train_indices, **_loading(config, device)),
+            make_loaders(*items, batch_size=batch, train_indices=train_indices, **loading),
             model,
             objective,
             weight_decay=config.weight_decay,
@@ -83,7 +86,7 @@ def pretraining_of_items(
             patience=config.patience,
             probe=probe,
             probe_every=config.probe_every,
-            accumulate=config.batch_size // batch,
+            accumulate=steps,
         )
 
     return _that_fits(make, config, device, (config.image_size, None))
@@ -96,31 +99,54 @@ def segmentation_of_items(
     from segae.training.learner import segmentation_learner
     from segae.training.loaders import make_loaders
 
+    loading = _loading(config, device, items[0])
+
     def make(batch: int) -> Any:
+        loading["accumulate"] = steps = config.batch_size // max(batch, 1)  # of 0 the loaders complain
         return segmentation_learner(
-            make_loaders(*items, batch_size=batch, epoch_images=config.epoch_images, **_loading(config, device)),
+            make_loaders(*items, batch_size=batch, epoch_images=config.epoch_images, **loading),
             model,
             classes=classes,
             loss=config.loss,
             bn_mode=str(config.bn_mode),
             precision=config.precision,
             seed=config.seed,
-            accumulate=config.batch_size // batch,
+            accumulate=steps,
         )
 
     return _that_fits(make, config, device, (size, classes))
 
 
-def as_computed(config: _Task, learner: Any) -> _Task:
-    """The configuration with the precision and the images at once that a Learner came to, for result rows."""
+def as_computed(config: _Task, learner: Any, data_path: str) -> _Task:
+    """The configuration with the precision, images at once, workers and data path that a training came to."""
     halved = hasattr(learner, "bfloat16_autocast")
     batches = learner.accumulate.batches if hasattr(learner, "accumulate") else 1
-    precision: Any = "bfloat16" if halved else "float32"
-    return replace(config, precision=precision, micro_batch=config.batch_size // batches)
+    outcome: dict[str, Any] = {"precision": "bfloat16" if halved else "float32", "data_path": data_path}
+    workers = learner.dls.train.num_workers
+    return replace(config, micro_batch=config.batch_size // batches, workers=workers, **outcome)
 
 
-def _loading(config: Pretrain | Segment, device: torch.device) -> dict[str, Any]:
-    return {"device": device, "workers": config.workers, "seed": config.seed}
+def as_recorded(config: Pretrain, learner: Any) -> Pretrain:
+    """The configuration for the run folder: with the number of workers where it decides the order, as of a stream."""
+    return replace(config, workers=learner.dls.train.num_workers) if _is_stream(learner.dls.train.dataset) else config
+
+
+def _loading(config: Pretrain | Segment, device: torch.device, train: Any) -> dict[str, Any]:
+    workers = config.workers
+    if workers is None and config.resume and _is_stream(train):
+        from segae.training.distributed import once
+        from segae.training.run import read_config
+        from segae.training.workers import shards_of_process
+
+        before = once(lambda: (read_config(config.out / "config.json") or {}).get("workers"))
+        workers = None if before is None else min(before, shards_of_process(train))
+    return {"device": device, "workers": workers, "seed": config.seed}
+
+
+def _is_stream(data: Any) -> bool:
+    from torch.utils.data import IterableDataset
+
+    return isinstance(data, IterableDataset)
 
 
 def _that_fits(

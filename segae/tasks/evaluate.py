@@ -47,6 +47,8 @@ class Evaluate:
     """Images per forward pass; no score depends on it."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads that compute; none takes OMP_NUM_THREADS, or one for each core."""
     classes: tuple[str, ...] = ()
     """Class names in the order of their mask values; not needed for Pets or with a classes.txt."""
     merge: tuple[str, ...] = ()
@@ -62,16 +64,24 @@ def run(config: Evaluate) -> SegmentationScores:
         SegaeError: an unknown or empty split, classes that are not the model's, no readable image, or a bad
             model file.
     """
+    from segae.training.threads import with_threads
+
+    with with_threads(config.threads):
+        return _evaluate(config)
+
+
+def _evaluate(config: Evaluate) -> SegmentationScores:
     from segae.data.cache import cache_pairs
     from segae.data.quarantine import Quarantine
     from segae.models.segmenter import load_segmenter
     from segae.tasks.readings import note_reading
     from segae.tasks.same_classes import open_as_trained
-    from segae.training.device import choose_device
+    from segae.training.device import choose_device, prepare_device
     from segae.training.evaluation import evaluate_at_mask_size, evaluate_model
     from segae.training.run import open_result_folder
 
     device = choose_device(config.device)
+    prepare_device(device)
     model, description = load_segmenter(config.model)
     data = open_as_trained(config.data, config.classes, config.merge, description)
     pairs = choose_split(data, config.split)

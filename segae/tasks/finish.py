@@ -65,7 +65,7 @@ def finish_pretraining(
         save_decoder(config.out / DECODER_FILE, model.decoder, about)
     draw_curves(config.out)
     measured = {name: described.pretraining[name] for name in ("final_loss", "images_seen", "seconds", "energy_wh")}
-    write_json(config.out / DONE_FILE, {**measured, **source})
+    write_json(config.out / DONE_FILE, {**measured, "workers": config.workers, "data_path": config.data_path, **source})
     print(f"wrote {target}")
     return target
 
@@ -201,8 +201,7 @@ def finish_segmentation(
         list(pictures), list(truths), list(predictions), data.classes, data.palette, config.out / "sheet.png"
     )
     draw_curves(config.out)
-    write_json(
-        config.out / DONE_FILE, {"last_epoch": log[-1], "split": "val" if "miou" in log[-1] else "train", **details}
-    )
+    last = {"last_epoch": log[-1], "split": "val" if "miou" in log[-1] else "train"}
+    write_json(config.out / DONE_FILE, {**last, "workers": config.workers, **details})
     print(f"wrote {target}")
     return target

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from segae.tasks.loading import choose_data_path
+from segae.tasks.data_path import agreed_data_path
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,7 @@ class Labelled:
         labels: how many training pairs there are, whether or not all can be read.
         sample: training pairs decoded without change; all of them, but for live decoding.
         shown: pairs for the sheet, of the validation part where there is one.
+        data_path: how they come: cache, device or live.
         failures: gives what could not be read so far, as (path, reason); the cache reports it at once and has none.
     """
 
@@ -40,6 +41,7 @@ class Labelled:
     labels: int
     sample: CachedPairs
     shown: CachedPairs
+    data_path: str
     failures: Callable[[], Iterable[tuple[Any, str]]] = tuple
 
 
@@ -62,7 +64,8 @@ def load_labelled(
     size = config.image_size or description.image_size
     chosen = take_labels(data.splits["train"], config.labels, config.seed)
     train, valid = split_off_validation(chosen, config.val_fraction, config.seed)
-    live = choose_data_path(config.data_path, 4 * size**2 * len(chosen), device, config.workers) == "live"
+    data_path = agreed_data_path(config, 4 * size**2 * len(chosen), device)
+    live = data_path == "live"
     with first_on_machine():
         sample = cache_pairs(train[:_SAMPLED] if live else train, size, data.mask_values, quarantine)
         few = valid[:_SAMPLED] if live else valid
@@ -71,11 +74,11 @@ def load_labelled(
         held_out, valid = None, ()
     shown = held_out or sample
     if not live:
-        items = labelled_sets(config, sample, held_out, description, device)
-        return Labelled(*items, sample.pairs, len(train), sample, shown)
+        items = labelled_sets(config, sample, held_out, description, device if data_path == "device" else None)
+        return Labelled(*items, sample.pairs, len(train), sample, shown, data_path)
     parts = _live_sets(config, train, valid, data.mask_values, description)
     failures = lambda: [failure for part in parts if part is not None for failure in part.failures]  # noqa: E731
-    return Labelled(*parts, tuple(train), len(train), sample, shown, failures)
+    return Labelled(*parts, tuple(train), len(train), sample, shown, data_path, failures)
 
 
 def labelled_sets(
@@ -83,11 +86,12 @@ def labelled_sets(
     train: CachedPairs,
     valid: CachedPairs | None,
     description: EncoderDescription,
-    device: torch.device,
+    held_on: torch.device | None,
 ) -> tuple[Any, Any]:
     """Training and validation items of decoded pairs, augmented and clean, normalised as the encoder was.
 
-    The training items repeat the pairs as often as ``epoch_images`` needs.
+    The training items repeat the pairs as often as ``epoch_images`` needs. ``held_on`` is the device on which they lie
+    and are augmented; None leaves them to the CPU.
     """
     from segae.data.batch_transforms import MildChange
     from segae.data.batches import LabelledImages
@@ -98,9 +102,8 @@ def labelled_sets(
     look = (size, description.mean, description.std)
     changed = train_transform if config.augment else eval_transform
     repeats = _repeats(config, len(train.images))
-    need = train.images.nbytes + train.masks.nbytes
-    if choose_data_path(config.data_path, need, device, config.workers) == "device":
-        where: dict[str, Any] = {"device": device, "seed": config.seed}
+    if held_on is not None:
+        where: dict[str, Any] = {"device": held_on, "seed": config.seed}
         clean = None if valid is None else DeviceImages(valid.images, valid.masks, None, *look[1:], **where)
         return DeviceImages(
             train.images, train.masks, MildChange() if config.augment else None, *look[1:], repeats=repeats, **where

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segae.errors import SegaeError
+from segae.tasks.data_path import agreed_data_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 MEASURED_IMAGES = 2048  # enough for BatchNorm statistics; a pass over millions would cost an epoch
 SHOWN_IMAGES = 5
-_SHARE_OF_DEVICE = 0.25  # of the free memory, that images may take
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Unlabelled:
         shown: uint8 (n, S, S, 3), a few images for the panels, of the validation part where there is one.
         paths: all the files, of training and validation images; of a stream, its shards.
         count: training images, each counted once.
+        data_path: how they come: cache, device, live or stream.
         failures: gives what could not be read so far, as (name, reason); the cache reports it at once and has none.
     """
 
@@ -44,7 +45,13 @@ class Unlabelled:
     shown: np.ndarray
     paths: Sequence[Path]
     count: int
+    data_path: str
     failures: Callable[[], Iterable[tuple[Any, str]]] = tuple
+
+    @property
+    def names(self) -> list[str]:
+        """File names of all the images; of a stream, its shards'."""
+        return [path.name for path in self.paths]
 
     @property
     def held_out(self) -> int:
@@ -73,42 +80,16 @@ def load_unlabelled(
 
     paths = find_pretraining_images(config.data)
     need = 3 * config.image_size**2 * len(paths)
-    if choose_data_path(config.data_path, need, device, config.workers) == "live":
+    data_path = agreed_data_path(config, need, device)
+    if data_path == "live":
         return _load_live(config, description, paths)
-    return _load_cached(config, description, device, paths, quarantine)
-
-
-def choose_data_path(wanted: str, need: int, device: torch.device, workers: int) -> str:
-    """``auto`` is the device where that is a GPU with room for the images, else the cache.
-
-    Args:
-        wanted: auto, cache, device or live.
-        need: bytes that the images take.
-        device: where the training computes.
-        workers: processes that prepare images.
-
-    Raises:
-        SegaeError: images on the device are prepared there, and workers were asked for.
-    """
-    if wanted == "device" and workers:
-        raise SegaeError(
-            f"data_path is device, where batches are prepared on the device itself, and workers is {workers}. Leave "
-            "--workers out, or use --data-path cache."
-        )
-    if wanted != "auto":
-        return wanted
-    import torch
-
-    if device.type != "cuda" or workers:
-        return "cache"
-    free, _ = torch.cuda.mem_get_info(device)
-    return "device" if need < _SHARE_OF_DEVICE * free else "cache"
+    return _load_cached(config, description, device if data_path == "device" else None, paths, quarantine)
 
 
 def _load_cached(
     config: Pretrain,
     description: EncoderDescription,
-    device: torch.device,
+    held_on: torch.device | None,
     paths: Sequence[Path],
     quarantine: Quarantine,
 ) -> Unlabelled:
@@ -125,7 +106,7 @@ def _load_cached(
     images = cached.images
     held_out = kept_apart(cached.paths, config)
     valid, train = np.flatnonzero(held_out), np.flatnonzero(~held_out)
-    augmented, checked = unlabelled_sets(config, images, description, device)
+    augmented, checked = unlabelled_sets(config, images, description, held_on)
     clean = UnlabelledImages(images, eval_transform(config.image_size, description.mean, description.std), config.seed)
     return Unlabelled(
         augmented,
@@ -135,21 +116,25 @@ def _load_cached(
         images[(valid if len(valid) else train)[:SHOWN_IMAGES]],
         cached.paths,
         len(train),
+        "cache" if held_on is None else "device",
     )
 
 
 def unlabelled_sets(
-    config: Pretrain, images: np.ndarray, description: EncoderDescription, device: torch.device
+    config: Pretrain, images: np.ndarray, description: EncoderDescription, held_on: torch.device | None
 ) -> tuple[Any, Any]:
-    """Items of decoded images uint8 (N, S, S, 3): augmented, ``repeats`` times each, and clean, once each."""
+    """Items of decoded images uint8 (N, S, S, 3): augmented, ``repeats`` times each, and clean, once each.
+
+    ``held_on`` is the device on which they lie and are augmented; None leaves them to the CPU.
+    """
     from segae.data.batch_transforms import CropAndFlip
     from segae.data.batches import UnlabelledImages
     from segae.data.device_images import DeviceImages
     from segae.data.transforms import eval_transform, pretrain_transform
 
     look = (config.image_size, description.mean, description.std)
-    if choose_data_path(config.data_path, images.nbytes, device, config.workers) == "device":
-        more: dict[str, Any] = {"device": device, "seed": config.seed, "repeats": config.repeats}
+    if held_on is not None:
+        more: dict[str, Any] = {"device": held_on, "seed": config.seed, "repeats": config.repeats}
         augmented = DeviceImages(images, None, CropAndFlip(), *look[1:], **more)
         return augmented, augmented.unchanged()
     clean = UnlabelledImages(images, eval_transform(*look), config.seed)
@@ -189,6 +174,7 @@ def _load_live(config: Pretrain, description: EncoderDescription, paths: Sequenc
         np.stack(shown) if shown else np.zeros((0, size, size, 3), np.uint8),
         PackedPaths(paths),  # held until the end, where a million Path objects would take 400 MB
         len(train),
+        "live",
         lambda: [failure for part in parts for failure in part.failures],
     )
 

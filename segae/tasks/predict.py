@@ -30,6 +30,8 @@ class Predict:
     """Images read and segmented together."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads that compute; none takes OMP_NUM_THREADS, or one for each core."""
     overwrite: bool = False
     """Write into a folder that holds the prediction of another input or model."""
 
@@ -44,13 +46,21 @@ def run(config: Predict) -> tuple[Path, ...]:
         SegaeError: nothing to read, no readable image, a result would overwrite an image or what is not a
             prediction of this input by this model, or a bad model file.
     """
+    from segae.training.threads import with_threads
+
+    with with_threads(config.threads):
+        return _predict(config)
+
+
+def _predict(config: Predict) -> tuple[Path, ...]:
     from tqdm import tqdm
 
     from segae.data.folder import find_images
     from segae.data.quarantine import Quarantine
     from segae.models.segmenter import load_segmenter
     from segae.training import prediction
-    from segae.training.device import choose_device
+    from segae.training.background import in_background
+    from segae.training.device import choose_device, prepare_device
     from segae.training.run import open_result_folder
 
     if not config.input.exists():
@@ -59,6 +69,7 @@ def run(config: Predict) -> tuple[Path, ...]:
             "--input photo.jpg."
         )
     device = choose_device(config.device)
+    prepare_device(device)
     model, description = load_segmenter(config.model)
     paths = find_images([config.input])
     root = config.input if config.input.is_dir() else config.input.parent
@@ -81,10 +92,11 @@ def run(config: Predict) -> tuple[Path, ...]:
         device=device,
     )
     masks = []
-    with tqdm(total=len(paths), desc="predict", unit="image", leave=False, disable=None) as bar:
+    bar = tqdm(total=len(paths), desc="predict", unit="image", leave=False, disable=None)
+    with bar, in_background(prediction.AT_ONCE) as submit:
         for path, image, logits_khw in predicted:
             files = targets[path]
-            prediction.write_prediction(files, image, logits_khw, description.classes, description.palette)
+            prediction.write_prediction(files, image, logits_khw, description.classes, description.palette, submit)
             masks.append(files["mask"])
             bar.update(len(masks) + len(quarantine) - bar.n)
     quarantine.report()

@@ -169,7 +169,7 @@ def make_probe(
 
 
 def open_run(
-    config: Pretrain | Segment, device: torch.device, names: Sequence[str], quarantine: Quarantine
+    config: Pretrain | Segment, device: torch.device, names: Sequence[str], quarantine: Quarantine, data_path: str
 ) -> tuple[bool, dict[str, str]]:
     """Open the run folder, once for all processes: whether to resume, and the provenance."""
     from segae.data.dataset import split_hash
@@ -178,7 +178,8 @@ def open_run(
     from segae.training.run import open_run_folder
 
     resume = once(lambda: open_run_folder(config.out, config, resume=config.resume, overwrite=config.overwrite))
-    source = once(lambda: start_provenance(config.out, device, split_hash(names), init=config.init, resume=resume))
+    about: dict[str, Any] = {"init": config.init, "data_path": data_path, "resume": resume}
+    source = once(lambda: start_provenance(config.out, device, split_hash(names), **about))
     quarantine.report()
     once(lambda: quarantine.write(config.out))
     return resume, source

@@ -98,10 +98,13 @@ class Pretrain:
     """Seed of weights, order, augmentation and corruption."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads that compute; none takes OMP_NUM_THREADS, or one for each core."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and loss; auto takes bfloat16 on CUDA."""
-    workers: int = 0
-    """Processes that prepare images; 0 is right unless they are decoded live or the device is much faster."""
+    workers: int | None = None
+    """Processes that prepare images; none takes 0, or for images decoded live, shards and a cache on CUDA one for each
+    core, 8 at most."""
     data_path: Literal["auto", "cache", "device", "live"] = "auto"
     """Images decoded once on the disk (cache) or held on the device, or decoded each time (live); auto takes the
     device where it is a GPU with room for them. Shards in --data are streamed."""
@@ -164,15 +167,16 @@ def run(config: Pretrain) -> Path:
         SegaeError: see the messages; nothing finished is lost.
     """
     from segae.training.distributed import joined, require_divisible, this_place
+    from segae.training.threads import with_threads
 
-    with joined(config.device) as device:
+    with with_threads(config.threads), joined(config.device) as device:
         require_divisible(config.batch_size, this_place())
         return _pretrain(config, device)
 
 
 def _pretrain(config: Pretrain, device: torch.device) -> Path:
     from segae.data.quarantine import Quarantine
-    from segae.tasks.compute import as_computed, pretraining_of_items
+    from segae.tasks.compute import as_computed, as_recorded, pretraining_of_items
     from segae.tasks.finish import finish_pretraining, measure_clean, measure_untrained
     from segae.tasks.loading import load_unlabelled
     from segae.tasks.pictures import draw_curves, draw_panels, print_and_draw
@@ -189,7 +193,7 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
     learner = pretraining_of_items(
         config, (data.train, data.valid), model, objective, device, train_indices=data.train_indices, probe=probe
     )
-    resume, source = open_run(config, device, [path.name for path in data.paths], quarantine)
+    resume, source = open_run(as_recorded(config, learner), device, data.names, quarantine, data.data_path)
     print(f"encoder {config.encoder}, init {config.init}: {description.source}")
     length = " + ".join(f"{phase.epochs} ({phase.name})" for phase in phases)
     print(f"{data.count} training and {data.held_out} validation images, epochs: {length}, on {device}")
@@ -210,7 +214,7 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
         return config.out / "encoder.safetensors"
     panels()  # before BatchNorm is measured on clean images: corrupted ones are what the model was trained on
     measure_clean(config, model, objective, data.measured, device)
-    done = as_computed(config, learner)
+    done = as_computed(config, learner, data.data_path)
     return finish_pretraining(done, model, description, data.paths, data.count + data.held_out, log, source)
 
 

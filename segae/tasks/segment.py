@@ -76,10 +76,13 @@ class Segment:
     """Seed of weights, order, augmentation and of the labelled subset."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads that compute; none takes OMP_NUM_THREADS, or one for each core."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward and loss; auto takes bfloat16 on CUDA."""
-    workers: int = 0
-    """Processes that prepare images; 0 is right unless they are decoded live or the device is much faster."""
+    workers: int | None = None
+    """Processes that prepare images; none takes 0, or for images decoded live and a cache on CUDA one for each core,
+    8 at most."""
     data_path: Literal["auto", "cache", "device", "live"] = "auto"
     """Images decoded once on the disk (cache) or held on the device, or decoded each time (live); auto takes the
     device where it is a GPU with room for them."""
@@ -103,8 +106,9 @@ def run(config: Segment) -> Path:
         SegaeError: see the messages; nothing finished is lost.
     """
     from segae.training.distributed import joined, require_divisible, this_place
+    from segae.training.threads import with_threads
 
-    with joined(config.device) as device:
+    with with_threads(config.threads), joined(config.device) as device:
         require_divisible(config.batch_size, this_place())
         return _segment(config, device)
 
@@ -147,7 +151,7 @@ def _segment(config: Segment, device: torch.device) -> Path:
     quarantine = Quarantine()
     images = load_labelled(config, data, description, device, quarantine)
     learner = segmentation_of_items(config, (images.train, images.valid), model, len(data.classes), size, device)
-    resume, source = open_run(config, device, [pair.name for pair in images.pairs], quarantine)
+    resume, source = open_run(config, device, [pair.name for pair in images.pairs], quarantine, images.data_path)
     print(f"encoder {config.encoder}, init {config.init}: {description.source}")
     print(f"{_amount(config, len(images.pairs))}, {config.freeze_epochs} + {config.epochs} epochs on {device}")
     if config.recalibrate and not resume:
@@ -164,9 +168,8 @@ def _segment(config: Segment, device: torch.device) -> Path:
     list_failures(quarantine, images.failures(), config.out)
     if not this_place().first:
         return config.out / "model.safetensors"
-    return finish_segmentation(
-        as_computed(config, learner), model, description, data, images, log, cost, source, device
-    )
+    done = as_computed(config, learner, images.data_path)
+    return finish_segmentation(done, model, description, data, images, log, cost, source, device)
 
 
 def resolve(config: Segment, description: EncoderDescription) -> Segment:

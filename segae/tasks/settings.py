@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from segae.tasks.compare import Compare
 
 _NO_MATTER = (
-    *("data", "out", "device", "workers", "resume", "overwrite", "probe", "probe_every", "classes"),
+    *("data", "out", "device", "threads", "workers", "resume", "overwrite", "probe", "probe_every", "classes"),
     *("data_path", "epoch_images", "activation_checkpointing", "compile"),
 )
 

@@ -45,7 +45,7 @@ def load_shards(config: Pretrain, description: EncoderDescription) -> Unlabelled
     source, place = _open(asked), this_place()
     count = config.epoch_images or source.count()
     look = (config.image_size, description.mean, description.std)
-    share = require_divisible(loader_batch(config), place)
+    share = require_divisible(loader_batch(config), place, config.batch_size)
     stream = ShardImages(
         source,
         config.image_size,
@@ -66,7 +66,7 @@ def load_shards(config: Pretrain, description: EncoderDescription) -> Unlabelled
     )
     shown = _first_images(source, config.image_size)
     paths = tuple(Path(shard) for shard in source.names)
-    return Unlabelled(stream, None, None, measured, shown, paths, count, lambda: stream.failures)
+    return Unlabelled(stream, None, None, measured, shown, paths, count, "stream", lambda: stream.failures)
 
 
 def _as_typed(root: Path) -> str:

@@ -13,7 +13,7 @@ from segae.training.distributed import sum_gradients, summed, this_place
 from segae.training.micro_batches import completes_step
 from segae.training.run import epoch_seed, seed_everything
 from segae.training.schedule import set_encoder_mode
-from segae.training.sharing import part_of_batch
+from segae.training.sharing import part_of_batch, sampler_of
 from segae.training.synchronised_batchnorm import Meeting
 
 
@@ -61,7 +61,7 @@ class EpochClock(Callback):
         # the processes draw other numbers for dropout; whatever else is random has a generator of its own
         seed_everything(epoch_seed(self.seed, self.now, this_place().rank))
         loader = self.learn.dls.train
-        for part in (loader.dataset, loader.sampler):
+        for part in (loader.dataset, sampler_of(loader)):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(self.now)
 
@@ -172,7 +172,8 @@ class StopOnNaN(Callback):
     def after_train(self) -> None:
         """Look once more, and at the weights too, before the epoch counts as finished."""
         self._look()
-        if not all(torch.isfinite(parameter).all() for parameter in self.learn.model.parameters()):
+        # one answer for all parameters: each would make a GPU wait
+        if not torch.stack([torch.isfinite(parameter).all() for parameter in self.learn.model.parameters()]).all():
             self._stop("the weights became infinite or no number in the last step")
 
     def _look(self) -> None:

@@ -106,13 +106,18 @@ def require_single_process(command: str) -> None:
         )
 
 
-def require_divisible(batch_size: int, place: Place) -> int:
-    """The images per process of a global batch; raises SegaeError where the processes cannot share it evenly."""
+def require_divisible(batch_size: int, place: Place, step: int | None = None) -> int:
+    """The images per process of a global batch; raises SegaeError where the processes cannot share it evenly.
+
+    ``step`` is the images of an optimizer step, if the batch is a micro-batch of it.
+    """
     if batch_size % place.world:
         more = -(-batch_size // place.world) * place.world
+        name = "micro-batch" if step and step > batch_size else "batch-size"
+        more = next((count for count in range(more, (step or 0) + 1, place.world) if step and step % count == 0), more)
         raise SegaeError(
-            f"the batch size is {batch_size}, and {place.world} processes share it: a multiple of {place.world} is "
-            f"wanted. Type --batch-size {more}, or start another number of processes."
+            f"the {name.replace('-s', ' s')} is {batch_size}, and {place.world} processes share it: a multiple of "
+            f"{place.world} is wanted. Type --{name} {more}, or start another number of processes."
         )
     return batch_size // place.world
 

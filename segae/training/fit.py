@@ -58,7 +58,8 @@ def fit(
         done, optimizer_state, clock.log = state["epochs_done"], state["optimizer"], state["log"]
         _load_model(learner, state["model"], resume_file)
         if "streams" in state:
-            learner.dls.train.dataset.load_state_dict(state["streams"][this_place().rank % len(state["streams"])])
+            streams = state["streams"]
+            learner.dls.train.dataset.load_state_dict(streams[this_place().rank % len(streams)], streams)
     extra = [EpochLog(log_csv, report), ProgressBar()]
     if resume_file is not None:
         extra.append(SaveResume(resume_file))

@@ -67,7 +67,7 @@ def prediction_memory(images: int) -> Iterator[None]:
 
 def _advice(learner: Any, resume_file: Path | None, reason: str) -> str:
     clock, world = learner.epoch_clock, this_place().world
-    each = learner.dls.train.batch_size or 1
+    each = getattr(learner.dls.train.batch_sampler, "batch_size", 1)
     at_once, parts = each * world, learner.accumulate.batches if hasattr(learner, "accumulate") else 1
     flags = ["--activation-checkpointing"]
     if each % 2 == 0 and each > 2:  # a single image has no variance for BatchNorm

@@ -10,7 +10,7 @@ import torch
 from fastai.callback.core import Callback, CancelBatchException
 
 from segae.errors import SegaeError
-from segae.training.sharing import EpochSampler
+from segae.training.sharing import EpochSampler, sampler_of
 
 
 class Accumulate(Callback):
@@ -56,7 +56,7 @@ class Accumulate(Callback):
     def _share(self) -> float:
         first = self.learn.iter - self.learn.iter % self.batches
         last = min(first + self.batches, self.learn.n_iter)
-        sampler = self.learn.dl.sampler
+        sampler = sampler_of(self.learn.dl)
         if not isinstance(sampler, EpochSampler):  # a stream, whose batches are all of one size
             return 1 / (last - first)
         return sampler.part(self.learn.iter).total / sum(sampler.part(batch).total for batch in range(first, last))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,8 @@ from segae.training.colour import overlay
 from segae.training.evaluation import CPU, predict_logits, require_batch_size, resize_logits, softmax_winner
 
 JPEG_QUALITY = 92
+AT_ONCE = 8
+"""Images that are read, and written, at once."""
 
 
 def predict_files(
@@ -36,7 +39,7 @@ def predict_files(
     batch_size: int = 8,
     device: torch.device = CPU,
 ) -> Iterator[tuple[Path, NDArray[np.uint8], Tensor]]:
-    """Segment image files, each at its own resolution.
+    """Segment image files, each at its own resolution; while a batch is computed the next one is read.
 
     Args:
         model: from normalised images to logits.
@@ -52,19 +55,21 @@ def predict_files(
         (path, image, logits): the upright picture uint8 (H, W, 3) and float32 (K, H, W) logits on the device.
     """
     require_batch_size(batch_size)
-    with ThreadPoolExecutor(max_workers=min(batch_size, 8)) as readers:
+    with ThreadPoolExecutor(max_workers=min(batch_size, AT_ONCE)) as readers:
+        read = partial(readers.map, partial(_read, image_size=image_size))
+        ahead = read(paths[:batch_size])
         for start in range(0, len(paths), batch_size):
-            read = []
-            for path, image in zip(chunk := paths[start : start + batch_size], readers.map(_read, chunk), strict=True):
-                if isinstance(image, UnreadableImage):
-                    quarantine.add(image.path, image.reason)
-                else:
-                    read.append((path, image))
-            if not read:
+            chunk = list(zip(paths[start : start + batch_size], ahead, strict=True))
+            ahead = read(paths[start + batch_size : start + 2 * batch_size])
+            for _, result in chunk:
+                if isinstance(result, UnreadableImage):
+                    quarantine.add(result.path, result.reason)
+            found = [(path, *result) for path, result in chunk if not isinstance(result, UnreadableImage)]
+            if not found:
                 continue
-            small = np.stack([resize_image(image, image_size) for _, image in read])
+            small = np.stack([small for _, _, small in found])
             (logits_bkhw,) = predict_logits(model, small, mean, std, batch_size=batch_size, device=device)
-            for (path, image), logits_khw in zip(read, logits_bkhw, strict=True):
+            for (path, image, _), logits_khw in zip(found, logits_bkhw, strict=True):
                 yield path, image, resize_logits(logits_khw, *image.shape[:2])
 
 
@@ -114,6 +119,7 @@ def write_prediction(
     logits_khw: Tensor,
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
+    submit: Callable[..., object] | None = None,
 ) -> None:
     """Write the mask of one image and, if asked for, overlay and probabilities.
 
@@ -123,19 +129,35 @@ def write_prediction(
         logits_khw: (K, H, W).
         classes: K names, stored with the probabilities.
         palette: K colours, 0-255.
+        submit: given a function and what it is called with, has the files written, as that of
+            ``segae.training.background.in_background`` does beside the caller; None writes them here.
 
     Raises:
         SegaeError: a file cannot be written.
     """
     mask = softmax_winner(logits_khw).to(torch.uint8).cpu().numpy()
+    values = logits_khw.float().softmax(dim=0).half().cpu().numpy() if "probabilities" in files else None
+    if submit is None:
+        _write(files, image, mask, values, classes, palette)
+    else:
+        submit(_write, files, image, mask, values, classes, palette)
+
+
+def _write(
+    files: Mapping[str, Path],
+    image: NDArray[np.uint8],
+    mask: NDArray[np.uint8],
+    values: NDArray[np.float16] | None,
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+) -> None:
     picture = Image.fromarray(mask, mode="P")
     picture.putpalette([value for colour in palette for value in colour])
     write_atomically(files["mask"], lambda file: picture.save(file, format="PNG"))
     if "overlay" in files:
         blend = Image.fromarray(overlay(image, mask, palette))
         write_atomically(files["overlay"], lambda file: blend.save(file, format="JPEG", quality=JPEG_QUALITY))
-    if "probabilities" in files:
-        values = logits_khw.float().softmax(dim=0).half().cpu().numpy()
+    if values is not None:
 
         def save(file: BinaryIO) -> None:
             np.savez_compressed(file, probabilities=values, classes=np.array(classes))
@@ -166,9 +188,10 @@ def require_apart(source: Path, out: Path, targets: Mapping[Path, Mapping[str, P
         )
 
 
-def _read(path: Path) -> NDArray[np.uint8] | UnreadableImage:
-    """The image, or the reason why there is none: an exception would end the other readers too."""
+def _read(path: Path, image_size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | UnreadableImage:
+    """The image and its small square, or the reason why there is none: an exception would end the other readers too."""
     try:
-        return read_image(path)
+        image = read_image(path)
+        return image, resize_image(image, image_size)
     except UnreadableImage as error:
         return error

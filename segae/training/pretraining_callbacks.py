@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from fastai.callback.core import Callback
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from segae.errors import SegaeError
 from segae.objectives.corruption import Corrupted, Hardness
 from segae.objectives.presets import Objective
-from segae.training.forward import evaluating, model_inputs, takes_hidden
+from segae.training.forward import evaluating, model_inputs, sparse_stride, takes_hidden, visible_blocks
 from segae.training.hard_masks import mask_patch, patch_errors, share_at, squared_error
 from segae.training.micro_batches import completes_step
 from segae.training.pretraining_checks import check_skip_dropout
@@ -48,7 +50,7 @@ class CorruptInput(Callback):
         check_skip_dropout(model, skip_dropout)
         self.objective, self.corruption_seed, self.hard_mask_share = objective, seed, hard_mask_share
         self.skip_dropout = skip_dropout
-        self.with_hidden = takes_hidden(model)
+        self.with_hidden, self.stride = takes_hidden(model), sparse_stride(model)
         self.patch = mask_patch(objective.corruption) if hard_mask_share > 0 else 0
         self.share = 0.0
 
@@ -84,9 +86,15 @@ class CorruptInput(Callback):
         target_bchw = clean_bchw if corrupted.target_bchw is None else corrupted.target_bchw
         self.learn.yb = (target_bchw, corrupted.hidden_b1hw)
 
-    def inputs(self, corrupted: Corrupted, cut_b: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    def inputs(self, corrupted: Corrupted, cut_b: Tensor | None = None) -> tuple[Any, ...]:
         """What the model is called with."""
-        return model_inputs(corrupted.image_bchw, corrupted.hidden_b1hw, with_hidden=self.with_hidden, cut_b=cut_b)
+        return model_inputs(
+            corrupted.image_bchw,
+            corrupted.hidden_b1hw,
+            with_hidden=self.with_hidden,
+            cut_b=cut_b,
+            visible=visible_blocks(corrupted.visible, self.stride),
+        )
 
     def _cut(self, images: int) -> Tensor | None:
         """Which images have to do without skip connections, (B,) on the model's device."""

@@ -47,11 +47,12 @@ class FeatureRank(Callback):
         wanted = min(part.count, self.images - part.before - part.first)
         if wanted > 0:
             with evaluating(encoder := self.learn.model.encoder), torch.no_grad():
-                self.pooled.append(pooled_features(encoder, self.learn.xb[0][:wanted]).cpu())
+                self.pooled.append(pooled_features(encoder, self.learn.xb[0][:wanted]))
 
     def after_validate(self) -> None:
         """Fill the columns."""
-        pooled = [features_bc for parts in gathered(self.pooled) for features_bc in parts]
+        own = [features_bc.cpu() for features_bc in self.pooled]
+        pooled = [features_bc for parts in gathered(own) for features_bc in parts]
         features_nc = torch.cat(pooled) if pooled else torch.empty(0)
         if len(features_nc) < 2:
             return
@@ -103,7 +104,7 @@ class WhatIsUsed(Callback):
     @torch.no_grad()
     def _exchanged(self, part: Part) -> float | None:
         """The loss with each image's deepest map replaced by the next one's, in the batch of all processes."""
-        model, (image_bchw, *more) = self.learn.model, self.learn.xb
+        model, (image_bchw, *more) = self.learn.model, self.learn.xb[:2]
         if not (hasattr(model, "decode") and hasattr(model, "has_skips") and part.total > 1):
             return None
         halved = hasattr(self.learn, "bfloat16_autocast")

@@ -75,7 +75,7 @@ def provenance(device: torch.device, code: Sequence[str] = ("segae",)) -> dict[s
 
 
 def start_provenance(
-    folder: Path, device: torch.device, images: str, *, init: str = "random", resume: bool
+    folder: Path, device: torch.device, images: str, *, init: str = "random", data_path: str = "cache", resume: bool
 ) -> dict[str, str]:
     """The provenance of the code that is about to train, taken before an edit or a commit can change it.
 
@@ -87,6 +87,7 @@ def start_provenance(
         device: where the run computes.
         images: a hash of the training images' names.
         init: where the encoder starts; the content of a file counts, not its name.
+        data_path: how the images reach the training, noted for a resumed run, which keeps it.
         resume: whether the run goes on.
 
     Raises:
@@ -111,7 +112,7 @@ def start_provenance(
         finished = (folder / DONE_FILE).exists()
         joined = {name: before[name] if finished else _joined(before[name], now[name]) for name in _JOINED}
         now |= joined | {"date": before["date"]}
-    write_json(path, {**now, "images": images, "init": start})
+    write_json(path, {**now, "images": images, "init": start, "data_path": data_path})
     return now
 
 

@@ -26,7 +26,7 @@ _RUN_FILES = (
     *(f"{name}.{suffix}" for name in _WEIGHTS for suffix in ("safetensors", "json")),
 )
 # may differ between the parts of one run; a memory that is full in its middle is no reason to begin again
-_FREE = ("device", "workers", "micro_batch", "activation_checkpointing")
+_FREE = ("device", "threads", "workers", "micro_batch", "activation_checkpointing")
 TYPED_IN = "typed_in"
 """Key in config.json of the folder in which the command was typed: relative paths begin there."""
 
@@ -74,7 +74,7 @@ def open_run_folder(folder: Path, config: Any, *, resume: bool, overwrite: bool)
         )
     resolved = resolved_config(config)
     config_file = folder / "config.json"
-    old = _read_config(config_file)
+    old = read_config(config_file)
     if old is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise SegaeError(
@@ -152,7 +152,7 @@ def open_result_folder(
     """
     resolved = resolved_config(config)
     config_file = folder / "config.json"
-    old, name = _read_config(config_file), resolved["task"].lower()
+    old, name = read_config(config_file), resolved["task"].lower()
     if (folder / "log.csv").exists():
         raise SegaeError(
             f"{folder} is the folder of a training run, and files of it would be overwritten: a folder for these "
@@ -174,7 +174,7 @@ def open_result_folder(
     write_json(config_file, {**resolved, TYPED_IN: str(Path.cwd())})
 
 
-def _read_config(path: Path) -> dict[str, Any] | None:
+def read_config(path: Path) -> dict[str, Any] | None:
     """The configuration of an earlier run, or None if this is not a file that a run of segae wrote."""
     try:
         content = json.loads(path.read_text())

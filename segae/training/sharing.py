@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
 from segae.errors import SegaeError
 from segae.training.distributed import Place, this_place
@@ -50,8 +51,11 @@ class EpochSampler(Sampler[int]):
         seed: None keeps the order of ``indices``.
         batch_size: B, images of a global batch; a multiple of the number of processes.
         place: of this process.
-        drop_single: leave out a last batch of a single image, from which BatchNorm cannot estimate a variance.
+        drop_single: train on no single image, from which BatchNorm cannot estimate a variance: leave it out where it
+            would be a step of its own. A single image at the end of a longer step gets a second one from the batch
+            before it; only where batches have two, and so none to spare, it is left out.
         images: of an epoch, 1 or more; None takes every index once.
+        step: images of an optimizer step, a multiple of B; None: each batch is a step.
     """
 
     def __init__(
@@ -62,12 +66,17 @@ class EpochSampler(Sampler[int]):
         place: Place | None = None,
         drop_single: bool = False,
         images: int | None = None,
+        step: int | None = None,
     ) -> None:
         self.indices, self.seed, self.epoch = indices, seed, 0
         self.batch_size, self.place = batch_size, place or Place()
         self.turns = 1 if images is None else turns(images, len(indices))
         count = len(indices) if images is None else images
-        self.images = count - 1 if drop_single and batch_size > 1 and count > 1 and count % batch_size == 1 else count
+        drop_single = drop_single and batch_size > 1
+        alone = count % (step or batch_size) == 1 or (batch_size == 2 and count % 2 == 1)
+        self.images = count - 1 if drop_single and alone and count > 1 else count
+        self.lends = drop_single and self.images > batch_size and self.images % batch_size == 1
+        self.batches = -(-self.images // batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration gives."""
@@ -75,23 +84,23 @@ class EpochSampler(Sampler[int]):
 
     def part(self, batch: int) -> Part:
         """This process's part of a batch, counted from 0."""
-        before = batch * self.batch_size
-        total = min(self.batch_size, self.images - before)
+        before = batch * self.batch_size - (self.lends and batch == self.batches - 1)
+        total = min(self.batch_size - (self.lends and batch == self.batches - 2), self.images - before)
         count, more = divmod(total, self.place.world)
         first = min(self.place.rank * count + min(self.place.rank, more), total - 1)
         return Part(before, first, count + (self.place.rank < more), total)
 
     def __iter__(self) -> Iterator[int]:
         order = self._order()
-        for batch in range(-(-self.images // self.batch_size)):
+        for batch in range(self.batches):
             part = self.part(batch)
             start = part.before + part.first
             yield from (self._item(place) for place in order[start : start + max(part.count, 1)])
 
     def __len__(self) -> int:
-        whole, rest = divmod(self.images, self.batch_size)
-        last = max(self.part(whole).count, 1) if rest else 0
-        return whole * (self.batch_size // self.place.world) + last
+        whole = max(self.batches - 2, 0)
+        others = sum(max(self.part(batch).count, 1) for batch in range(whole, self.batches))
+        return whole * (self.batch_size // self.place.world) + others
 
     def _order(self) -> Sequence[int]:
         count = len(self.indices)
@@ -103,6 +112,28 @@ class EpochSampler(Sampler[int]):
 
     def _item(self, place: int) -> int:
         return place if self.turns > 1 else int(self.indices[place])
+
+
+class EpochBatches(BatchSampler):
+    """The items of an ``EpochSampler`` in the batches of its process; the last two may be smaller than the others."""
+
+    sampler: EpochSampler
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        super().__init__(sampler, sampler.batch_size // sampler.place.world, drop_last=False)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        items = iter(self.sampler)
+        for batch in range(len(self)):
+            yield list(islice(items, max(self.sampler.part(batch).count, 1)))
+
+    def __len__(self) -> int:
+        return self.sampler.batches
+
+
+def sampler_of(loader: Any) -> Any:
+    """What decides the order of a DataLoader's items: an ``EpochSampler``, or torch's own; None of other loaders."""
+    return getattr(getattr(loader, "batch_sampler", None), "sampler", None)
 
 
 def turns(images: int, distinct: int) -> int:
@@ -124,7 +155,7 @@ def part_of_batch(learner: Any) -> Part:
 
     Where no EpochSampler shares the images out, as with a stream, all processes have as many as this one.
     """
-    sampler = getattr(learner.dl, "sampler", None)
+    sampler = sampler_of(learner.dl)
     if isinstance(sampler, EpochSampler):
         return sampler.part(learner.iter)
     count, place = len(learner.xb[0]), this_place()

@@ -10,9 +10,10 @@ from segae.training.ceiling import TrainingStep
 
 
 def trial_step(learner: Any, count: int, size: int, classes: int | None) -> None:
-    """Forward and backward of a Learner's whole model on black images.
+    """Forward and backward of a Learner's whole model on black images, beside the room of AdamW's two moments.
 
-    Weights, BatchNorm statistics, gradients and random numbers are afterwards what they were.
+    They are there from the first step of the optimizer to the end of a training, so each later batch has to fit beside
+    them. Weights, BatchNorm statistics, gradients and random numbers are afterwards what they were.
 
     Args:
         learner: from ``pretraining_learner`` or ``segmentation_learner``, not yet fitted.
@@ -30,11 +31,15 @@ def trial_step(learner: Any, count: int, size: int, classes: int | None) -> None
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     device = next(model.parameters()).device
     learner.unfreeze()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    moments: list[torch.Tensor] = []
     try:
+        moments += [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             step = TrainingStep(learner, batch)
             step.backward(step.forward(*step.show()))
     finally:
+        moments.clear()
         model.zero_grad()
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])

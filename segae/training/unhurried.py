@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from fastai.learner import AvgSmoothLoss, Learner
-from fastai.torch_core import norm_types, to_device
+from fastai.learner import AvgLoss, AvgSmoothLoss, Learner
+from fastai.torch_core import find_bs, norm_types, to_device
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -39,11 +39,30 @@ class SmoothLoss(AvgSmoothLoss):
         return self.chunk[(self.count - 1) % _CHUNK] if self.count else self.val
 
 
+class MeanLoss(AvgLoss):
+    """fastai's mean validation loss, on the device until it is asked for: its own is copied after every batch.
+
+    With several processes it is that of this one's images; the log has the loss of all.
+    """
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.total: Any = 0.0
+        self.count = 0
+
+    def accumulate(self, learn: Any) -> None:
+        """Add a batch's loss, weighed by its size."""
+        images = find_bs(learn.yb)
+        self.total = self.total + learn.loss.detach().mean() * images
+        self.count += images
+
+
 class UnhurriedLearner(Learner):
-    """A Learner that queues copies to the device, and does not ask for the loss, while it trains."""
+    """A Learner that queues copies to the device, and does not ask for the loss, while it runs an epoch."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
+        self.recorder.loss = MeanLoss()
         self.recorder.smooth_loss = SmoothLoss(beta=self.recorder.smooth_loss.beta)
 
     def create_opt(self) -> None:

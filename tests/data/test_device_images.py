@@ -206,3 +206,32 @@ def test_the_unchanged_images_share_the_memory():
     assert torch.equal(clean.__getitems__([1, 2])[0], expected.__getitems__([1, 2])[0])
     assert not torch.equal(data.__getitems__([1])[0], clean.__getitems__([1])[0])
     assert clean._image_nhwc.data_ptr() == data._image_nhwc.data_ptr()
+
+
+@pytest.mark.parametrize(("limit", "rows"), [(3 * 48 * 48 * 3 + 5, 3), (10, 1), (2**30, 7)])
+def test_images_are_copied_to_the_device_in_parts(monkeypatch, limit: int, rows: int):
+    class Mapped:
+        """An array in a file, that notes how much of it is read at a time."""
+
+        def __init__(self, array: np.ndarray) -> None:
+            self.array, self.shape, self.read = array, array.shape, []
+
+        def __len__(self) -> int:
+            return len(self.array)
+
+        def __getitem__(self, part: slice) -> np.ndarray:
+            self.read.append(len(self.array[part]))
+            return self.array[part]
+
+        def __array__(self, *_: object, **__: object) -> np.ndarray:
+            raise AssertionError("all of it at once")
+
+    monkeypatch.setattr("segae.data.device_images._UPLOAD_BYTES", limit)
+    images, masks = smooth_images(7), masks_of(7)
+    images.setflags(write=False)
+    mapped, mapped_masks = Mapped(images), Mapped(masks)
+    data = DeviceImages(mapped, mapped_masks, None, MEAN, STD, device=CPU)
+    assert (sum(mapped.read), max(mapped.read)) == (7, rows)
+    assert sum(mapped_masks.read) == 7
+    assert torch.equal(data._image_nhwc, torch.from_numpy(images.copy()))
+    assert torch.equal(data._mask_nhw, torch.from_numpy(masks))

@@ -205,6 +205,26 @@ def test_another_number_of_workers_begins_the_next_sweep(tmp_path: Path, caplog:
     assert "the next sweep begins" in caplog.text
 
 
+@pytest.mark.parametrize("world", [1, 3])
+def test_another_number_of_ranks_deals_out_one_sweep(tmp_path: Path, world: int) -> None:
+    """Of two ranks one was dealt a short shard alone, and so is a sweep ahead."""
+    shards = make_shards(tmp_path, 4, 4, 12)
+    old = [stream(shards, epoch_images=8, batch_size=2, rank=rank, world=2) for rank in range(2)]
+    for rank in old:
+        run(rank, range(2))
+    states = [json.loads(json.dumps(rank.state_dict())) for rank in old]
+    reached = [max(position[0] for position in state["positions"]) for state in states]
+    assert reached[0] != reached[1]
+    seen: list[int] = []
+    for rank in range(world):
+        new = stream(shards, epoch_images=12, batch_size=2, rank=rank, world=world)
+        new.load_state_dict(states[rank % 2], states)
+        new.set_epoch(2)
+        assert new._positions.begin(0, 1, 2).sweep == max(reached) + 1
+        seen += run(new, range(2, 3))[0]
+    assert len(seen) == len(set(seen)) == 12
+
+
 def test_a_position_of_something_else_is_refused(tmp_path: Path) -> None:
     shards = make_shards(tmp_path, 3, 3)
     state = stream(shards).state_dict()

@@ -308,6 +308,25 @@ def test_masks_are_checked(hidden: Tensor, message: str) -> None:
         VisiblePositions(mask(24), 32)
 
 
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_a_number_of_blocks_that_is_known_changes_no_bit(architecture: str) -> None:
+    counted, told = (SparseEncoder(build(architecture)) for _ in range(2))
+    losses = [
+        sum(map_bchw.square().sum() for map_bchw in features)
+        for features in (
+            counted(image(), mask()),
+            told(image(), mask(), 2),
+        )
+    ]
+    for loss in losses:
+        loss.backward()
+    assert torch.equal(*losses)
+    for one, other in zip(counted.parameters(), told.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+    for one, other in zip(counted.buffers(), told.buffers(), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_lists_and_maps_are_each_others_inverse(channels_last: bool) -> None:
     positions = VisiblePositions(mask(), 32)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from segae.errors import SegaeError
-from segae.objectives.corruption import GaussianNoise, Identity, PatchMask, ScaledNoise
+from segae.objectives.corruption import GaussianNoise, Hardness, Identity, PatchMask, ScaledNoise
 from segae.objectives.degradation import Blur, ColourRemoval, Shrink
 from segae.objectives.mixture import Mixture
 
@@ -118,6 +118,22 @@ def test_every_image_hides_exactly_its_share_of_patches(ratio: float) -> None:
     blocks = hidden.unfold(2, 8, 8).unfold(3, 8, 8).flatten(4)
     assert torch.equal(blocks.amin(-1), blocks.amax(-1))  # a patch is hidden whole or not at all
     assert blocks[..., 0].flatten(1).sum(1).tolist() == [round(ratio * 16)] * 4
+
+
+@pytest.mark.parametrize("patch", [4, 8, 16])
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 0.6, 0.99])
+@pytest.mark.parametrize("hard", [False, True])
+def test_what_a_mask_leaves_is_known_without_counting(patch: int, ratio: float, hard: bool) -> None:
+    hardness = Hardness(torch.rand(4, 32 // patch, 32 // patch, generator=generator(4)), 0.5) if hard else None
+    corrupted = PatchMask(patch, ratio)(images(), generator(), hardness)
+    corners = corrupted.hidden_b1hw[:, 0, ::patch, ::patch]
+    assert corrupted.visible.side == patch
+    assert (corners == 0).flatten(1).sum(1).tolist() == [corrupted.visible.count] * 4
+
+
+def test_nothing_is_said_of_a_mask_with_smaller_patches_at_the_edge() -> None:
+    assert PatchMask(8, 0.5)(images(20, 32), generator()).visible is None
+    assert PatchMask(8, 0.5)(images(32, 30), generator()).visible is None
 
 
 def test_images_of_a_batch_hide_different_patches() -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from segae.cli import main
 from segae.errors import SegaeError
 from segae.tasks.compute import loader_batch
-from segae.tasks.loading import choose_data_path
+from segae.tasks.data_path import agreed_data_path, choose_data_path
 from segae.tasks.pretrain import Pretrain
 
 PRETRAIN = ["pretrain", "--encoder", "test_resnet", "--image-size", "64", "--batch-size", "8", "--device", "cpu"]
@@ -200,7 +200,7 @@ def test_small_batches_make_the_steps_of_the_large_one(pets, tmp_path):
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=0.2)
     for name, batch in (("whole", 4), ("parts", 2)):  # what was computed, where the configuration says auto
         said = json.loads((tmp_path / name / "metrics.json").read_text())
-        assert (said["precision"], said["micro_batch"], said["data_path"]) == ("float32", batch, "auto")
+        assert (said["precision"], said["micro_batch"], said["data_path"]) == ("float32", batch, "cache")
 
 
 @pytest.mark.parametrize(
@@ -238,6 +238,34 @@ def test_auto_holds_images_on_a_gpu_that_has_room(monkeypatch):
     assert choose_data_path("auto", 200, gpu, 4) == "cache"
     assert choose_data_path("auto", 200, CPU, 0) == "cache"
     assert choose_data_path("live", 200, gpu, 0) == "live"
+
+
+@pytest.mark.parametrize(("command", "target"), [(PRETRAIN, "encoder"), (SEGMENT, "model")])
+def test_a_resumed_run_keeps_the_path_that_it_began_with(pets, tmp_path, monkeypatch, capsys, command, target):
+    given = [*command, "--data", str(pets), "--epochs", "2", "--val-fraction", "0.2"]
+    asked, parts = tmp_path / "asked", tmp_path / "parts"
+    main([*given, "--out", str(asked), "--data-path", "device"])
+    monkeypatch.setattr("segae.tasks.data_path.choose_data_path", lambda *_: "device")
+    _interrupt_after(1, [*given, "--out", str(parts)])
+    monkeypatch.setattr("segae.tasks.data_path.choose_data_path", lambda *_: "cache")  # the device is full now
+    with pytest.raises(SystemExit):
+        main([*given, "--out", str(parts), "--resume", "--workers", "1"])
+    assert "began with its images on the device" in capsys.readouterr().err
+    main([*given, "--out", str(parts), "--resume"])
+    first, second = (weights(run / f"{target}.safetensors") for run in (asked, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    found = {name: json.loads((parts / f"{name}.json").read_text())["data_path"] for name in ("config", "metrics")}
+    assert found == {"config": "auto", "metrics": "device"}
+    if target == "encoder":
+        assert "data_path device" in json.loads((parts / "encoder.json").read_text())["pretraining"]["settings"]
+
+
+def test_all_processes_take_one_path(tmp_path, monkeypatch):
+    monkeypatch.setattr("segae.tasks.data_path.choose_data_path", lambda *_: "device")
+    config = Pretrain(data=(), out=tmp_path)
+    assert agreed_data_path(config, 1, CPU) == "device"
+    monkeypatch.setattr("segae.training.distributed.gathered", lambda value: [value, "cache"])  # another's GPU is full
+    assert agreed_data_path(config, 1, CPU) == "cache"
 
 
 def test_the_loader_s_batch_divides_the_step():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from segae.data.images import read_image
+from segae.data.images import UnreadableImage, read_image
+from segae.data.quarantine import Quarantine
 from segae.data.resize import resize_image
 from segae.data.transforms import eval_transform
 from segae.errors import SegaeError
 from segae.models.segmenter import load_segmenter
 from segae.tasks.predict import Predict, run
+from segae.training import prediction
+from segae.training.evaluation import predict_logits, resize_logits
 from segae.training.prediction import output_stems
 
 MakeSegmenter = Callable[..., Path]
@@ -199,3 +203,62 @@ def test_bad_values_are_errors(make_segmenter: MakeSegmenter, tmp_path: Path) ->
         run(Predict(model, tmp_path / "nowhere", tmp_path / "out", device="cpu"))
     with pytest.raises(SegaeError, match=r"weight file .*nowhere"):
         run(Predict(tmp_path / "nowhere.safetensors", image, tmp_path / "out", device="cpu"))
+
+
+def one_after_the_other(model_file: Path, images: list[Path], batch_size: int) -> list[NDArray[np.uint8]]:
+    """Masks in the same batches, without threads; files that cannot be read are left out of theirs."""
+    model, description = load_segmenter(model_file)
+    masks: list[NDArray[np.uint8]] = []
+    for start in range(0, len(images), batch_size):
+        read = []
+        for path in images[start : start + batch_size]:
+            with contextlib.suppress(UnreadableImage):
+                read.append(read_image(path))
+        small = np.stack([resize_image(image, 64) for image in read])
+        (logits,) = predict_logits(model, small, description.mean, description.std, batch_size=batch_size)
+        resized = (resize_logits(one, *image.shape[:2]) for one, image in zip(logits, read, strict=True))
+        masks += [one.argmax(dim=0).numpy().astype(np.uint8) for one in resized]
+    return masks
+
+
+def test_reading_ahead_and_writing_beside_change_no_bit_and_no_report(make_segmenter: MakeSegmenter, tmp_path: Path):
+    model = make_segmenter()
+    images = [draw(tmp_path / "in" / f"{index:02}.png", 50 + index, 40, seed=index) for index in range(11)]
+    for broken in (4, 9):
+        images[broken].write_bytes(b"no picture")
+    masks = run(Predict(model, tmp_path / "in", tmp_path / "out", batch_size=3, device="cpu"))
+    assert [mask.stem for mask in masks] == [f"{index:02}" for index in range(11) if index not in (4, 9)]
+    for mask, expected in zip(masks, one_after_the_other(model, images, 3), strict=True):
+        assert np.array_equal(np.asarray(Image.open(mask)), expected)
+    with (tmp_path / "out" / "quarantine.csv").open() as file:
+        assert [Path(row["path"]).name for row in csv.DictReader(file)] == ["04.png", "09.png"]
+
+
+def test_no_more_than_one_batch_is_read_ahead(make_segmenter: MakeSegmenter, tmp_path: Path, monkeypatch):
+    read: list[Path] = []
+    monkeypatch.setattr(prediction, "read_image", lambda path: read.append(path) or read_image(path))
+    images = [draw(tmp_path / f"{index:02}.png", seed=index) for index in range(12)]
+    model, description = load_segmenter(make_segmenter())
+    normalisation = {"mean": description.mean, "std": description.std}
+    predicted = prediction.predict_files(
+        model, images, image_size=64, **normalisation, quarantine=Quarantine(), batch_size=2
+    )
+    for done, _ in enumerate(predicted, start=1):
+        assert len(read) <= (-(-done // 2) + 1) * 2
+    assert sorted(read) == images
+
+
+def test_a_mask_that_cannot_be_written_ends_the_command(make_segmenter: MakeSegmenter, tmp_path: Path, monkeypatch):
+    write = prediction.write_atomically
+
+    def full_at_the_second(path: Path, save: Callable[..., object]) -> None:
+        if path.name == "1.png":
+            raise SegaeError("the disk is full")
+        write(path, save)
+
+    monkeypatch.setattr(prediction, "write_atomically", full_at_the_second)
+    for index in range(4):
+        draw(tmp_path / "in" / f"{index}.png", seed=index)
+    with pytest.raises(SegaeError, match="the disk is full"):
+        run(Predict(make_segmenter(), tmp_path / "in", tmp_path / "out", batch_size=2, device="cpu"))
+    assert (tmp_path / "out" / "0.png").exists()

@@ -27,7 +27,7 @@ def test_finished_runs_are_reused_and_the_page_says_from_which_commit(
     )
     shown, pages = [], []
     for commit in ("aaaaaaaaaaaa", "aaaaaaaaaaaa", "bbbbbbbbbbbb"):
-        monkeypatch.setattr("segae.training.provenance.commit", lambda commit=commit: commit)
+        monkeypatch.setattr("segae.training.provenance.commit", lambda *_, commit=commit: commit)
         pages.append(quickstart.run(config).read_text())
         shown.append(capsys.readouterr().out)
     assert "are reused" not in shown[0]

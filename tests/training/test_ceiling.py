@@ -58,7 +58,7 @@ class Only:
     """A loader of a few given batches."""
 
     def __init__(self, batches: list, like: torch.utils.data.DataLoader) -> None:
-        self.batches, self.dataset, self.sampler = batches, like.dataset, None
+        self.batches, self.dataset = batches, like.dataset
 
     def __iter__(self):
         return iter(self.batches)

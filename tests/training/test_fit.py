@@ -66,6 +66,19 @@ def test_resumed_pretraining_is_bit_for_bit_the_uninterrupted_one(pretraining, t
     assert list(pd.read_csv(tmp_path / "log.csv")["epoch"]) == [1, 2, 3]
 
 
+def test_a_resumed_stream_hears_where_all_ranks_were(segmentation, tmp_path):
+    resume, told = tmp_path / "resume.pt", []
+    learner = segmentation()
+    learner.dls.train.dataset.state_dict = lambda: {"rank": 0}
+    fit(learner, make_phases(0, 1), resume_file=resume)
+    content = load_resume_file(resume)
+    save_resume_file(resume, {**content, "streams": [*content["streams"], {"rank": 1}]})
+    learner = segmentation()
+    learner.dls.train.dataset.load_state_dict = lambda *states: told.append(states)
+    fit(learner, make_phases(0, 1), resume_file=resume, resume=True)
+    assert told == [({"rank": 0}, [{"rank": 0}, {"rank": 1}])]
+
+
 def test_seeds_decide_order_and_corruption_too(pretraining):
     """The same weights to begin with: what differs afterwards comes from the seed of the training."""
     one, same_seed, other = pretraining(seed=0), pretraining(seed=0), pretraining(seed=1)

@@ -56,10 +56,10 @@ class Rates(Callback):
         self.seen_rates.append(self.learn.opt.hypers[-1]["lr"])
 
 
-def trained(batch_size: int, accumulate: int, images: int = 22) -> tuple[nn.Module, list[float], list[dict]]:
+def trained(batch_size: int, accumulate: int = 1, images: int = 22) -> tuple[nn.Module, list[float], list[dict]]:
     torch.manual_seed(0)
     model, rates = Tiny(), Rates()
-    loaders = make_loaders(Pairs(images), None, batch_size=batch_size, device=CPU)
+    loaders = make_loaders(Pairs(images), None, batch_size=batch_size, device=CPU, accumulate=accumulate)
     learner = segmentation_learner(loaders, model, classes=2, accumulate=accumulate)
     learner.add_cb(rates)
     log = fit(learner, make_phases(1, 2, lr=1e-2))
@@ -73,6 +73,15 @@ def test_accumulated_steps_are_those_of_the_whole_batch():
     for (name, ours), (_, theirs) in zip(parts.named_parameters(), whole.named_parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4, msg=name)
     assert [row["train_loss"] for row in same_log] == pytest.approx([row["train_loss"] for row in log], rel=1e-3)
+
+
+@pytest.mark.parametrize(("images", "kept"), [(17, 16), (21, 21), (25, 24)])
+def test_small_batches_lose_no_image_that_the_whole_one_keeps(images: int, kept: int):
+    whole, _, log = trained(8, images=images)
+    parts, _, same_log = trained(4, 2, images=images)  # 21: 4 + 4, 4 + 4, 3 + 2
+    assert [row["images"] for row in log] == [row["images"] for row in same_log] == [kept] * 3
+    for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
 
 
 def test_parts_of_different_sizes_count_by_their_images():

@@ -10,7 +10,7 @@ from segae.objectives.catalogue import OBJECTIVES
 from segae.objectives.corruption import GaussianNoise, Hardness, PatchMask
 from segae.objectives.presets import make_objective
 from segae.training.distributed import Place
-from segae.training.sharing import EpochSampler, Part, shared_draws, turns
+from segae.training.sharing import EpochBatches, EpochSampler, Part, shared_draws, turns
 
 
 @pytest.mark.parametrize(
@@ -142,3 +142,37 @@ def test_fewer_images_than_there_are_change_from_epoch_to_epoch():
 def test_an_epoch_without_images_is_refused(images, distinct):
     with pytest.raises(SegaeError, match=f"an epoch of {images} images.* out of {distinct};.*--epoch-images"):
         turns(images, distinct)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "step", "sizes"),
+    [
+        (41, 8, 32, [8, 8, 8, 8, 7, 2]),  # at 32 there is no single image, so there is none at 8
+        (33, 8, 32, [8, 8, 8, 8]),  # a step of its own at any size
+        (9, 8, 32, [7, 2]),
+        (10, 3, 12, [3, 3, 2, 2]),
+        (11, 2, 4, [2, 2, 2, 2, 2]),  # none to spare
+        (6, 1, 4, [1] * 6),  # nobody minds single images
+        (1, 8, 32, [1]),
+    ],
+)
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_single_image_at_the_end_of_a_step_gets_a_second_one(images, batch_size, step, sizes, world):
+    if batch_size % world:
+        pytest.skip("cannot be shared")
+    samplers = [
+        EpochSampler(range(images), 5, batch_size, Place(rank, world), True, step=step) for rank in range(world)
+    ]
+    batches = [list(EpochBatches(sampler)) for sampler in samplers]
+    order = samplers[0]._order()
+    seen: list[int] = []
+    for batch in range(len(sizes)):
+        parts = [sampler.part(batch) for sampler in samplers]
+        assert {part.total for part in parts} == {sizes[batch]} == {sum(part.count for part in parts)}
+        assert {part.before for part in parts} == {sum(sizes[:batch])}
+        for part, own in zip(parts, batches, strict=True):
+            assert len(own[batch]) == max(part.count, 1)
+            seen += own[batch][: part.count]
+    assert seen == order[: sum(sizes)]
+    assert {len(own) for own in batches} == {len(sizes)}
+    assert [len(sampler) for sampler in samplers] == [sum(map(len, own)) for own in batches]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastai.learner import AvgSmoothLoss
+from fastai.learner import AvgLoss, AvgSmoothLoss
 
-from segae.training.unhurried import SmoothLoss
+from segae.training.unhurried import MeanLoss, SmoothLoss
 
 
 class Step:
@@ -28,6 +28,16 @@ def test_the_smooth_loss_is_fastai_s():
             kept.append((ours.value, float(theirs.value)))
     # what was kept at a step does not change afterwards
     assert [float(one) for one, _ in kept] == pytest.approx([other for _, other in kept], rel=1e-5)
+
+
+def test_the_validation_loss_is_fastai_s(segmentation):
+    """Of 11 images in batches of 8 and 3, which count by their images."""
+    learner, found = segmentation(valid=11), []
+    assert type(learner.recorder.loss) is MeanLoss
+    for metric in (learner.recorder.loss, AvgLoss()):
+        vars(learner.recorder)["loss"] = metric  # an assignment would warn
+        found.append(learner.validate()[0])
+    assert found[0] == found[1] > 0
 
 
 def test_more_steps_than_a_chunk_holds():

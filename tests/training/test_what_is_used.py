@@ -90,7 +90,7 @@ def test_the_columns_are_what_they_say():
 
         def after_loss(self) -> None:
             if not self.learn.training:
-                (image, hidden), (target, _) = self.learn.xb, self.learn.yb
+                (image, hidden, *_), (target, _) = self.learn.xb, self.learn.yb
                 *others, deepest = self.learn.model.encode(image, hidden)
                 answer = self.learn.model.decode([*others, deepest.roll(1, 0)], hidden)
                 loss, judge = self.learn.loss, self.learn.loss_func
