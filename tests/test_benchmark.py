@@ -10,26 +10,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_fine_tuning_benchmark_runs_both_loops():
-    words = ["--encoder", "test_resnet", "--size", "64", "--images", "10", "--batch-size", "4", "--rounds", "1"]
-    script = ROOT / "benchmarks" / "finetune_epoch.py"
-    shown = subprocess.run(
-        [sys.executable, "-W", "ignore", script, *words, "--device", "cpu"], capture_output=True, text=True, check=True
-    ).stdout
-    assert float(re.search(r"ratio: ([\d.]+)", shown).group(1)) > 0
-    assert shown.count("images/s") == 2
-
-
-def test_the_sparse_benchmark_times_both_steps():
-    words = ["--encoder", "test_resnet", "--image-size", "64", "--batch-size", "4", "--steps", "2", "--device", "cpu"]
-    script = ROOT / "benchmarks" / "sparse_step.py"
-    shown = subprocess.run(
-        [sys.executable, "-W", "ignore", script, *words], capture_output=True, text=True, check=True
-    ).stdout
-    assert float(re.search(r"ratio: ([\d.]+)", shown).group(1)) > 0
-    assert shown.count("images/s") == 2
-
-
 def test_of_a_decoder_without_skips_only_the_deepest_level_counts(tmp_path):
     import segae
     from segae.cli import main

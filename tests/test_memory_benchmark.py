@@ -62,6 +62,7 @@ def test_every_mask_belongs_to_an_image(memory, tmp_path):
     assert data.classes == memory.CLASSES
 
 
+@pytest.mark.slow
 def test_a_worker_s_memory_counts(memory):
     words = ["--task", "segment", "--paths", "live", "--counts", "1000", "--seconds", "0.1"]
     alone, helped = (

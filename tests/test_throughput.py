@@ -55,6 +55,7 @@ def test_the_quick_mode_measures_both_tasks_on_every_data_path_and_writes_rows(t
         assert row["settings"].startswith("16 images an epoch, drawn at 64 px; 1 rounds")
 
 
+@pytest.mark.slow
 def test_each_cell_has_a_process_of_its_own(tmp_path):
     out = tmp_path / "rows.csv"
     words = ["--task", "segment", "--encoders", "test_resnet", "--sizes", "32", "64", "--images", "8", "--rounds", "1"]

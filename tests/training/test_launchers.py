@@ -73,4 +73,5 @@ def test_a_launched_segmentation_is_that_of_one_process(launcher, tmp_path):
     one, other = (safetensors.torch.load_file(run / "model.safetensors") for run in (alone, many))
     assert one.keys() == other.keys()
     flat, other_flat = (torch.cat([state[name].flatten().float() for name in one]) for state in (one, other))
-    assert (other_flat - flat).norm() < 0.01 * flat.norm()
+    # float32, and AdamW's first steps are as long for small gradients as for large ones: test_distributed is exact
+    assert (other_flat - flat).norm() < 0.03 * flat.norm()
