@@ -111,3 +111,21 @@ def test_an_epoch_is_timed_against_the_plain_loop(tmp_path):
     rows = run("finetune_epoch.py", tmp_path / "rows.csv")
     ours, theirs = (value(rows, system, "images_per_second") for system in ("segae", "plain-loop"))
     assert value(rows, "segae", "time_over_plain_loop") == pytest.approx(theirs / ours, rel=0.01)  # one pair
+
+
+def test_decoding_is_timed_and_both_ways_give_the_same_picture(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for name in ("decoding", "rows", "turns"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import decoding
+
+    paths = decoding.draw_large(tmp_path, 2)
+    timed, apart = decoding.measure(paths, 64, 1)
+    assert 0 < apart < 3  # an eighth of the size is another picture, but hardly
+    assert timed.ratio > 0
+    given = decoding.parse(["--images", "2", "--pairs", "1", "--out", str(tmp_path / "rows.csv")])
+    decoding.write("2000 x 1500 px", 64, timed, apart, given)
+    with (tmp_path / "rows.csv").open() as file:
+        rows = {(row["system"], row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
+    assert rows["live", "grey_levels_apart"] == pytest.approx(apart, abs=1e-3)
+    assert rows["live", "time_over_whole"] == pytest.approx(rows["live", "ms"] / rows["whole", "ms"], rel=0.01)

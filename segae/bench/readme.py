@@ -8,7 +8,14 @@ from typing import Any
 
 from segae.bench.curves import draw_curves
 from segae.bench.presets import PRESETS
-from segae.bench.speed_tables import by_device, ceilings_table, draw_shares, peers_table, switches_table
+from segae.bench.speed_tables import (
+    by_device,
+    ceilings_table,
+    decoding_table,
+    draw_shares,
+    peers_table,
+    switches_table,
+)
 from segae.bench.tables import Row, levels_table, protocol_table, results_table
 from segae.tasks.rows import read_rows
 
@@ -29,6 +36,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Sequence[Any]], str]], ...] = (
         for device in ("cpu", "cuda")
         for name, make in (("ceilings", ceilings_table), ("peers", peers_table), ("switches", switches_table))
     ),
+    ("docs/speed.md", "decoding", "results/throughput_cpu.csv", by_device(decoding_table)),
 )
 """Page, name of the table in it, rows, and what makes the table."""
 

@@ -27,6 +27,7 @@ _PEERS = (
     "lightly's SimSiam",
     "timm's classifier",
 )
+_DECODING = ("pictures", "px", "decoded whole, ms", "live, ms", "time live / whole", "grey levels apart")
 _SWITCHES = ("switch", "task", "encoder", "px", "on, ms", "off, ms", "time on / off", "kept on, MB", "off, MB")
 
 
@@ -80,6 +81,20 @@ def switches_table(rows: Sequence[Row]) -> str:
         kept = [_digits(metrics.get(name)) for name in ("kept_mb_on", "kept_mb_off")]
         lines.append([switch, *map(str, cell), *times, _spread(metrics.get("time_on_over_off")), *kept])
     return as_table(_SWITCHES, lines)
+
+
+def decoding_table(rows: Sequence[Row]) -> str:
+    """What a picture costs on one core, by set and size wanted."""
+    found: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
+    for row in rows:
+        if row["benchmark"] == "decoding":
+            found.setdefault((row["data_path"], row["image_size"]), {})[row["system"], row["metric"]] = row
+    lines = []
+    for (pictures, size), values in found.items():
+        times = [_digits(values.get((way, "ms"))) for way in ("whole", "live")]
+        apart = _digits(values.get(("live", "grey_levels_apart")))
+        lines.append([pictures, size, *times, _spread(values.get(("live", "time_over_whole"))), apart])
+    return as_table(_DECODING, lines)
 
 
 def shares(rows: Sequence[Row], cell: Cell) -> dict[str, float]:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from segae.bench.speed_tables import by_device, ceilings_table, draw_shares, peers_table, shares, switches_table
+from segae.bench.speed_tables import (
+    by_device,
+    ceilings_table,
+    decoding_table,
+    draw_shares,
+    peers_table,
+    shares,
+    switches_table,
+)
 
 PHASE_MS = {"corruption": 5, "forward": 30, "backward": 60, "optimizer": 5}
 BASE = {"task": "segment", "encoder": "resnet18", "image_size": "128", "lowest": "", "highest": "", "device": "one"}
@@ -24,6 +32,8 @@ ROWS = [
     row("rate_over_ceiling", 0.88, "live", lowest="0.8", highest="0.9"),
     row("images_per_second", 8.0, system="plain-loop", data_path="live"),
     row("step_ms_on", 91.0, benchmark="switches", system="channels_last"),
+    row("ms", 18.4, "2000 x 1500 px", benchmark="decoding", system="live"),
+    row("ms", 131.0, "2000 x 1500 px", benchmark="decoding", system="whole"),
     row("time_on_over_off", 0.7, benchmark="switches", system="channels_last", lowest="0.65", highest="0.72"),
 ]
 
@@ -33,6 +43,7 @@ def test_each_cell_has_a_line_and_a_missing_value_stays_empty():
     assert lines[2] == "| segment | resnet18 | 128 | 20 | 0.96 (0.90 to 1.01) | 0.88 (0.80 to 0.90) | 1.4% |  |"
     assert len(lines) == 3
     assert "| 1.25 (1.10 to 1.30) |  |" in peers_table(ROWS)
+    assert decoding_table(ROWS).splitlines()[2] == "| 2000 x 1500 px | 128 | 131 | 18.4 |  |  |"
     assert "| channels_last | segment | resnet18 | 128 | 91 |  | 0.70 (0.65 to 0.72) |" in switches_table(ROWS)
 
 
