@@ -66,12 +66,19 @@ def measure_rates(learner: Any, device: torch.device, rounds: int, make_peers: C
         peer.rate()
     measure_ceiling(TrainingStep(learner, batch), warm_up=WARM_UP, steps=1, repeats=1)
     timed.waited_s = timed.worked_s = timed.images = 0
-    # an accelerator clocks down while others decode; a CPU has been at work all the time
+    # what ran before leaves its data in the CPU's caches, and an accelerator clocks down while others decode
     warm_up = 1 if device.type == "cpu" else WARM_UP
-    # a new step each time: an epoch leaves the model in the mode of its (empty) validation
+
+    def step() -> TrainingStep:  # a new one each time: an epoch leaves the model in the mode of its (empty) validation
+        return TrainingStep(learner, batch)
+
+    def epoch() -> float:
+        measure_ceiling(step(), warm_up=warm_up - 1, steps=1, repeats=1)
+        return run_epoch(learner, timed)
+
     turns = [
-        lambda: measure_ceiling(TrainingStep(learner, batch), warm_up=warm_up, steps=steps, repeats=1),
-        lambda: run_epoch(learner, timed),
+        lambda: measure_ceiling(step(), warm_up=warm_up, steps=steps, repeats=1),
+        epoch,
         *(peer.rate for peer in peers),
     ]
     ceiling, rates, *others = zip(*(_there_and_back(turns) for _ in range(rounds)), strict=True)
