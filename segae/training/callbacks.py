@@ -172,8 +172,9 @@ class StopOnNaN(Callback):
     def after_train(self) -> None:
         """Look once more, and at the weights too, before the epoch counts as finished."""
         self._look()
-        # one answer for all parameters: each would make a GPU wait
-        if not torch.stack([torch.isfinite(parameter).all() for parameter in self.learn.model.parameters()]).all():
+        # one answer for all parameters: each would make a GPU wait; what is no number is least and most at once
+        weights = [parameter.detach() for parameter in self.learn.model.parameters() if parameter.numel()]
+        if not torch.isfinite(torch.stack([end for weight in weights for end in torch.aminmax(weight)])).all():
             self._stop("the weights became infinite or no number in the last step")
 
     def _look(self) -> None:
