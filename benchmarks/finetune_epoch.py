@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import segae
+from segae.training.pace import synchronise
 
 
 def make_data(count: int, size: int, folder: Path):
@@ -37,7 +38,7 @@ def time_segae(model: nn.Module, images: segae.LabelledImages, batch_size: int, 
     learner = segae.segmentation_learner(loaders, model, classes=3)
     started = time.perf_counter()
     segae.fit(learner, segae.make_phases(freeze_epochs=0, epochs=1))
-    _wait(device)
+    synchronise(device)
     return time.perf_counter() - started
 
 
@@ -57,13 +58,8 @@ def time_plain(model: nn.Module, images: segae.LabelledImages, batch_size: int, 
         loss.backward()
         optimizer.step()
         schedule.step()
-    _wait(device)
+    synchronise(device)
     return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> None:

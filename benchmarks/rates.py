@@ -47,8 +47,8 @@ def measure_rates(learner: Any, device: torch.device, rounds: int, make_peers: C
 
     A round goes there and back: ceiling, segae, peers, then the same in reverse. What a machine's pace loses or gains
     steadily meanwhile (heat, neighbours) falls on all of them alike; in one order alone it would end up in their ratio.
-    A turn of the ceiling has as many steps as an epoch, so both take as long. Short turns and many rounds serve best
-    where the pace changes within seconds.
+    A turn of the ceiling has as many steps as an epoch, so both take as long. An epoch of a few steps shows mostly what
+    every epoch costs once, so give it as many images as a small data set has.
 
     Args:
         learner: segae's, without validation images.

@@ -177,11 +177,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data", type=Path, help="a copy of Oxford-IIIT Pets; pictures are drawn without one")
     parser.add_argument("--drawn-size", type=int, default=256, help="side of the drawn pictures")
-    parser.add_argument("--images", type=int, help="in an epoch; 64 on a CPU, 4096 on a GPU")
+    parser.add_argument("--images", type=int, help="in an epoch; 192 on a CPU, 4096 on a GPU")
     parser.add_argument("--batch-size", type=int, help="16 on a CPU, 64 on a GPU")
     parser.add_argument("--workers", type=int, help="of segae; as many as its commands take")
     parser.add_argument("--peer-workers", type=int, help="of the peers; 2 on a CPU, 8 on a GPU")
-    parser.add_argument("--rounds", type=int, help="there and back; 8 on a CPU, whose pace drifts, 3 on a GPU")
+    parser.add_argument("--rounds", type=int, default=3, help="there and back: everything is timed twice in each")
     parser.add_argument("--quick", action="store_true", help="a minute's run that only shows that everything works")
     parser.add_argument("--write", action="store_true", help="add rows to results/, or to --out")
     parser.add_argument("--out", type=Path, help="CSV file")
@@ -191,7 +191,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         quick = {"encoders": ["test_resnet"], "sizes": [64], "images": 16, "batch_size": 8, "rounds": 1}
         vars(given).update(quick, drawn_size=64, workers=0, peer_workers=0)
     gpu = segae.choose_device(given.device).type != "cpu"
-    defaults = {"images": (64, 4096), "rounds": (8, 3), "batch_size": (16, 64), "peer_workers": (2, 8)}
+    defaults = {"images": (192, 4096), "batch_size": (16, 64), "peer_workers": (2, 8)}
     for name, values in defaults.items():
         if getattr(given, name) is None:
             setattr(given, name, values[gpu])

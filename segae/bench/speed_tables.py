@@ -104,9 +104,8 @@ def shares(rows: Sequence[Row], cell: Cell) -> dict[str, float]:
     wait, and no less than 0: phases, ceiling and epochs were timed one after the other.
     """
     phases = {name: _number(_of(rows, cell, f"{name}_ms", "cache")) for name in PHASES}
-    step = min(_number(_of(rows, cell, "rate_over_ceiling", "cache")), 1.0)
     wait = _number(_of(rows, cell, "data_wait", "cache"))
-    step = min(step, 1 - wait)
+    step = min(_number(_of(rows, cell, "rate_over_ceiling", "cache")), 1 - wait)
     parts = {name: step * value / sum(phases.values()) for name, value in phases.items()}
     return {**parts, "wait": wait, "rest": 1 - step - wait}
 

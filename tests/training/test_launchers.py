@@ -52,7 +52,8 @@ def test_a_launched_segmentation_is_that_of_one_process(launcher, tmp_path):
     pets, alone, many = (tmp_path / name for name in ("pets", "alone", "many"))
     launch = launcher()
     main(["data", "drawn", "--root", str(pets), "--train", "12", "--test", "2", "--unlabelled", "0", "--size", "64"])
-    words = [*SEGMENT, "--data", str(pets), "--epochs", "1", "--val-fraction", "0.3"]
+    # AdamW's first steps are as long for a gradient of mere rounding as for any other: a low rate keeps that small
+    words = [*SEGMENT, "--data", str(pets), "--epochs", "1", "--val-fraction", "0.3", "--lr", "0.001"]
     main([*words, "--out", str(alone)])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", *launch, "-m", "segae.cli", *words, "--out", str(many)],
@@ -68,10 +69,9 @@ def test_a_launched_segmentation_is_that_of_one_process(launcher, tmp_path):
     assert {path.name for path in many.iterdir()} == {path.name for path in alone.iterdir()}
     for row, expected in zip(log(many), log(alone), strict=True):
         assert (row["phase"], row["images"]) == (expected["phase"], expected["images"])
-        for name in ("train_loss", "valid_loss", "miou"):
-            assert float(row[name]) == pytest.approx(float(expected[name]), rel=0.01), name
+        for name, most in (("train_loss", 1e-3), ("valid_loss", 0.01), ("miou", 0.01)):
+            assert float(row[name]) == pytest.approx(float(expected[name]), rel=most), name
     one, other = (safetensors.torch.load_file(run / "model.safetensors") for run in (alone, many))
     assert one.keys() == other.keys()
     flat, other_flat = (torch.cat([state[name].flatten().float() for name in one]) for state in (one, other))
-    # float32, and AdamW's first steps are as long for small gradients as for large ones: test_distributed is exact
-    assert (other_flat - flat).norm() < 0.03 * flat.norm()
+    assert (other_flat - flat).norm() < 0.01 * flat.norm()
