@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from segae.models.encoder import EncoderDescription
     from segae.tasks.segment import Segment
 
-_SAMPLED = 256  # training pairs that are decoded once all the same, where the others are decoded each time
+SAMPLED = 256  # training pairs that are decoded once all the same, where the others are decoded each time
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def load_labelled(
     data_path = agreed_data_path(config, 4 * size**2 * len(chosen), device)
     live = data_path == "live"
     with first_on_machine():
-        sample = cache_pairs(train[:_SAMPLED] if live else train, size, data.mask_values, quarantine)
-        few = valid[:_SAMPLED] if live else valid
+        sample = cache_pairs(train[:SAMPLED] if live else train, size, data.mask_values, quarantine)
+        few = valid[:SAMPLED] if live else valid
         held_out = cache_pairs(few, size, data.mask_values, quarantine, none_is_fine=True) if few else None
     if held_out is not None and not held_out.pairs:  # a handful of images, all of them unreadable
         held_out, valid = None, ()
@@ -76,7 +76,7 @@ def load_labelled(
     if not live:
         items = labelled_sets(config, sample, held_out, description, device if data_path == "device" else None)
         return Labelled(*items, sample.pairs, len(train), sample, shown, data_path)
-    parts = _live_sets(config, train, valid, data.mask_values, description)
+    parts = live_sets(config, train, valid, data.mask_values, description)
     failures = lambda: [failure for part in parts if part is not None for failure in part.failures]  # noqa: E731
     return Labelled(*parts, tuple(train), len(train), sample, shown, data_path, failures)
 
@@ -114,13 +114,14 @@ def labelled_sets(
     )
 
 
-def _live_sets(
+def live_sets(
     config: Segment,
     train: Sequence[Pair],
     valid: Sequence[Pair],
     mask_values: Sequence[int | tuple[int, ...]],
     description: EncoderDescription,
 ) -> tuple[Any, Any]:
+    """The same of files that are decoded each time; validation items are None where there are no such pairs."""
     from segae.data.live import LivePairs
     from segae.data.transforms import eval_transform, train_transform
 

@@ -80,17 +80,17 @@ def labelled_sample(
         drawn: the pairs only stand in for others, so few are repeated.
     """
     from segae.tasks.data_path import choose_data_path
-    from segae.tasks.labelled import _SAMPLED, Labelled, _live_sets, labelled_sets
+    from segae.tasks.labelled import SAMPLED, Labelled, labelled_sets, live_sets
 
     size = config.image_size or description.image_size
     data_path = choose_data_path(config.data_path, 4 * size**2 * sum(counts), device, config.workers)
     train, valid, files = _decode_pairs(parts, size, data.mask_values, config, drawn)
     images, ahead = len(train.images) + (len(valid.images) if valid else 0), counts
     if data_path == "live":
-        ahead = (min(counts[0], _SAMPLED), min(counts[1], _SAMPLED))
+        ahead = (min(counts[0], SAMPLED), min(counts[1], SAMPLED))
         wanted = _wanted(config)
         named = _repeated(parts[0], wanted[0]) if drawn else parts[0]
-        items = _live_sets(_once(config), named, _at_least(parts[1], wanted[1]), data.mask_values, description)
+        items = live_sets(_once(config), named, _at_least(parts[1], wanted[1]), data.mask_values, description)
     else:
         items = labelled_sets(_once(config), train, valid, description, device if data_path == "device" else None)
     given = Labelled(*items, train.pairs, len(parts[0]), train, valid or train, data_path)

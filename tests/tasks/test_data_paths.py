@@ -132,7 +132,7 @@ def test_a_mask_that_cannot_be_right_is_told_without_a_traceback(pets, tmp_path,
     given = ["--data", str(root), "--init", "random", "--epochs", "1", "--freeze-epochs", "0", "--val-fraction", "0"]
     for name in names[1:]:
         Image.new("L", (64, 64), 77).save(root / "annotations" / "trimaps" / f"{name}.png")
-    monkeypatch.setattr("segae.tasks.labelled._SAMPLED", 1)  # the others are read while training
+    monkeypatch.setattr("segae.tasks.labelled.SAMPLED", 1)  # the others are read while training
     with pytest.raises(SystemExit) as stopped:
         main([*SEGMENT, *given, "--out", str(tmp_path / "run"), "--data-path", "live", "--workers", workers])
     assert stopped.value.code == 2
