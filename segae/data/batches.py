@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from segae.data.packed import from_start
 from segae.errors import SegaeError
 
 
@@ -149,11 +150,3 @@ def require_repeats(repeats: int) -> None:
     """Refuse a number of repeats below 1."""
     if repeats < 1:
         raise SegaeError(f"repeats is {repeats}; 1 or more is wanted, for example --repeats 10.")
-
-
-def from_start(index: int, length: int) -> int:
-    """Count from the start, so that -1 is augmented as the last item; iteration needs the IndexError."""
-    position = index + length if index < 0 else index
-    if not 0 <= position < length:
-        raise IndexError(index)
-    return position

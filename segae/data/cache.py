@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from segae.data.cache_store import Decoded, Verdict, fetch_arrays
-from segae.data.dataset import Pair
 from segae.data.fingerprint import default_cache_dir
 from segae.data.images import UnavailableFile, UnreadableImage, read_image, read_mask
+from segae.data.packed import PackedPairs, PackedPaths, Pair
 from segae.data.quarantine import Quarantine
 from segae.data.resize import require_same_size, resize_image, resize_mask, to_class_indices
 from segae.errors import SegaeError
 
 __all__ = ["CachedImages", "CachedPairs", "cache_images", "cache_pairs", "default_cache_dir"]
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class CachedImages:
     """Unlabelled images: `images` uint8 (N, S, S, 3) RGB, read-only; `paths` the N files they came from."""
 
     images: np.ndarray
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class CachedPairs:
 
     images: np.ndarray
     masks: np.ndarray
-    pairs: tuple[Pair, ...]
+    pairs: Sequence[Pair]
 
 
 def cache_images(
@@ -67,7 +64,9 @@ def cache_images(
 
     shapes = {"images": (size, size, 3)}
     arrays, verdicts = fetch_arrays([paths], (), shapes, decode, cache_dir or default_cache_dir(), progress)
-    return CachedImages(arrays["images"], _sort_out(paths, paths, verdicts, quarantine))
+    kept = _sort_out(paths, verdicts, quarantine)
+    packed = PackedPaths.of(paths)
+    return CachedImages(arrays["images"], packed if kept is None else packed.take(kept))
 
 
 def cache_pairs(
@@ -110,30 +109,26 @@ def cache_pairs(
         return resize_image(image, size), resize_mask(indices, size)
 
     shapes = {"images": (size, size, 3), "masks": (size, size)}
-    images = [pair.image for pair in pairs]
-    files = [images, [pair.mask for pair in pairs]]
+    packed = PackedPairs.of(pairs)
+    files = [packed.images, packed.masks]
     arrays, verdicts = fetch_arrays(
         files, tuple(mask_values), shapes, decode, cache_dir or default_cache_dir(), progress
     )
-    kept = _sort_out(pairs, images, verdicts, quarantine, none_is_fine)
-    return CachedPairs(arrays["images"], arrays["masks"], kept)
+    kept = _sort_out(packed.images, verdicts, quarantine, none_is_fine)
+    return CachedPairs(arrays["images"], arrays["masks"], packed if kept is None else packed.take(kept))
 
 
 def _sort_out(
-    items: Sequence[Item],
-    images: Sequence[Path],
-    verdicts: Sequence[Verdict],
-    quarantine: Quarantine,
-    none_is_fine: bool = False,
-) -> tuple[Item, ...]:
-    """Put what could not be read on the quarantine list and return the rest."""
+    images: Sequence[Path], verdicts: Sequence[Verdict], quarantine: Quarantine, none_is_fine: bool = False
+) -> list[int] | None:
+    """Put what could not be read on the quarantine list and return the places of the rest; None is all of them."""
     for verdict in verdicts:
         quarantine.add(images[verdict.position], verdict.reason)
-    if items and len(verdicts) == len(items) and not none_is_fine:
+    if images and len(verdicts) == len(images) and not none_is_fine:
         first = "; ".join(f"{images[verdict.position]} ({verdict.reason})" for verdict in verdicts[:3])
         raise SegaeError(
-            f"None of the {len(items)} images can be read: {first}. Wanted image files that Pillow can open; "
+            f"None of the {len(images)} images can be read: {first}. Wanted image files that Pillow can open; "
             f"name another folder or replace the files, then type the command again."
         )
     left_out = {verdict.position for verdict in verdicts}
-    return tuple(item for position, item in enumerate(items) if position not in left_out)
+    return [place for place in range(len(images)) if place not in left_out] if left_out else None

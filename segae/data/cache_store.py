@@ -71,9 +71,7 @@ def fetch_arrays(
     count = len(files[0])
     if not count:
         return {name: np.empty((0, *shape), np.uint8) for name, shape in shapes.items()}, ()
-    contents = [content_hashes(paths, cache_dir) for paths in files]
-    recipe = json.dumps([_FORMAT, parameters, dict(shapes), contents])
-    entry = cache_dir / hashlib.blake2b(recipe.encode(), digest_size=16).hexdigest()
+    entry = cache_dir / _entry_name(files, parameters, shapes, cache_dir)
     found = _read_final(entry, shapes)
     if found is None:
         try:
@@ -82,6 +80,14 @@ def fetch_arrays(
         except OSError as error:
             raise _refused(cache_dir, count, shapes, error) from error
     return found
+
+
+def _entry_name(
+    files: Sequence[Sequence[Path]], parameters: tuple[int | tuple[int, ...], ...], shapes: Shapes, cache_dir: Path
+) -> str:
+    contents = [content_hashes(paths, cache_dir) for paths in files]
+    recipe = json.dumps([_FORMAT, parameters, dict(shapes), contents])
+    return hashlib.blake2b(recipe.encode(), digest_size=16).hexdigest()
 
 
 def _read_final(entry: Path, shapes: Shapes) -> tuple[dict[str, np.ndarray], tuple[Verdict, ...]] | None:

@@ -12,18 +12,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from segae.data.packed import PackedPairs, Pair
 from segae.errors import SegaeError
 
+__all__ = [
+    "Pair",
+    "SegmentationData",
+    "choose_by_hash",
+    "names_apart",
+    "split_hash",
+    "split_off_validation",
+    "take_labels",
+]
+
 _DEEPEST = 64  # folders that are looked at to tell two files apart
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One labelled image: its name (unique in the data set), the image file and the mask file."""
-
-    name: str
-    image: Path
-    mask: Path
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class SegmentationData:
         palette: one RGB colour (0..255) per class.
         mask_values: the raw value in a mask file of each class; its position is the class index. A class that was
             merged out of several has all their values, as a tuple.
-        splits: "train" and "test", disjoint.
+        splits: "train" and "test", disjoint; kept as ``PackedPairs``.
         missing: number of names that a split file lists and that are not on the disk.
     """
 
@@ -46,8 +48,12 @@ class SegmentationData:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     mask_values: tuple[int | tuple[int, ...], ...]
-    splits: Mapping[str, tuple[Pair, ...]]
+    splits: Mapping[str, Sequence[Pair]]
     missing: int = 0
+
+    def __post_init__(self) -> None:
+        packed = {split: PackedPairs.of(pairs) for split, pairs in self.splits.items()}
+        object.__setattr__(self, "splits", packed)
 
 
 def split_hash(names: Iterable[str]) -> str:
@@ -59,7 +65,7 @@ def split_hash(names: Iterable[str]) -> str:
     return hashlib.blake2b("\n".join(sorted(names)).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
-def take_labels(pairs: Sequence[Pair], count: int | None, seed: int) -> tuple[Pair, ...]:
+def take_labels(pairs: Sequence[Pair], count: int | None, seed: int) -> PackedPairs:
     """Choose the labelled images of a label budget.
 
     For one seed the budgets are nested: a smaller choice is the beginning of a larger one, so a curve over
@@ -78,12 +84,11 @@ def take_labels(pairs: Sequence[Pair], count: int | None, seed: int) -> tuple[Pa
             f"{count} labelled images were asked for, and the training split has {len(pairs)}. "
             f"Wanted a number from 1 to {len(pairs)}; leave the number out to take all."
         )
-    return tuple(sorted(pairs, key=lambda pair: _rank(pair.name, seed, "labels"))[:count])
+    packed = PackedPairs.of(pairs)
+    return packed.take(sorted(range(len(packed)), key=lambda place: _rank(packed.names[place], seed, "labels"))[:count])
 
 
-def split_off_validation(
-    pairs: Sequence[Pair], fraction: float, seed: int
-) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+def split_off_validation(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[PackedPairs, PackedPairs]:
     """Set validation images aside, each by its own name alone.
 
     An image is in the validation part whenever its hash is below the fraction, whichever other images are
@@ -101,9 +106,12 @@ def split_off_validation(
     Raises:
         SegaeError: the fraction is outside [0, 1), or is above 0 with fewer than two pairs.
     """
-    chosen = choose_by_hash([pair.name for pair in pairs], fraction, seed, "validation")
-    train = tuple(pair for pair in pairs if pair.name not in chosen)
-    return train, tuple(pair for pair in pairs if pair.name in chosen)
+    packed = PackedPairs.of(pairs)
+    chosen = choose_by_hash(packed.names, fraction, seed, "validation")
+    parts: tuple[list[int], list[int]] = [], []
+    for place, name in enumerate(packed.names):
+        parts[name in chosen].append(place)
+    return packed.take(parts[0]), packed.take(parts[1])
 
 
 def choose_by_hash(names: Sequence[str], fraction: float, seed: int, purpose: str) -> frozenset[str]:

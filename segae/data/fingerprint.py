@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,10 +20,13 @@ from typing import Any, TypeVar
 from filelock import FileLock
 from tqdm import tqdm
 
+from segae.data.packed import PackedPaths
+
 logger = logging.getLogger("segae")
 
 _SETTLED_NS = 2_000_000_000
 _BATCH = 256
+_MANY = 4096  # files of which facts are computed before they are written down
 
 Fact = TypeVar("Fact")  # anything that JSON holds
 Task = TypeVar("Task")
@@ -86,27 +90,39 @@ def remember_facts(
     Returns:
         One fact per path, in order.
     """
-    stamps = [_stamp(path) for path in paths]
-    absolute = [Path.cwd() / path for path in paths]  # not resolve(), which asks the disk about each one
-    folders = {path.parent for path in absolute}
-    known = {folder: _read(_index_file(cache_dir, kind, folder)) for folder in folders}
-    facts: dict[int, Any] = {}
-    for number, (path, stamp) in enumerate(zip(absolute, stamps, strict=True)):
-        entry = known[path.parent].get(path.name)
-        if entry is not None and entry[:2] == stamp:
-            facts[number] = entry[2]
-    absent = [number for number in range(len(paths)) if number not in facts]
-    # a file of a moment ago may change once more within one tick of the clock: not remembered yet
-    settled = time.time_ns() - _SETTLED_NS
-    new: dict[Path, dict[str, list[Any]]] = {}
-    for number, fact in zip(absent, map_in_threads(compute, [paths[n] for n in absent]), strict=True):
-        facts[number] = fact
-        stamp = stamps[number]
-        if stamp is not None and stamp[1] < settled and is_final(fact):
-            new.setdefault(absolute[number].parent, {})[absolute[number].name] = [*stamp, fact]
-    for folder, entries in new.items():
-        _merge(_index_file(cache_dir, kind, folder), entries)
-    return [facts[number] for number in range(len(paths))]
+    packed, here = PackedPaths.of(paths), Path.cwd()
+    inside: dict[Path, array[int]] = {}
+    for place, path in enumerate(packed):
+        inside.setdefault(here / path.parent, array("q")).append(place)  # not resolve(), which asks the disk
+    facts: list[Any] = [None] * len(packed)
+    absent: dict[int, list[int] | None] = {}
+
+    def compute_absent() -> None:
+        # a file of a moment ago may change once more within one tick of the clock: not remembered yet
+        settled = time.time_ns() - _SETTLED_NS
+        files = packed.take(absent)
+        new: dict[Path, dict[str, list[Any]]] = {}
+        for (place, stamp), path, fact in zip(absent.items(), files, map_in_threads(compute, files), strict=True):
+            facts[place] = fact
+            if stamp is not None and stamp[1] < settled and is_final(fact):
+                new.setdefault(here / path.parent, {})[path.name] = [*stamp, fact]
+        for folder, entries in new.items():
+            _merge(_index_file(cache_dir, kind, folder), entries)
+        absent.clear()
+
+    for folder, places in inside.items():  # one by one, so that not all indexes are in memory
+        known = _read(_index_file(cache_dir, kind, folder))
+        for place in places:
+            path = packed[place]
+            stamp, entry = _stamp(path), known.get(path.name)
+            if entry is not None and entry[:2] == stamp:
+                facts[place] = entry[2]
+            else:
+                absent[place] = stamp
+        if len(absent) >= _MANY:
+            compute_absent()
+    compute_absent()
+    return facts
 
 
 def _content_hash(path: Path) -> str:
@@ -142,7 +158,12 @@ def _merge(index: Path, entries: dict[str, list[Any]]) -> None:
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(index.with_suffix(".lock")):
-            temporary.write_text(json.dumps(_read(index) | entries), encoding="utf-8")
+            known = _read(index)
+            known.update(entries)
+            with temporary.open("w", encoding="utf-8") as file:  # line by line: as one text it takes as much as they do
+                lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in known.items())
+                file.writelines(("," if number else "{") + f"\n{line}" for number, line in enumerate(lines))
+                file.write("\n}")
             temporary.replace(index)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from segae.data.dataset import Pair, SegmentationData
+from segae.data.dataset import SegmentationData
 from segae.data.fingerprint import default_cache_dir, remember_facts
 from segae.data.images import UnreadableImage, read_mask
+from segae.data.packed import PackedPairs, PackedPaths, Pair
 from segae.data.split_files import first_few, hash_split, read_lines, read_splits
 from segae.errors import SegaeError
 
@@ -60,13 +61,13 @@ class FolderData(SegmentationData):
         )
 
 
-def folder_splits(root: Path, test_fraction: float = 0.2, seed: int = 0) -> Mapping[str, tuple[Pair, ...]]:
+def folder_splits(root: Path, test_fraction: float = 0.2, seed: int = 0) -> Mapping[str, PackedPairs]:
     """The splits of an images/ + masks/ folder as `FolderData` has them, without reading a mask."""
     pairs = _match(root)
     return read_splits(root, pairs) or hash_split(pairs, test_fraction, seed)
 
 
-def find_images(roots: Sequence[Path]) -> list[Path]:
+def find_images(roots: Sequence[Path]) -> PackedPaths:
     """Collect the image files in folders and all their subfolders, for training without labels.
 
     A file counts by its extension or by its first bytes. Hidden files and folders are passed over; so are
@@ -92,7 +93,7 @@ def find_images(roots: Sequence[Path]) -> list[Path]:
                 f"images there or name another folder, then type the command again."
             )
         found |= images
-    return sorted(found)
+    return PackedPaths(sorted(found))
 
 
 def make_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
@@ -136,22 +137,24 @@ def _is_image(path: Path) -> bool:
     return start.startswith(_SIGNATURES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
 
 
-def _match(root: Path) -> tuple[Pair, ...]:
+def _match(root: Path) -> PackedPairs:
     images, masks = _by_stem(root, "images"), _by_stem(root, "masks")
     orphans = [masks[stem] for stem in sorted(masks.keys() - images.keys())]
     if orphans:
         raise SegaeError(
             f"{len(orphans)} mask(s) in {root / 'masks'} have no image: "
-            f"{first_few(path.name for path in orphans)}. Wanted a file of the same name (any extension) in "
+            f"{first_few(orphans)}. Wanted a file of the same name (any extension) in "
             f"{root / 'images'}; add the images or remove the masks, then type the command again."
         )
     unlabelled = len(images) - len(masks)
     if unlabelled:
         logger.warning("%s: %d of %d images have no mask and are left out", root, unlabelled, len(images))
-    return tuple(Pair(stem, images[stem], masks[stem]) for stem in sorted(masks))
+    folders = root / "images", root / "masks"
+    return PackedPairs(Pair(stem, folders[0] / images[stem], folders[1] / masks[stem]) for stem in sorted(masks))
 
 
-def _by_stem(root: Path, name: str) -> dict[str, Path]:
+def _by_stem(root: Path, name: str) -> dict[str, str]:
+    """Name of each image file in a folder, by the name without extension; texts, since there may be many."""
     folder = root / name
     wanted = f"Wanted {root / 'images'} and {root / 'masks'} with files of equal names"
     if not folder.is_dir():
@@ -162,14 +165,15 @@ def _by_stem(root: Path, name: str) -> dict[str, Path]:
             f"{folder} has subfolders: {first_few(nested)}. {wanted}, all in one level; move the files up "
             f"and type the command again."
         )
-    files: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if _is_image(path)):
-        if path.stem in files:
+    files: dict[str, str] = {}
+    for file in sorted(path.name for path in folder.iterdir() if _is_image(path)):
+        stem = Path(file).stem
+        if stem in files:
             raise SegaeError(
-                f"{files[path.stem].name} and {path.name} in {folder} have one name but for the extension. "
+                f"{files[stem]} and {file} in {folder} have one name but for the extension. "
                 f"{wanted}, each name once; rename or remove one of them and type the command again."
             )
-        files[path.stem] = path
+        files[stem] = file
     if not files:
         raise SegaeError(f"There is no image file in {folder}. {wanted}; add them and type the command again.")
     return files
@@ -183,7 +187,7 @@ def _read_class_names(path: Path) -> tuple[str, ...]:
 
 def values_in_masks(pairs: Sequence[Pair]) -> tuple[int, ...]:
     """All values in all masks, ascending. Unreadable masks are passed over here and quarantined later."""
-    masks = [pair.mask for pair in pairs]
+    masks = PackedPairs.of(pairs).masks
     per_mask = remember_facts("mask_values", masks, _values_in, default_cache_dir(), is_final=bool)
     return tuple(sorted({value for values in per_mask for value in values}))
 

@@ -11,7 +11,6 @@ beforehand: to decode a million files once would take longer than many a trainin
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -20,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segae.data.batches import AugmentedItems, Transform, from_start, require_repeats
-from segae.data.dataset import Pair
+from segae.data.batches import AugmentedItems, Transform, require_repeats
 from segae.data.failures import SharedFailures
 from segae.data.images import UnreadableImage, read_bytes, read_mask
+from segae.data.packed import PackedPairs, PackedPaths, Pair, from_start
 from segae.data.reduced import decode_reduced, read_resized, squash
 from segae.data.resize import require_same_size, resize_mask, to_class_indices
 from segae.errors import SegaeError
@@ -33,39 +32,12 @@ _MOST_IN_A_ROW = 100
 Item = TypeVar("Item")
 
 
-class PackedPaths(Sequence[Path]):
-    """Paths in two arrays.
-
-    Looking at an object writes its reference count, so a list of a million paths would be copied into every worker,
-    page by page; an array's contents stay shared.
-    """
-
-    def __init__(self, paths: Iterable[Path]) -> None:
-        text, ends = bytearray(), [0]
-        for path in paths:
-            text += os.fsencode(path)
-            ends.append(len(text))
-        self._text, self._ends = np.frombuffer(bytes(text), np.uint8), np.array(ends, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> Path:  # type: ignore[override]  # nobody slices
-        index = from_start(index, len(self))
-        return Path(os.fsdecode(self._text[self._ends[index] : self._ends[index + 1]].tobytes()))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that the paths take."""
-        return self._text.nbytes + self._ends.nbytes
-
-
 class _LiveItems(AugmentedItems):
     """The files' list, and the way round those that cannot be read."""
 
     def __init__(self, paths: Iterable[Path], size: int, transform: Transform, seed: int) -> None:
         super().__init__(transform, seed)
-        self._paths = PackedPaths(paths)
+        self._paths = PackedPaths.of(paths)
         if not len(self._paths):
             raise SegaeError("No image was given. Wanted one or more; name a folder that holds some.")
         self._size = size
@@ -172,11 +144,12 @@ class LivePairs(_LiveItems):
         seed: int,
         repeats: int = 1,
     ) -> None:
-        super().__init__((pair.image for pair in pairs), size, transform, seed)
+        packed = PackedPairs.of(pairs)
+        super().__init__(packed.images, size, transform, seed)
         require_repeats(repeats)
         self._repeats = repeats
         self.distinct = len(self._paths)
-        self._masks = PackedPaths(pair.mask for pair in pairs)
+        self._masks = packed.masks
         self._mask_values = tuple(mask_values)
 
     def __len__(self) -> int:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from segae.data.dataset import Pair, SegmentationData
+from segae.data.dataset import SegmentationData
 from segae.data.download import fetch_archive
+from segae.data.packed import PackedPairs, Pair
 from segae.errors import SegaeError
 
 logger = logging.getLogger("segae")
@@ -107,11 +108,11 @@ def _read_names(root: Path, path: Path) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _pairs_there(root: Path, names: list[str]) -> tuple[Pair, ...]:
+def _pairs_there(root: Path, names: list[str]) -> PackedPairs:
     pairs = (
         Pair(name, root / "images" / f"{name}.jpg", root / "annotations" / "trimaps" / f"{name}.png") for name in names
     )
-    return tuple(pair for pair in pairs if pair.image.is_file() and pair.mask.is_file())
+    return PackedPairs(pair for pair in pairs if pair.image.is_file() and pair.mask.is_file())
 
 
 def _broken(root: Path, problem: str) -> SegaeError:

@@ -9,12 +9,13 @@ from pathlib import Path
 from segae.data.fingerprint import content_hashes, default_cache_dir
 from segae.data.folder import find_images, folder_splits
 from segae.data.oxford_pets import test_images
+from segae.data.packed import PackedPaths
 from segae.errors import SegaeError
 
 logger = logging.getLogger("segae")
 
 
-def find_pretraining_images(roots: Sequence[Path], cache_dir: Path | None = None) -> list[Path]:
+def find_pretraining_images(roots: Sequence[Path], cache_dir: Path | None = None) -> PackedPaths:
     """Collect the images below the roots, without those that a data set keeps for testing.
 
     Labelled data sets are recognised wherever they are: at a root, somewhere below it, or above it (a data set's
@@ -38,11 +39,11 @@ def find_pretraining_images(roots: Sequence[Path], cache_dir: Path | None = None
     kept_back = {path.resolve() for path in test}
     cache_dir = cache_dir or default_cache_dir()
     contents = set(content_hashes(test, cache_dir))
-    kept = [
+    kept = PackedPaths(
         path
         for path, content in zip(found, content_hashes(found, cache_dir), strict=True)
         if path.resolve() not in kept_back and content not in contents
-    ]
+    )
     if len(kept) < len(found):
         logger.debug("%d test images are left out of pretraining", len(found) - len(kept))
     if not kept:

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from segae.data.dataset import Pair
+from segae.data.packed import Pair
 from segae.errors import SegaeError
 
 

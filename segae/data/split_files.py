@@ -6,7 +6,8 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from segae.data.dataset import Pair, choose_by_hash
+from segae.data.dataset import choose_by_hash
+from segae.data.packed import PackedPairs, Pair
 from segae.errors import SegaeError
 
 logger = logging.getLogger("segae")
@@ -14,7 +15,7 @@ logger = logging.getLogger("segae")
 _FILES = {"train": ("trainval.txt", "train.txt"), "test": ("test.txt",)}
 
 
-def read_splits(root: Path, pairs: Sequence[Pair]) -> dict[str, tuple[Pair, ...]] | None:
+def read_splits(root: Path, pairs: Sequence[Pair]) -> dict[str, PackedPairs] | None:
     """Read `trainval.txt` or `train.txt`, and `test.txt`, from the folder or its `annotations/`.
 
     One name per line, with or without extension; what follows it on the line is ignored. Where only one of
@@ -26,7 +27,8 @@ def read_splits(root: Path, pairs: Sequence[Pair]) -> dict[str, tuple[Pair, ...]
     Raises:
         SegaeError: a list names an image that is not there or has no mask, or a name stands in both.
     """
-    by_name = {pair.name: pair for pair in pairs}
+    packed = PackedPairs.of(pairs)
+    by_name = {name: place for place, name in enumerate(packed.names)}
     train, test = (_read_list(root, files, by_name) for files in _FILES.values())
     if train is None and test is None:
         return None
@@ -43,16 +45,17 @@ def read_splits(root: Path, pairs: Sequence[Pair]) -> dict[str, tuple[Pair, ...]
     unused = len(pairs) - len(train) - len(test)
     if unused:
         logger.warning("%s: %d labelled images are in no split file and are left out", root, unused)
-    return {"train": tuple(by_name[name] for name in train), "test": tuple(by_name[name] for name in test)}
+    splits = {"train": train, "test": test}
+    return {split: packed.take(by_name[name] for name in names) for split, names in splits.items()}
 
 
-def hash_split(pairs: Sequence[Pair], test_fraction: float, seed: int) -> dict[str, tuple[Pair, ...]]:
+def hash_split(pairs: Sequence[Pair], test_fraction: float, seed: int) -> dict[str, PackedPairs]:
     """Split by each name's own seeded hash, so that further images never move an image to the other side."""
-    test = choose_by_hash([pair.name for pair in pairs], test_fraction, seed, "test")
-    return {
-        "train": tuple(pair for pair in pairs if pair.name not in test),
-        "test": tuple(pair for pair in pairs if pair.name in test),
-    }
+    packed = PackedPairs.of(pairs)
+    test = choose_by_hash(packed.names, test_fraction, seed, "test")
+    inside = [name in test for name in packed.names]
+    sides = {"train": False, "test": True}
+    return {split: packed.take(n for n, tested in enumerate(inside) if tested == side) for split, side in sides.items()}
 
 
 def first_few(values: Iterable[object]) -> str:
@@ -75,7 +78,7 @@ def read_lines(path: Path) -> list[str]:
         ) from error
 
 
-def _read_list(root: Path, files: Sequence[str], by_name: Mapping[str, Pair]) -> list[str] | None:
+def _read_list(root: Path, files: Sequence[str], by_name: Mapping[str, int]) -> list[str] | None:
     places = [folder / file for file in files for folder in (root, root / "annotations")]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
@@ -94,7 +97,7 @@ def _read_list(root: Path, files: Sequence[str], by_name: Mapping[str, Pair]) ->
     return list(dict.fromkeys(names))
 
 
-def _find(line: str, by_name: Mapping[str, Pair]) -> str:
+def _find(line: str, by_name: Mapping[str, int]) -> str:
     """The name meant by a line: names with spaces and names with dots must be tried whole first."""
     first = line.split()[0]
     return next((name for name in (line, Path(line).stem, first) if name in by_name), Path(first).stem)

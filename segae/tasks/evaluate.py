@@ -120,7 +120,7 @@ def _folder_name(config: Evaluate, data: SegmentationData, description: Segmente
     return "-".join(parts)
 
 
-def choose_split(data: SegmentationData, split: str) -> tuple[Pair, ...]:
+def choose_split(data: SegmentationData, split: str) -> Sequence[Pair]:
     """The labelled images of a split.
 
     Raises:

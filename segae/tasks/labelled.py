@@ -37,7 +37,7 @@ class Labelled:
 
     train: Any
     valid: Any
-    pairs: tuple[Pair, ...]
+    pairs: Sequence[Pair]
     labels: int
     sample: CachedPairs
     shown: CachedPairs
@@ -71,14 +71,14 @@ def load_labelled(
         few = valid[:SAMPLED] if live else valid
         held_out = cache_pairs(few, size, data.mask_values, quarantine, none_is_fine=True) if few else None
     if held_out is not None and not held_out.pairs:  # a handful of images, all of them unreadable
-        held_out, valid = None, ()
+        held_out, valid = None, valid[:0]
     shown = held_out or sample
     if not live:
         items = labelled_sets(config, sample, held_out, description, device if data_path == "device" else None)
         return Labelled(*items, sample.pairs, len(train), sample, shown, data_path)
     parts = live_sets(config, train, valid, data.mask_values, description)
     failures = lambda: [failure for part in parts if part is not None for failure in part.failures]  # noqa: E731
-    return Labelled(*parts, tuple(train), len(train), sample, shown, data_path, failures)
+    return Labelled(*parts, train, len(train), sample, shown, data_path, failures)
 
 
 def labelled_sets(

@@ -144,20 +144,21 @@ def unlabelled_sets(
 def _load_live(config: Pretrain, description: EncoderDescription, paths: Sequence[Path]) -> Unlabelled:
     import numpy as np
 
-    from segae.data.live import LiveImages, PackedPaths
+    from segae.data.live import LiveImages
+    from segae.data.packed import PackedPaths
     from segae.data.reduced import read_resized
     from segae.data.transforms import eval_transform, pretrain_transform
 
+    paths = PackedPaths.of(paths)
     held_out = kept_apart(paths, config)
     # two lists: what replaces an unreadable training image must not be a validation image
-    train = [path for path, kept in zip(paths, held_out, strict=True) if not kept]
-    valid = [path for path, kept in zip(paths, held_out, strict=True) if kept]
+    train, valid = (paths.take(np.flatnonzero(chosen).tolist()) for chosen in (~held_out, held_out))
     size, look = config.image_size, (config.image_size, description.mean, description.std)
     augmented = LiveImages(train, size, pretrain_transform(*look), config.seed, config.repeats)
     parts = [augmented]
     if valid:
         parts.append(LiveImages(valid, size, eval_transform(*look), config.seed))
-    measured = [train[place] for place in _spread(len(train))]
+    measured = train.take(_spread(len(train)).tolist())
     shown: list[np.ndarray] = []
     for path in valid or train:
         try:
@@ -172,7 +173,7 @@ def _load_live(config: Pretrain, description: EncoderDescription, paths: Sequenc
         parts[1] if valid else None,
         LiveImages(measured, size, eval_transform(*look), config.seed),
         np.stack(shown) if shown else np.zeros((0, size, size, 3), np.uint8),
-        PackedPaths(paths),  # held until the end, where a million Path objects would take 400 MB
+        paths,
         len(train),
         "live",
         lambda: [failure for part in parts for failure in part.failures],

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from segae.errors import SegaeError
 from segae.training.distributed import require_divisible, this_place
 from segae.training.sharing import EpochBatches, EpochSampler, turns
-from segae.training.threads import compute_alone
+from segae.training.threads import compute_alone, give_way
 from segae.training.workers import choose_workers
 
 
@@ -59,7 +59,8 @@ def make_loaders(
     held_out: Any = [] if valid is None else valid
     place = this_place()
     share = require_divisible(batch_size, place, batch_size * accumulate)
-    common: dict[str, Any] = {"collate_fn": _collate, "worker_init_fn": compute_alone}
+    begin = give_way if device.type == "cpu" else compute_alone
+    common: dict[str, Any] = {"collate_fn": _collate, "worker_init_fn": begin}
     pinned = device.type == "cuda"
 
     def load(data: Any, order: Sequence[int], seed: int | None, drop_single: bool, images: int | None) -> DataLoader:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from segae.errors import SegaeError
 
+_LOWEST = 19  # more is the same
+
 
 @contextmanager
 def with_threads(count: int | None = None) -> Iterator[None]:
@@ -50,6 +52,17 @@ def compute_alone(worker: int) -> None:  # noqa: ARG001 - torch calls it with th
     torch does the same with its own threads; OpenCV would start as many in each worker as there are cores.
     """
     _set(1, 0)  # of OpenCV 0: no pool at all, also where a forked worker inherited one whose threads are gone
+
+
+def give_way(worker: int) -> None:
+    """Let a worker process compute in one thread, and only when the training leaves a core idle (Unix).
+
+    Where the training itself computes on the CPU, each of its threads waits for the slowest: a worker that takes a core
+    from one of them for a moment holds up all. At the lowest priority it decodes while the training waits for it.
+    """
+    compute_alone(worker)
+    if hasattr(os, "nice"):
+        os.nice(_LOWEST)
 
 
 def _set(torch_threads: int, opencv_threads: int) -> None:

@@ -16,7 +16,7 @@ from segae.data.batches import LabelledImages, UnlabelledImages
 from segae.data.cache import cache_images, cache_pairs
 from segae.data.dataset import Pair
 from segae.data.images import read_image
-from segae.data.live import LiveImages, LivePairs, PackedPaths
+from segae.data.live import LiveImages, LivePairs
 from segae.data.quarantine import Quarantine
 from segae.data.reduced import decode_reduced, read_resized, squash
 from segae.data.resize import resize_image
@@ -236,12 +236,3 @@ def test_a_hundred_thousand_paths_take_their_letters_and_nothing_else(tmp_path: 
     assert large._paths.nbytes == letters + 8 * 100_001
     assert grown < 1.1 * (letters + 8 * 100_001) + 100_000  # a list of strings would take twice as much
     assert torch.equal(large[99_999], small[0])
-
-
-def test_packed_paths_come_out_as_they_went_in() -> None:
-    paths = [Path("a"), Path("/ü/漢字 b.jpg"), Path("x" * 300)]
-    packed = PackedPaths(paths)
-    assert list(packed) == paths
-    assert packed[-1] == paths[2]
-    with pytest.raises(IndexError):
-        packed[3]

@@ -139,6 +139,24 @@ def test_a_worker_computes_in_one_thread(tmp_path):
         assert (cv2.getNumThreads(), torch.get_num_threads()) == (3, 3), "the training process keeps its own"
 
 
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="Windows has other priorities")
+@pytest.mark.parametrize(("device", "lower"), [("cpu", True), ("cuda", False)])
+def test_a_worker_gives_way_to_a_training_on_the_same_cores_alone(device, lower):
+    class Priority(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return torch.tensor(os.nice(0))
+
+    own = os.nice(0)
+    loader = make_loaders(Priority(), None, batch_size=2, device=torch.device(device), workers=1).train
+    loader.pin_memory = False  # which needs a GPU
+    ((seen,),) = list(loader)
+    assert seen.tolist() == [19 if lower else own] * 2
+    assert os.nice(0) == own, "the training process keeps its own"
+
+
 def test_items_can_be_sent_to_a_new_interpreter(tmp_path):
     """As macOS and Windows do it."""
     Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(tmp_path / "0.png")
