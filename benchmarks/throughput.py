@@ -160,7 +160,7 @@ def _paired(ours: list[float], others: list[float]) -> list[float]:
 def in_words(cell: Cell, given: argparse.Namespace) -> str:
     """What else was chosen."""
     pictures = f"drawn at {given.drawn_size} px" if given.data is None else f"of {given.data.name}"
-    parts = [f"{given.images} images an epoch, {pictures}", f"{given.rounds} rounds there and back"]
+    parts = [f"{given.images} images an epoch, {pictures}", f"{given.rounds} rounds there and back, second epochs"]
     own = "workers as segae chooses" if given.workers is None else f"{given.workers} workers"
     parts += [f"{own}, {given.peer_workers} of the peers"]
     return "; ".join([*parts, *([f"objective {given.objective}"] if cell.task == "pretrain" else [])])

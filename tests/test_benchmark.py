@@ -51,6 +51,32 @@ def test_the_recipes_tell_the_whole_story(tmp_path):
     assert 0 <= float(re.search(r"miou\s+([\d.]+)", shown).group(1)) <= 1
 
 
+def test_the_benchmark_recipe_ends_with_rows_pages_and_figures(tmp_path):
+    import segae
+    from segae.tasks.rows import read_rows
+
+    segae.draw_pets(tmp_path / "pets", train=8, test=4, size=64, unlabelled=2, progress=False)
+    text = (ROOT / "recipes" / "4_benchmark.py").read_text()
+    tiny = ["--encoders", "test_resnet", "--image-size", "64", "--batch-size", "4", "--schedules", "0+1"]
+    tiny += ["--threads", "1", "--no-estimate"]
+    smaller = {
+        'arms = ["random", "imagenet", "ae:denoise", "imagenet@frozen"]': 'arms = ["random", "random@frozen"]',
+        'seeds = ["0", "1"]': 'seeds = ["0"]',
+        '"--seeds", *seeds]': f'"--seeds", *seeds, *{tiny}]',
+    }
+    for old, new in smaller.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "recipe.py").write_text(text)
+    command = [sys.executable, "-W", "ignore", "recipe.py", "pets"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "runs" / "benchmark-recipe"
+    assert sorted(row["labels"] for row in read_rows(out / "bench.csv")) == ["2", "2", "8", "8"]
+    assert 'class="tiles"' in (out / "again.html").read_text(), "the page that is made again has pictures"
+    assert {path.suffix for path in (out / "figures").iterdir()} == {".svg", ".pdf"}
+
+
 def test_recipes_refuse_to_be_imported():
     code = "import runpy; runpy.run_path('recipes/1_pretrain.py')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -113,18 +113,20 @@ def run(config: Bench) -> list[dict[str, str]]:
     """
     from segae.bench.files import BenchFiles
     from segae.bench.guards import require_sound_rows
-    from segae.bench.planning import cells_of, grids_of, in_place, refuse_leaks, with_data
+    from segae.bench.planning import cells_of, grids_of, in_place, jobs_of, refuse_leaks, with_data
     from segae.bench.report import write_report
     from segae.data.open import open_dataset
     from segae.tasks.rows import summary_table
 
+    jobs_of(config)  # before anything is downloaded
     config = in_place(with_data(config))
     base, grids = grids_of(config)
     data = open_dataset(base.data, base.classes, base.merge)
     cells = cells_of(base, grids, len(data.splits["train"]))
-    refuse_leaks(data, cells, allow_near=config.allow_near_duplicates)
+    near = refuse_leaks(data, cells, allow_near=config.allow_near_duplicates)
     files = BenchFiles(config.out / "cells", rows_of(config), config.experiment)
     files.old_rows()  # a file that cannot be added to is told before anything is trained
+    files.note_near_duplicates(data.name, len(data.splits["test"]), near)
     if config.tune:
         cells = _tuned(config, cells)
     rows, failed = _run_all(config, cells, files)
@@ -199,6 +201,7 @@ def _run_all(
     """Run what is missing; the rows of all that is finished, and what failed."""
     from segae.bench.engine import make_engine
     from segae.bench.estimate import tell_estimate
+    from segae.bench.planning import jobs_of
     from segae.bench.scheduling import run_cells
 
     missing = files.missing(cells)
@@ -223,7 +226,7 @@ def _run_all(
         if missing:
             engine = make_engine(
                 config.engine,
-                jobs=config.jobs or len(config.devices),
+                jobs=jobs_of(config),
                 devices=config.devices,
                 threads=config.threads,
                 address=config.address,

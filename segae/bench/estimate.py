@@ -69,9 +69,10 @@ def tell_estimate(config: Bench, missing: Sequence[Cell], stand_ins: StandIns | 
     Raises:
         SegaeError: a device of this machine is not there. Whatever else goes wrong is printed.
     """
+    from segae.bench.planning import jobs_of
     from segae.training.device import choose_device
 
-    jobs = config.jobs or len(config.devices)
+    jobs = jobs_of(config)
     alone = config.engine == "local" and jobs == 1
     for device in config.devices if config.engine == "local" else ():
         choose_device(device)

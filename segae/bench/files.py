@@ -10,6 +10,7 @@ from typing import Any
 
 from segae.bench.grid import Cell
 from segae.bench.jobs import Outcome
+from segae.data.near_duplicates import Duplicate
 from segae.files import write_json
 from segae.tasks.rows import (
     read_compressed,
@@ -21,6 +22,7 @@ from segae.tasks.rows import (
 )
 
 DETAILS = ("per_image", "confusion", "curves")
+NEAR = "near_duplicates"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class BenchFiles:
 
     Attributes:
         cells: folder with a JSON file for each finished cell; nothing else is needed to go on after a kill.
-        rows: the CSV file of result rows; per_image/, confusion/ and curves/ stand beside it.
+        rows: the CSV file of result rows; per_image/, confusion/, curves/ and near_duplicates/ stand beside it.
         experiment: name of the study, in the rows and of the files beside them.
     """
 
@@ -79,6 +81,19 @@ class BenchFiles:
             for name in DETAILS:
                 self._assemble_details(name, {key: content["details"].get(name, []) for key, content in found.items()})
         return [row for row in read_rows(self.rows) if row["experiment"] == self.experiment and row["settings"] in mine]
+
+    def note_near_duplicates(self, dataset: str, test_images: int, found: Sequence[Duplicate]) -> None:
+        """Write down which test images look like images that are trained on, beside what earlier commands found."""
+        target = self.rows.parent / NEAR / f"{self.experiment}.csv.gz"
+        new = [(one.of.name, one.image.name) for one in found]
+        with self._locked():
+            lines: list[Mapping[str, Any]] = list(read_compressed(target))
+            known = {(line["dataset"], line["test_image"], line["looks_like"]) for line in lines}
+            fresh = [pair for pair in dict.fromkeys(new) if (dataset, *pair) not in known]
+            if fresh:
+                common = {"dataset": dataset, "test_images": test_images}
+                lines += [{**common, "test_image": image, "looks_like": other} for image, other in fresh]
+                write_compressed(target, lines)
 
     def _assemble_details(self, name: str, new: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         target = self.rows.parent / name / f"{self.experiment}.csv.gz"

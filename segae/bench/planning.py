@@ -11,6 +11,7 @@ from segae.bench.grid import Cell, make_cells, unique
 from segae.bench.guards import require_no_leak
 from segae.bench.presets import DIMENSIONS, PRESETS
 from segae.data.dataset import SegmentationData
+from segae.data.near_duplicates import Duplicate
 from segae.data.pretraining import find_pretraining_images
 from segae.errors import SegaeError
 from segae.tasks.compare import Compare
@@ -92,12 +93,28 @@ def cells_of(base: Compare, grids: Sequence[Mapping[str, tuple[str, ...]]], trai
     return unique(cells)
 
 
-def refuse_leaks(data: SegmentationData, cells: Sequence[Cell], *, allow_near: bool) -> None:
+def jobs_of(config: Bench) -> int:
+    """Runs at once.
+
+    Raises:
+        SegaeError: the number, or that of threads, is below 1.
+    """
+    jobs = len(config.devices) if config.jobs is None else config.jobs
+    if jobs < 1 or (config.threads is not None and config.threads < 1):
+        threads = "" if config.threads is None else f" and threads is {config.threads}"
+        raise SegaeError(f"jobs is {jobs}{threads}; wanted 1 or more, such as --jobs 2 --threads 1.")
+    return jobs
+
+
+def refuse_leaks(data: SegmentationData, cells: Sequence[Cell], *, allow_near: bool) -> list[Duplicate]:
     """Look for test images among the training and pretraining images.
+
+    Returns:
+        The near-duplicates that were let through.
 
     Raises:
         SegaeError: there are some.
     """
     roots = dict.fromkeys((cell.config.data, *cell.config.unlabelled) for cell in cells if cell.pretraining is not None)
     unlabelled = {path for found in roots for path in find_pretraining_images(found)}
-    require_no_leak(data.splits["train"], data.splits["test"], sorted(unlabelled), allow_near=allow_near)
+    return require_no_leak(data.splits["train"], data.splits["test"], sorted(unlabelled), allow_near=allow_near)

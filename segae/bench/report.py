@@ -109,7 +109,7 @@ def write_report(
         used += page.picture_bytes
     if figures is not None:
         export([one for page in pages for one in page.all_figures()], figures)
-    html = render(pages, name=name, source=rows_csv.name, curves=files.curves)
+    html = render(pages, name=name, source=rows_csv.name, files=files)
     write_atomically(out, lambda file: file.write(html.encode()))
     return out
 
@@ -125,6 +125,7 @@ class Files:
         data: data sets by name.
         runs: run folders by the digest of their settings.
         missing: for each missing thing, what it is and the command that makes it.
+        near_duplicates: test images that look like images that were trained on, as the benchmark found them.
     """
 
     per_image: Path
@@ -133,6 +134,7 @@ class Files:
     data: Mapping[str, SegmentationData]
     runs: Mapping[str, Path]
     missing: Mapping[str, str] = field(default_factory=dict)
+    near_duplicates: Sequence[Mapping[str, str]] = ()
 
     @classmethod
     def beside(cls, rows_csv: Path, name: str, data: Sequence[SegmentationData], runs: Path | None) -> Files:
@@ -141,7 +143,9 @@ class Files:
         Raises:
             SegaeError: there is no folder of runs, or a file cannot be read.
         """
+        from segae.bench.files import NEAR
         from segae.bench.pictures import run_folders
+        from segae.tasks.rows import read_compressed
 
         if runs is not None and not runs.is_dir():
             raise SegaeError(f"There is no folder {runs}. Wanted the folder that holds the run folders: --runs.")
@@ -164,6 +168,7 @@ class Files:
             data={one.name: one for one in data},
             runs=run_folders(runs) if runs is not None else {},
             missing=missing,
+            near_duplicates=read_compressed(rows_csv.parent / NEAR / f"{name}.csv.gz"),
         )
 
 

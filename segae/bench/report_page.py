@@ -20,8 +20,6 @@ from segae.errors import SegaeError
 from segae.tasks.page import commits_of, name_of
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from segae.bench.report import Files
 
 _SCORES = {
@@ -182,7 +180,7 @@ class SectionPage:
         )
 
 
-def render(pages: Sequence[SectionPage], *, name: str, source: str, curves: pd.DataFrame | None) -> str:
+def render(pages: Sequence[SectionPage], *, name: str, source: str, files: Files) -> str:
     """The page as HTML; every name in it is escaped."""
     from jinja2 import Environment, PackageLoader
 
@@ -197,7 +195,7 @@ def render(pages: Sequence[SectionPage], *, name: str, source: str, curves: pd.D
         headline=headline(main.numbers, main.section.budgets[-1]),
         sections=[page.content(title) for page, title in zip(pages, _titles(pages), strict=True)],
         methods=methods(all_numbers),
-        threats=threats(all_numbers, curves, drawn),
+        threats=threats(all_numbers, files.curves, drawn, files.near_duplicates),
         drawn=bool(drawn),
         rows=len({row["settings"] for row in rows}),
         source=source,

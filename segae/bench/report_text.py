@@ -113,7 +113,17 @@ def _protocols(sections: Sequence[Section]) -> str:
     kinds = dict.fromkeys((row["freeze_epochs"], row["epochs"]) for row in rows)
     schedules = listed([f"{frozen} frozen and {full} full epochs" for frozen, full in kinds], "or")
     sizes, batches = (listed(values(rows, column)) for column in ("image_size", "batch_size"))
-    said = f"Images were resized to {sizes} px; the batch size was {batches}; the schedule was {schedules}. "
+    said = (
+        f"Images were resized to {sizes} px; the batch size was {batches}; the schedule was {schedules} of AdamW, the "
+        "learning rate rising and falling once in each part. "
+    )
+    if (augmented := {row["augment"] for row in rows if row.get("augment")}) == {"1"}:
+        said += (
+            "Training images were mirrored, moved, turned and scaled a little, and changed in brightness and contrast, "
+            "all at random. "
+        )
+    elif augmented == {"0"}:
+        said += "Training images were not augmented. "
     if epochs := values(rows, "epoch_images"):
         said += f"At the smaller label budgets an epoch was {listed(epochs, 'or')} images, drawn with repetition. "
     if losses := values(rows, "loss"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from segae.bench.report_arms import Arm, Row, Section
 from segae.bench.report_numbers import Numbers
 from segae.bench.report_text import listed, values
+from segae.data.split_files import first_few
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,13 +18,19 @@ _SEARCHED = "tf_efficientnet_lite0"  # the encoder with which segae's own settin
 _STILL_FALLING = 0.95  # last epoch's loss over that of the epoch before
 
 
-def threats(all_numbers: Sequence[Numbers], curves: pd.DataFrame | None, drawn: Collection[str] = ()) -> list[str]:
+def threats(
+    all_numbers: Sequence[Numbers],
+    curves: pd.DataFrame | None,
+    drawn: Collection[str] = (),
+    near: Sequence[Row] = (),
+) -> list[str]:
     """Reasons to doubt the result, the gravest first.
 
     Args:
         all_numbers: the sections of the page.
         curves: logs of the runs (settings, epoch, train_loss), if there are any.
         drawn: names of the data sets whose pictures were drawn by a program.
+        near: test images that look like images that were trained on: dataset, test_images, test_image, looks_like.
     """
     sections = [numbers.section for numbers in all_numbers]
     rows = [row for section in sections for row in section.rows]
@@ -32,9 +39,23 @@ def threats(all_numbers: Sequence[Numbers], curves: pd.DataFrame | None, drawn: 
         for one in values(rows, "dataset")
         if one in drawn
     ]
-    found += [*_unequal(sections), *_steps(sections), *_scored_on(rows), *_provenance(rows), *_small(all_numbers, rows)]
+    found += [*_seen(near, values(rows, "dataset")), *_unequal(sections), *_steps(sections), *_scored_on(rows)]
+    found += [*_provenance(rows), *_small(all_numbers, rows)]
     found += [*_settings(sections), *_pretraining(sections), *_baselines(sections), *_converged(sections, curves)]
     return found
+
+
+def _seen(near: Sequence[Row], datasets: Sequence[str]) -> Iterator[str]:
+    """Test images that training may know: the gravest of all, where they are many."""
+    for dataset in datasets:
+        here = [line for line in near if line["dataset"] == dataset]
+        pairs = {line["test_image"]: line["looks_like"] for line in here}
+        if pairs:
+            shown = first_few(f"{image} like {other}" for image, other in pairs.items())
+            yield (
+                f"{len(pairs)} of {here[-1]['test_images']} test images of {dataset} look like images that were "
+                f"trained on, with or without masks ({shown}): what a network remembers of these is in the scores."
+            )
 
 
 def _unequal(sections: Sequence[Section]) -> Iterator[str]:

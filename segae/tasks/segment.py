@@ -138,7 +138,7 @@ def _segment(config: Segment, device: torch.device) -> Path:
     size = config.image_size or description.image_size
     require_size(size, output_stride(encoder))
     require_decoder_size(config.decoder, size)
-    phases = make_phases(config.freeze_epochs, config.epochs, **_rates(config))
+    phases = make_phases(config.freeze_epochs, config.epochs, **rates_of(config))
     check_batchnorm_mode(str(config.bn_mode))
     seed_everything(config.seed)  # the decoder's start must not depend on where the encoder's weights came from
     model = create_segmenter(encoder, config.encoder, config.decoder, len(data.classes)).to(device)
@@ -204,7 +204,8 @@ def _amount(config: Segment, images: int) -> str:
     return amount if config.epoch_images is None else f"{amount}, {config.epoch_images} to an epoch"
 
 
-def _rates(config: Segment) -> dict[str, float]:
+def rates_of(config: Segment) -> dict[str, float]:
+    """What a configuration says of the learning rate, for ``make_phases``; what it leaves out has a default there."""
     values = {"lr": config.lr, "lr_ratio": config.lr_ratio, "warmup": config.warmup}
     return {name: value for name, value in values.items() if value is not None}
 

@@ -66,7 +66,7 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
     from segae.tasks.finish import finish_segmentation
     from segae.tasks.pictures import draw_curves
     from segae.tasks.plan_images import labelled_sample, workers_of
-    from segae.tasks.segment import _rates, resolve
+    from segae.tasks.segment import rates_of, resolve
     from segae.training.forecast import Workload
     from segae.training.provenance import provenance
     from segae.training.run import seed_everything
@@ -79,7 +79,7 @@ def sample_segmentation(config: Segment, device: torch.device, images: int | Non
     size = config.image_size or description.image_size
     require_size(size, output_stride(encoder))
     require_decoder_size(config.decoder, size)
-    phases = make_phases(config.freeze_epochs, config.epochs, **_rates(config))
+    phases = make_phases(config.freeze_epochs, config.epochs, **rates_of(config))
     model = create_segmenter(encoder, config.encoder, config.decoder, len(data.classes)).to(device)
     set_up(model, config)
     chosen = take_labels(data.splits["train"], None if drawn else config.labels, config.seed)

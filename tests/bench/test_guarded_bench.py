@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from segae.bench.report import write_report
 from segae.cli import main
 from segae.tasks.readings import LEDGER, read_readings
 from segae.tasks.rows import read_rows
@@ -83,6 +84,23 @@ def test_near_duplicates_are_refused_unless_they_are_allowed(pets, tmp_path, cap
     main([*command, "--allow-near-duplicates"])
     assert "2 of 4 test images have near-duplicates" in capsys.readouterr().out
     assert [row["init"] for row in read_rows(tmp_path / "out" / "bench.csv")] == ["ae:mask"]
+    shutil.rmtree(more)
+    main(bench(pets, tmp_path / "out", "random"))  # the earlier row has still seen them
+    page = write_report(tmp_path / "out" / "bench.csv", tmp_path / "page.html")
+    said = f"2 of 4 test images of {pets.name} look like images that were trained on, with or without masks"
+    assert said in page.read_text()
+    assert f"{names[0]}.jpg like holiday_{names[0]}.jpg" in page.read_text()
+
+
+def test_a_page_of_a_study_without_near_duplicates_says_nothing_of_them(pets, finished, tmp_path):
+    assert "look like images" not in write_report(finished / "bench.csv", tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("flags", [["--jobs", "0"], ["--threads", "0"]])
+def test_no_runs_at_once_and_no_threads_are_refused_before_anything_is_done(flags, pets, tmp_path, capsys):
+    told = refused(capsys, [*bench(pets, tmp_path / "out", "random"), *flags])
+    assert "is 0; wanted 1 or more, such as --jobs 2 --threads 1" in told
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_second_reading_of_the_test_split_is_refused(pets, finished, tmp_path, capsys):

@@ -312,6 +312,15 @@ def test_the_methods_say_what_the_rows_say(tmp_path):
         assert text in said
     assert "pretrained on 900 images of oxford-iiit-pet-sample for 40 epochs at 96 px" in said
     assert "torch 2.15.0" in said
+    assert "AdamW" in said
+
+
+@pytest.mark.parametrize(("augment", "wanted"), [(1, "were mirrored, moved"), (0, "not augmented"), ("", "")])
+def test_the_methods_say_how_training_images_were_changed(augment, wanted, tmp_path):
+    path = simulate(tmp_path, budgets=(30,), changes={"augment": augment})
+    said = methods([numbers_of(one, tmp_path / "none.csv.gz") for one in sections_of(read_rows(path))])
+    assert ("Training images" in said) == bool(wanted)
+    assert wanted in said
 
 
 def test_data_sets_and_schedules_have_sections_of_their_own(tmp_path):
