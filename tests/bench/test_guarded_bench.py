@@ -99,7 +99,8 @@ def test_a_page_of_a_study_without_near_duplicates_says_nothing_of_them(pets, fi
 @pytest.mark.parametrize("flags", [["--jobs", "0"], ["--threads", "0"]])
 def test_no_runs_at_once_and_no_threads_are_refused_before_anything_is_done(flags, pets, tmp_path, capsys):
     told = refused(capsys, [*bench(pets, tmp_path / "out", "random"), *flags])
-    assert "is 0; wanted 1 or more, such as --jobs 2 --threads 1" in told
+    assert f"{flags[0][2:]} is 0" in told
+    assert "wanted 1 or more, such as --jobs 2 --threads 1" in told
     assert not (tmp_path / "out").exists()
 
 
