@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,12 +33,12 @@ class _Packed(Sequence[Item]):
     forked worker, page by page; an array's contents stay shared.
     """
 
+    @abstractmethod
     def take(self: Self, places: Iterable[int]) -> Self:
         """The items at these places, counted from 0, in this order; packed too."""
-        raise NotImplementedError
 
-    def _at(self, place: int) -> Item:
-        raise NotImplementedError
+    @abstractmethod
+    def _at(self, place: int) -> Item: ...
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -85,13 +86,13 @@ class _PackedTexts(_Packed[Item]):
         self._hold(_Writer(map(self.encode, items)))
 
     @staticmethod
+    @abstractmethod
     def encode(item: Any) -> bytes:
         """The bytes of an item."""
-        raise NotImplementedError
 
     @staticmethod
-    def _decode(text: bytes) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _decode(text: bytes) -> Any: ...
 
     @classmethod
     def written(cls: type[TextsT], writer: _Writer) -> TextsT:
