@@ -383,7 +383,8 @@ def test_a_pretraining_is_resumed_by_another_number_of_processes(before, after, 
 
 
 def test_a_segmenter_of_two_processes_has_the_log_of_one(pets, tmp_path, capfd):
-    # a low rate: AdamW's first steps move every weight by the whole rate, in the direction that rounding may decide
+    # A low rate, where 1e-4 can be asked of the losses. AdamW's first steps move every weight by the whole rate, in a
+    # direction that rounding may decide: at the usual one a second thread alone changes the mIoU of one process by 1 %.
     words = ["segment", "--data", str(pets), "--epochs", "1", "--val-fraction", "0.3", *SMALL, "--lr", "0.0001"]
     main([*words, "--out", str(tmp_path / "alone")])
     capfd.readouterr()
@@ -393,7 +394,7 @@ def test_a_segmenter_of_two_processes_has_the_log_of_one(pets, tmp_path, capfd):
     assert {path.name for path in many.iterdir()} == {path.name for path in alone.iterdir()}
     for row, expected in zip(rows(many), rows(alone), strict=True):
         assert (row["phase"], row["images"]) == (expected["phase"], expected["images"])
-        for name, rel in (("train_loss", 0.001), ("valid_loss", 0.001), ("miou", 0.01)):
+        for name, rel in (("train_loss", 1e-4), ("valid_loss", 1e-4), ("miou", 1e-3)):
             assert float(row[name]) == pytest.approx(float(expected[name]), rel=rel), name
     assert '"2 x cpu' in (many / "started.json").read_text()
     keys = [safetensors.torch.load_file(run / "model.safetensors").keys() for run in (alone, many)]
