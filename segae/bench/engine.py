@@ -51,8 +51,7 @@ def make_engine(
     Raises:
         SegaeError: the numbers are not possible, or Ray is not installed or not reached.
     """
-    if jobs < 1 or (threads is not None and threads < 1):
-        raise SegaeError(f"jobs is {jobs} and threads is {threads}; wanted 1 or more, such as --jobs 2 --threads 1.")
+    require_some(jobs, threads)
     if address is not None and kind != "ray":
         raise SegaeError(f"the address {address!r} is one of a Ray cluster; add --engine ray.")
     if kind == "ray":
@@ -62,6 +61,12 @@ def make_engine(
     if jobs == 1:
         return ThisProcess(devices[0], threads)
     return Processes(jobs, devices, share_of_cores(jobs, threads))
+
+
+def require_some(jobs: int, threads: int | None) -> None:
+    """Refuse a number of jobs, or of threads, below 1."""
+    if jobs < 1 or (threads is not None and threads < 1):
+        raise SegaeError(f"jobs is {jobs} and threads is {threads}; wanted 1 or more, such as --jobs 2 --threads 1.")
 
 
 def share_of_cores(jobs: int, threads: int | None) -> int:

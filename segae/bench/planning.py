@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from segae.bench.benchmark import Bench
+from segae.bench.engine import require_some
 from segae.bench.grid import Cell, make_cells, unique
 from segae.bench.guards import require_no_leak
 from segae.bench.presets import DIMENSIONS, PRESETS
@@ -100,9 +101,7 @@ def jobs_of(config: Bench) -> int:
         SegaeError: the number, or that of threads, is below 1.
     """
     jobs = len(config.devices) if config.jobs is None else config.jobs
-    if jobs < 1 or (config.threads is not None and config.threads < 1):
-        threads = "" if config.threads is None else f" and threads is {config.threads}"
-        raise SegaeError(f"jobs is {jobs}{threads}; wanted 1 or more, such as --jobs 2 --threads 1.")
+    require_some(jobs, config.threads)
     return jobs
 
 

@@ -108,10 +108,7 @@ def split_off_validation(pairs: Sequence[Pair], fraction: float, seed: int) -> t
     """
     packed = PackedPairs.of(pairs)
     chosen = choose_by_hash(packed.names, fraction, seed, "validation")
-    parts: tuple[list[int], list[int]] = [], []
-    for place, name in enumerate(packed.names):
-        parts[name in chosen].append(place)
-    return packed.take(parts[0]), packed.take(parts[1])
+    return packed.divide(chosen)
 
 
 def choose_by_hash(names: Sequence[str], fraction: float, seed: int, purpose: str) -> frozenset[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import index as as_index
 from pathlib import Path
@@ -186,6 +186,13 @@ class PackedPairs(_Packed[Pair]):
         taken.names = self.names.take(places)
         taken.images, taken.masks = self.images.take(places), self.masks.take(places)
         return taken
+
+    def divide(self, chosen: Collection[str]) -> tuple[PackedPairs, PackedPairs]:
+        """The pairs without those of these names, and those, both in their order."""
+        parts: tuple[list[int], list[int]] = [], []
+        for place, name in enumerate(self.names):
+            parts[name in chosen].append(place)
+        return self.take(parts[0]), self.take(parts[1])
 
     def __len__(self) -> int:
         return len(self.names)

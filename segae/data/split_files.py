@@ -52,10 +52,8 @@ def read_splits(root: Path, pairs: Sequence[Pair]) -> dict[str, PackedPairs] | N
 def hash_split(pairs: Sequence[Pair], test_fraction: float, seed: int) -> dict[str, PackedPairs]:
     """Split by each name's own seeded hash, so that further images never move an image to the other side."""
     packed = PackedPairs.of(pairs)
-    test = choose_by_hash(packed.names, test_fraction, seed, "test")
-    inside = [name in test for name in packed.names]
-    sides = {"train": False, "test": True}
-    return {split: packed.take(n for n, tested in enumerate(inside) if tested == side) for split, side in sides.items()}
+    train, test = packed.divide(choose_by_hash(packed.names, test_fraction, seed, "test"))
+    return {"train": train, "test": test}
 
 
 def first_few(values: Iterable[object]) -> str:
