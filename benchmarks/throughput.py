@@ -5,8 +5,9 @@
 The ceiling C is the same model, loss and optimizer step on one batch that stays on the device. The rate R is that of
 whole epochs through ``segae.fit`` with sampling, cache, corruption, augmentation and logging (no checkpoint), without
 the first epoch. Ceiling, segae and peers take turns, there and back, so that a busy machine disturbs all of them alike;
-medians over the rounds count, and of ratios the median of the rounds' ratios. Data wait is the share of an epoch in
-which the loop waits for a batch; with no workers that is all work of augmentation.
+where nothing is prepared in the background (a CPU without workers) a ceiling's step is timed after each batch of an
+epoch. Medians over the rounds count, and of ratios the median of the rounds' ratios. Data wait is the share of an
+epoch in which the loop waits for a batch; with no workers that is all work of augmentation.
 
 Rows are written after each cell, and replace those of the same cell. On a CPU each cell runs in a process of its own,
 because a process keeps the memory of its largest cell.
@@ -129,7 +130,7 @@ def measure(cell: Cell, given: argparse.Namespace, device: torch.device) -> None
     base = {"task": cell.task, "encoder": cell.encoder, "image_size": cell.size, "batch_size": given.batch_size}
     for data_path, values in rows.items() if given.write else ():
         own = {**base, "data_path": data_path, "beside": cell.data_path}
-        save(device, own, values, given.out, benchmark="throughput", settings=in_words(cell, given))
+        save(device, own, values, given.out, benchmark="throughput", settings=in_words(cell, given, rates))
 
 
 Values = list[tuple[str, str, "float | list[float]"]]
@@ -140,7 +141,7 @@ def as_values(cell: Cell, rates: Rates, phases: dict[str, float]) -> dict[str, V
     own: Values = [
         ("segae", "ceiling", rates.ceiling),
         ("segae", "images_per_second", rates.segae),
-        ("segae", "rate_over_ceiling", _paired(rates.segae, rates.ceiling)),
+        ("segae", "rate_over_ceiling", rates.over_ceiling),
         ("segae", "data_wait", rates.data_wait),
         ("segae", "peak_memory_mb", rates.peak_memory_mb),
         *(("segae", f"{phase}_ms", value) for phase, value in phases.items()),
@@ -157,12 +158,13 @@ def _paired(ours: list[float], others: list[float]) -> list[float]:
     return [one / other for one, other in zip(ours, others, strict=True)]
 
 
-def in_words(cell: Cell, given: argparse.Namespace) -> str:
+def in_words(cell: Cell, given: argparse.Namespace, rates: Rates) -> str:
     """What else was chosen."""
     pictures = f"drawn at {given.drawn_size} px" if given.data is None else f"of {given.data.name}"
     parts = [f"{given.images} images an epoch, {pictures}", f"{given.rounds} rounds there and back, second epochs"]
     own = "workers as segae chooses" if given.workers is None else f"{given.workers} workers"
     parts += [f"{own}, {given.peer_workers} of the peers"]
+    parts += ["a ceiling's step after each batch"] if rates.in_epochs else []
     return "; ".join([*parts, *([f"objective {given.objective}"] if cell.task == "pretrain" else [])])
 
 

@@ -115,7 +115,7 @@ def test_a_shortfall_is_said(targets):
     peers, rates = importlib.import_module("peers"), importlib.import_module("rates")
     names = (("plain-loop", 1.0), ("fastai-unet_learner", 0.5))
     others = [(peers.Peer(name, "images_per_second", "live", float), [rate]) for name, rate in names]
-    measured = rates.Rates([1.0], [0.85], others, data_wait=0.07, peak_memory_mb=5.0)
+    measured = rates.Rates([1.0], [0.85], [0.85], False, others, data_wait=0.07, peak_memory_mb=5.0)
     cell = throughput.Cell("segment", "resnet18", 224, "device")
     base = {"benchmark": "throughput", "task": "segment", "encoder": "resnet18", "image_size": "224"}
     rows = []

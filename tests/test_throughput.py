@@ -53,6 +53,7 @@ def test_the_quick_mode_measures_both_tasks_on_every_data_path_and_writes_rows(t
         assert "torchvision" in row["versions"]
         assert row["device"].startswith("cpu")
         assert row["settings"].startswith("16 images an epoch, drawn at 64 px; 1 rounds")
+        assert "a ceiling's step after each batch" in row["settings"]  # no workers, on a CPU
 
 
 @pytest.mark.slow
@@ -75,6 +76,44 @@ def benchmarks(monkeypatch) -> None:
     for name in set(sys.modules) - before:
         if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
+
+
+def test_a_ceiling_between_an_epochs_batches_costs_the_epoch_nothing(benchmarks, monkeypatch):
+    from rates import CeilingBetween
+
+    from segae.training.pace import TimedLoader
+
+    now, made = 0.0, []
+
+    def pass_time(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    class Step:
+        images = 4
+
+        def __init__(self) -> None:
+            made.append(self)
+            pass_time(1000)  # made once for all of them
+
+        def __call__(self) -> None:
+            self.cost = 7 if hasattr(self, "cost") else 100  # a first step is slow
+            pass_time(self.cost)
+
+    def batches():
+        for _ in range(4):
+            pass_time(1)
+            yield (torch.zeros(4),)
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    timed = TimedLoader(batches(), CPU, skip=1)
+    between = CeilingBetween(timed, Step)
+    for _ in between:
+        pass_time(10)
+    assert (timed.images, timed.waited_s, timed.worked_s) == (12, 3, 30)
+    assert (len(made), between.images, between.seconds) == (1, 12, 21)
+    assert between.paused_s == 1000 + 107 + 2 * 14
+    assert timed.total_s == 4 * 11 + between.paused_s
 
 
 def test_rows_of_the_same_cell_are_replaced(benchmarks, tmp_path):
