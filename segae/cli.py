@@ -7,11 +7,14 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,7 +61,10 @@ _ABOUT = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; leaves the process with 0, 2 (a mistake the user can mend), 1 (ours) or 130 (interrupted)."""
+    """Run a command.
+
+    Leaves the process with 0, or 2 (a mistake the user can mend), 1 (ours), 130 (interrupted) or 143 (terminated).
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may be no text
@@ -72,22 +78,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for kind, run in _TASKS.values():
                 if isinstance(config, kind):
                     _require_place(kind)
-                    run(config)
+                    with _terminated_like_interrupted():
+                        run(config)
     except SegaeError as error:
         print(f"segae{_process()}: {_words(error)}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader has seen enough: segae --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
         sys.exit(141)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"\nsegae: interrupted. {_how_to_go_on(given)}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if isinstance(stop, _Terminated) else 130)
     except Exception as error:
         if reason := _full_memory(error):
             print(f"segae{_process()}: the memory is full: {reason}", file=sys.stderr)
             sys.exit(2)
         print(f"segae{_process()}: unexpected {type(error).__name__}: {error}. {_keep_traceback()}", file=sys.stderr)
         sys.exit(1)
+
+
+class _Terminated(KeyboardInterrupt):
+    """Somebody asked the process to end: a cluster whose time is up, a container that is stopped."""
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """End on SIGTERM as on Ctrl-C, so that what was finished is put together, and say how to go on.
+
+    Not one of several processes: it may wait in a library for one that is gone, where Python's handler never runs.
+    """
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not ours or _process():
+        yield
+        return
+
+    here = os.getpid()
+
+    def end(number: int, frame: Any) -> None:  # noqa: ARG001
+        if os.getpid() == here:
+            raise _Terminated
+        signal.signal(number, signal.SIG_DFL)  # a child made by forking has nothing to put together
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _full_memory(error: Exception) -> str | None:

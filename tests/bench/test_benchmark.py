@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from segae.bench.engine import Processes, make_engine
+from segae.bench.files import BenchFiles
 from segae.bench.grid import make_cell
 from segae.bench.jobs import Job
 from segae.cli import main
@@ -123,6 +124,25 @@ def test_killed_five_times_it_ends_with_the_same_rows(undisturbed, pets, tmp_pat
         patch.setenv("SEGAE_CACHE", str(tmp_path / "cache"))
         main(bench(pets, tmp_path))
     require_the_same(tmp_path, other)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_asked_to_end_it_leaves_the_rows_so_far(number, code, undisturbed, pets, tmp_path, capsys, monkeypatch):
+    """As Ctrl-C, a stopped container or a cluster's time limit does."""
+    kept, handlers = BenchFiles.keep, [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+
+    def keep(self, cell, outcome) -> None:
+        kept(self, cell, outcome)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(BenchFiles, "keep", keep)
+    with pytest.raises(SystemExit) as stopped:
+        main(bench(pets, tmp_path))
+    assert stopped.value.code == code
+    assert "Repeat the command" in capsys.readouterr().err
+    (row,) = numbers(tmp_path)
+    assert row in numbers(undisturbed[0])
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
