@@ -20,6 +20,7 @@ from segae.training.figures import DPI, INK
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
     from segae.bench.statistics import Interval
 
@@ -156,6 +157,16 @@ def _over_labels(points: Sequence[Point], styles: Mapping[str, Style], name: str
     if len(budgets) == 1:
         return _dots(points, styles, name, label)
     figure, axes = panel()
+    draw_over_labels(axes, points, styles, label)
+    legend(figure, axes)
+    said = "; ".join(f"{point.arm}, {point.labels} labels: {point}" for point in points)
+    title = f"{label[:1].upper()}{label[1:]} against labels, with intervals"
+    return ReportFigure(name, title, f"{title}. {said}.", figure)
+
+
+def draw_over_labels(axes: Axes, points: Sequence[Point], styles: Mapping[str, Style], label: str) -> None:
+    """A line with error bars for each arm, over the label budgets; zero is marked where ``label`` says "above"."""
+    budgets = sorted({point.labels for point in points})
     names = list(dict.fromkeys(point.arm for point in points))
     for place, arm in enumerate(names):
         mine = sorted((point for point in points if point.arm == arm), key=lambda point: point.labels)
@@ -169,10 +180,6 @@ def _over_labels(points: Sequence[Point], styles: Mapping[str, Style], name: str
     axes.set(xscale="log", xlabel="labelled training images", ylabel=label)
     axes.set_xticks(budgets, [str(one) for one in budgets])
     axes.xaxis.set_minor_locator(NullLocator())
-    legend(figure, axes)
-    said = "; ".join(f"{point.arm}, {point.labels} labels: {point}" for point in points)
-    title = f"{label[:1].upper()}{label[1:]} against labels, with intervals"
-    return ReportFigure(name, title, f"{title}. {said}.", figure)
 
 
 def _dots(points: Sequence[Point], styles: Mapping[str, Style], name: str, label: str) -> ReportFigure:

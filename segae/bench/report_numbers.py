@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,13 +153,8 @@ def _compared(section: Section, scores: Mapping[int, ArmScores], index: int, oth
 
     common = sorted(set(section.arms[index].seeds) & set(section.arms[other].seeds))
     if index in scores and other in scores and common:
-        return compare(_seeds(scores[index], common), _seeds(scores[other], common), LEVEL)
+        return compare(scores[index].of_seeds(common), scores[other].of_seeds(common), LEVEL)
     return _over_seeds(section.arms[index], section.arms[other], common) if len(common) > 1 else None
-
-
-def _seeds(scores: ArmScores, wanted: Sequence[int]) -> ArmScores:
-    at = [scores.seeds.index(seed) for seed in wanted]
-    return replace(scores, seeds=tuple(wanted), intersection=scores.intersection[at], union=scores.union[at])
 
 
 def _over_seeds(arm: Arm, reference: Arm, seeds: Sequence[int]) -> Comparison:
@@ -193,7 +188,7 @@ def _worth(section: Section, scores: Mapping[int, ArmScores]) -> dict[tuple[str,
             if name == references[init] or not (common := sorted(set.intersection(*everywhere))):
                 continue  # a grid that is not finished
             mine, theirs = (
-                {budget: _seeds(one, common) for budget, one in part.items()} for part in (curve, reference)
+                {budget: one.of_seeds(common) for budget, one in part.items()} for part in (curve, reference)
             )
             found[name, init] = worth_in_labels(mine, theirs)
     return found

@@ -65,11 +65,16 @@ def panel() -> tuple[Figure, Axes]:
     """A figure of one panel."""
     figure = Figure(figsize=_SIZE, layout="constrained", facecolor="white", dpi=DPI)
     axes = figure.subplots()
+    tidy(axes)
+    return figure, axes
+
+
+def tidy(axes: Axes) -> None:
+    """Faint horizontal lines, no frame, legible numbers."""
     axes.tick_params(colors=INK, labelsize=9.5)
     axes.grid(axis="y", color="#E6E6E6", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def legend(figure: Figure, axes: Axes) -> None:
@@ -82,9 +87,9 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 def inline(figure: Figure) -> str:
     """The figure as a data URI: SVG or PNG, whichever is smaller."""
-    files = {"image/svg+xml": _saved(figure, "svg")}
+    files = {"image/svg+xml": saved(figure, "svg")}
     if len(files["image/svg+xml"]) > _SMALL:
-        files["image/png"] = _saved(figure, "png")
+        files["image/png"] = saved(figure, "png")
     kind = min(files, key=lambda one: len(files[one]))
     return f"data:{kind};base64,{b64encode(files[kind]).decode()}"
 
@@ -97,7 +102,7 @@ def export(figures: Sequence[ReportFigure], folder: Path) -> None:
     """
     for one in figures:
         for kind in ("svg", "pdf"):
-            content = _saved(one.figure, kind)
+            content = saved(one.figure, kind)
             write_atomically(folder / f"{one.name}.{kind}", lambda file, content=content: file.write(content))  # type: ignore[misc]
 
 
@@ -111,7 +116,8 @@ def shortened(text: str, most: int = 24) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _saved(figure: Figure, kind: str) -> bytes:
+def saved(figure: Figure, kind: str) -> bytes:
+    """The figure as a file of this kind: svg, png or pdf; the same bytes for the same figure."""
     content = BytesIO()
     dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]  # the same bytes for the same rows
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "segae", "pdf.fonttype": 42}):  # words as words

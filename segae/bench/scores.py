@@ -88,6 +88,11 @@ class ArmScores:
         per_class = iou_sk[:, None] + len(self.images) * _ratio(residual, self.union.sum(axis=1)[:, None])
         return np.asarray(np.nanmean(per_class, axis=-1))
 
+    def of_seeds(self, wanted: Sequence[int]) -> ArmScores:
+        """The same scores of some of the seeds, in the order given; each must be there."""
+        at = [self.seeds.index(seed) for seed in wanted]
+        return ArmScores(tuple(wanted), self.images, self.classes, self.intersection[at], self.union[at])
+
     def matched_to(self, other: ArmScores) -> ArmScores:
         """The same scores with seeds, images and classes in the order of ``other``.
 
