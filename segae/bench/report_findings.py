@@ -17,11 +17,18 @@ if TYPE_CHECKING:
 _FEW_STARTS = 4  # more than that are told together, not one by one
 
 
-def headline(numbers: Numbers, labels: int) -> str:
-    """Which start is best with this many labels, and what can be said of its lead, in plain words."""
+def headline(numbers: Numbers, labels: int, *, dataset: bool = True) -> str:
+    """Which start is best with this many labels, and what can be said of its lead, in plain words.
+
+    Args:
+        numbers: of a section.
+        labels: one of its budgets.
+        dataset: whether to name the data set, which a section's own list need not do on every line.
+    """
     results = [result for result in numbers.at(labels) if not result.arm.variant] or list(numbers.at(labels))
     best = max(results, key=lambda result: result.miou)
-    start = f"With {labels} labelled images of {numbers.section.dataset}, {best.arm.name}"
+    images = f"labelled images of {numbers.section.dataset}" if dataset else "labels"
+    start = f"With {labels} {images}, {best.arm.name}"
     if len(results) == 1:
         return f"{start} reaches a mean IoU of {_with_interval(best)}."
     leads = [(other.arm.name, lead) for other in results if other is not best and (lead := _lead(numbers, best, other))]
@@ -69,7 +76,7 @@ def _one_by_one(cases: Sequence[tuple[Result, str, Comparison]], arms: Sequence[
             if (result.arm.name, other) == (name, init):
                 states.setdefault(_state(one), []).append(f"with {result.arm.labels} labels {_numbers(one, 1)}")
         said = "; ".join(f"{state.format(name_of(init))} {listed(found)}" for state, found in states.items())
-        sentences += [f"{name} {said}."] if said else []
+        sentences += [f"{name[0].upper()}{name[1:]} {said}."] if said else []
     return sentences
 
 

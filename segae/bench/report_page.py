@@ -61,7 +61,7 @@ class SectionPage:
 
     def content(self, title: str) -> dict[str, Any]:
         """What the template wants of the section."""
-        section, missing = self.section, self.files.missing
+        section, missing, budgets = self.section, self.files.missing, self.section.budgets[::-1]
         references = [init for init in REFERENCES if any(arm.is_reference and arm.init == init for arm in section.arms)]
         energy = {name: text for name, text in _ENERGY.items() if any(row.get(name) for row in section.rows)}
         costs = {**_COST, **energy, "peak_memory_mb": "peak memory in MB"}
@@ -71,7 +71,7 @@ class SectionPage:
         }
         return {
             "title": title,
-            "sentences": [*(headline(self.numbers, one) for one in section.budgets[::-1]), *answers(self.numbers)],
+            "sentences": [*answers(self.numbers), *(headline(self.numbers, one, dataset=False) for one in budgets)],
             "references": [name_of(init) for init in references],
             "budgets": [{"labels": one, "rows": self._table(one, references, costs)} for one in section.budgets],
             "table_note": self._table_note(),

@@ -234,7 +234,7 @@ def test_many_starts_are_told_together(tmp_path):
     rows = simulate(tmp_path / "few", budgets=(300,), inits=("random", *two), skill=SKILL | inits)
     (section,) = sections_of(read_rows(rows))
     said = answers(numbers_of(section, tmp_path / "few" / "per_image" / "bench.csv.gz"))
-    assert [one.split(" (")[0] for one in said] == ["autoencoder", "autoencoder"]
+    assert [one.split(" (")[0] for one in said] == ["Autoencoder", "Autoencoder"]
 
 
 def test_drawn_pictures_are_said_to_be_drawn(tmp_path):
@@ -409,7 +409,7 @@ def test_an_autoencoder_must_beat_the_harder_baselines_too(tmp_path):
         assert comparison.difference.estimate == pytest.approx(means[0] - means[1], abs=5e-3)
         assert comparison.p_adjusted >= comparison.p  # corrected together with the others
     assert numbers.comparisons == len(found) + sum(len(one.against) for one in numbers.results)
-    assert "Against the harder baselines" in words(page)
+    assert "Further comparisons" in words(page)
     assert re.search(r"autoencoder \(denoise\) random for 1 [+] 12 epochs 300 [−+]0[.]0", words(page))
     assert "The settings of ImageNet with a frozen encoder were carried over" in words(page)
 
