@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from segae.bench.answers import answer_table, draw_answer
 from segae.bench.curves import draw_curves
-from segae.bench.presets import PRESETS
 from segae.bench.speed_tables import (
     by_device,
     ceilings_table,
@@ -16,29 +16,28 @@ from segae.bench.speed_tables import (
     peers_table,
     switches_table,
 )
-from segae.bench.tables import Row, levels_table, protocol_table, results_table
+from segae.bench.tables import levels_table, protocol_table, results_table
 from segae.tasks.rows import read_rows
 
 
-def four_starts(rows: Sequence[Row]) -> list[Row]:
-    """Of all arms those that ``segae bench`` compares: random, ImageNet, and one autoencoder from each."""
-    inits = PRESETS["own"].settings["arms"]
-    return [row for row in rows if row["init"] in inits and row["transfer"] == "encoder"]
+def of_rows(make: Callable[[Sequence[Any]], str]) -> Callable[[Path], str]:
+    """What makes a table from rows, for the file that holds them."""
+    return lambda rows_csv: make(read_rows(rows_csv))
 
 
-SECTIONS: tuple[tuple[str, str, str, Callable[[Sequence[Any]], str]], ...] = (
-    ("README.md", "results", "results/pretraining.csv", lambda rows: results_table(four_starts(rows))),
-    ("docs/pretraining.md", "objectives", "results/pretraining.csv", results_table),
-    ("docs/pretraining.md", "levels", "results/level_use.csv", levels_table),
-    ("docs/training.md", "protocols", "results/protocol_validation.csv", protocol_table),
+SECTIONS: tuple[tuple[str, str, str, Callable[[Path], str]], ...] = (
+    ("README.md", "results", "results/bench.csv", answer_table),
+    ("docs/pretraining.md", "objectives", "results/pretraining.csv", of_rows(results_table)),
+    ("docs/pretraining.md", "levels", "results/level_use.csv", of_rows(levels_table)),
+    ("docs/training.md", "protocols", "results/protocol_validation.csv", of_rows(protocol_table)),
     *(
-        ("docs/speed.md", f"{name}-{device}", f"results/throughput_{device}.csv", by_device(make))
+        ("docs/speed.md", f"{name}-{device}", f"results/throughput_{device}.csv", of_rows(by_device(make)))
         for device in ("cpu", "cuda")
         for name, make in (("ceilings", ceilings_table), ("peers", peers_table), ("switches", switches_table))
     ),
-    ("docs/speed.md", "decoding", "results/throughput_cpu.csv", by_device(decoding_table)),
+    ("docs/speed.md", "decoding", "results/throughput_cpu.csv", of_rows(by_device(decoding_table))),
 )
-"""Page, name of the table in it, rows, and what makes the table."""
+"""Page, name of the table in it, rows, and what makes the table from the file of rows."""
 
 
 def render(page: str, name: str, table: str) -> str:
@@ -60,7 +59,7 @@ def pages_with_results(root: Path) -> dict[Path, str]:
     pages: dict[Path, str] = {}
     for page, name, rows, make in SECTIONS:
         path = root / page
-        pages[path] = render(pages.get(path) or path.read_text(), name, make(read_rows(root / rows)))
+        pages[path] = render(pages.get(path) or path.read_text(), name, make(root / rows))
     return pages
 
 
@@ -70,6 +69,7 @@ if __name__ == "__main__":
         path.write_text(text)
     if rows := read_rows(root / "results" / "pretraining.csv"):
         draw_curves(rows, root / "docs" / "figures" / "images_seen.svg")
+    draw_answer(root / "results" / "bench.csv", root / "docs" / "figures" / "labels.svg")
     for device in ("cpu", "cuda"):
         if rows := read_rows(root / "results" / f"throughput_{device}.csv"):
             draw_shares(rows, root / "docs" / "figures" / f"speed_{device}.svg")

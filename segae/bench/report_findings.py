@@ -127,7 +127,7 @@ def _numbers(comparison: Comparison, sign: int) -> str:
     low, high = sorted((sign * one.low, sign * one.high))
     doubt = ""
     if told_apart(comparison) and not survives(comparison):
-        doubt = f"; corrected for the comparisons of the section p = {p_value(comparison.p_adjusted)}"
+        doubt = f"; corrected p = {p_value(comparison.p_adjusted)}"
     return f"({signed(sign * one.estimate)}, {signed(low)} to {signed(high)}{doubt})"
 
 

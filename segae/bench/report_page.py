@@ -71,7 +71,8 @@ class SectionPage:
         }
         return {
             "title": title,
-            "sentences": [*answers(self.numbers), *(headline(self.numbers, one, dataset=False) for one in budgets)],
+            "sentences": [headline(self.numbers, budgets[0], dataset=False), *answers(self.numbers)],
+            "smaller_budgets": [headline(self.numbers, one, dataset=False) for one in budgets[1:]],
             "references": [name_of(init) for init in references],
             "budgets": [{"labels": one, "rows": self._table(one, references, costs)} for one in section.budgets],
             "table_note": self._table_note(),

@@ -20,6 +20,7 @@ def pages(tmp_path: Path) -> Path:
     for name in {name for page, _, rows, _ in SECTIONS for name in (page, rows) if (ROOT / name).exists()}:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "results" / "per_image", tmp_path / "results" / "per_image")
     for path, text in pages_with_results(tmp_path).items():
         path.write_text(text)
     return tmp_path
