@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from segae.bench.report_arms import Arm, Section, sections_of
 from segae.bench.report_numbers import LEVEL
-from segae.bench.scores import ArmScores, read_scores
+from segae.bench.scores import read_scores
 from segae.bench.statistics import Interval, difference_interval, mean_interval
 from segae.bench.tables import as_table
 from segae.tasks.page import name_of
@@ -138,16 +138,13 @@ def _plain(section: Section, labels: int) -> list[Arm]:
 
 
 def _gains(arms: Sequence[Arm], per_image: Path) -> Iterator[Gain]:
-    scores: dict[str, ArmScores] = {}
     for arm in arms:
         began = "imagenet" if arm.init.startswith("imagenet+") else "random"
         reference = next((one for one in arms if one.is_reference and one.init == began), None)
         if "ae:" not in arm.init or reference is None:
             continue
-        for one in (arm, reference):
-            scores.setdefault(one.name, read_scores(per_image, one.rows))
         if common := sorted(set(arm.seeds) & set(reference.seeds)):
-            mine, other = (scores[one.name].of_seeds(common) for one in (arm, reference))
+            mine, other = (read_scores(per_image, one.rows).of_seeds(common) for one in (arm, reference))
             yield Gain(arm, began, difference_interval(mine, other, LEVEL))
 
 

@@ -219,6 +219,21 @@ def test_no_difference_is_claimed_whose_interval_contains_zero(tmp_path):
                 assert f"ahead of {result.arm.name} " not in said
 
 
+def test_a_section_begins_with_its_largest_budget_and_folds_the_smaller_ones(tmp_path):
+    rows = simulate(tmp_path, budgets=(30, 300))
+    text = words(write_report(rows, tmp_path / "page.html"))
+    places = [text.index(part) for part in ("With 300 labelled images of oxford", "With 300 labels, ")]
+    places += [
+        text.index("Which start is best with fewer labels"),
+        text.index("With 30 labels, "),
+        text.index("Scores"),
+    ]
+    assert places == sorted(places)
+    one = words(write_report(simulate(tmp_path / "one", budgets=(300,)), tmp_path / "one.html"))
+    assert "With 300 labels, " in one
+    assert "fewer labels" not in one
+
+
 def test_many_starts_are_told_together(tmp_path):
     gains = {"mask": 0.02, "denoise": 0.03, "sparse_mask": 0.12, "a2mim": 0.13, "mixture": 0.14}
     inits = {f"ae:{name}": SKILL["random"] + gain for name, gain in gains.items()}
