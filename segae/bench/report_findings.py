@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING
 
 from segae.bench.report_arms import REFERENCES
 from segae.bench.report_numbers import LEVEL, Numbers, Result, survives, tested, told_apart
-from segae.bench.report_text import listed, number, p_value, signed, span
+from segae.bench.report_text import listed, number, p_value, signed, span, worth_text
 from segae.tasks.page import name_of
 
 if TYPE_CHECKING:
     from segae.bench.statistics import Comparison
 
 _FEW_STARTS = 4  # more than that are told together, not one by one
+
+
+def findings(numbers: Numbers) -> list[str]:
+    """All sentences about a section: the start that is best with the most labels, what pretraining adds, in labels."""
+    best = headline(numbers, numbers.section.budgets[-1], dataset=False)
+    return [best, *answers(numbers), *worth_findings(numbers)]
 
 
 def headline(numbers: Numbers, labels: int, *, dataset: bool = True) -> str:
@@ -66,6 +72,31 @@ def answers(numbers: Numbers) -> list[str]:
         if result.arm.name in arms and init in result.against and tested(result.against[init])
     ]
     return _together(cases, len(arms)) if len(arms) > _FEW_STARTS else _one_by_one(cases, arms)
+
+
+def worth_findings(numbers: Numbers) -> list[str]:
+    """What labels with other starts are worth in labels with random and with ImageNet weights, a sentence for each.
+
+    Told of each start's fewest labels; where even these fall short of what the reference has with its own fewest, of
+    its most. Of many starts only of the best.
+    """
+    starts = sorted(numbers.at(numbers.section.budgets[0]), key=lambda one: -one.miou)
+    names = [one.arm.name for one in starts if not one.arm.variant][: _FEW_STARTS + 1]
+    sentences = []
+    for init in REFERENCES:
+        known = [arm.labels for arm in numbers.section.arms if arm.is_reference and arm.init == init]
+        said = []
+        for name in names:
+            if len(found := numbers.worth.get((name, init), ())) > 1:
+                one = found[-1] if found[0].high is not None and found[0].high <= min(known) else found[0]
+                said.append(f"{one.budget} with {name} are worth {in_words(worth_text(one, known))}")
+        sentences += [f"Counted in labels with {name_of(init)}, {listed(said)}."] if said else []
+    return sentences
+
+
+def in_words(labels: str) -> str:
+    """Numbers of labels with words for the signs `>` and `<`."""
+    return labels.replace("> ", "more than ").replace("< ", "fewer than ")
 
 
 def _one_by_one(cases: Sequence[tuple[Result, str, Comparison]], arms: Sequence[str]) -> list[str]:

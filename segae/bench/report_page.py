@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from segae.bench import report_figures as draw
 from segae.bench.pictures import Gallery, galleries, gallery_figure
 from segae.bench.report_arms import REFERENCES
-from segae.bench.report_findings import answers, headline
+from segae.bench.report_findings import findings, headline
 from segae.bench.report_numbers import LEVEL, Numbers, Result
 from segae.bench.report_style import ReportFigure, inline, styles_of
 from segae.bench.report_text import further_table, methods, number, p_value, signed, span, values, worth_text
@@ -71,7 +71,7 @@ class SectionPage:
         }
         return {
             "title": title,
-            "sentences": [headline(self.numbers, budgets[0], dataset=False), *answers(self.numbers)],
+            "sentences": findings(self.numbers),
             "smaller_budgets": [headline(self.numbers, one, dataset=False) for one in budgets[1:]],
             "references": [name_of(init) for init in references],
             "budgets": [{"labels": one, "rows": self._table(one, references, costs)} for one in section.budgets],

@@ -14,7 +14,7 @@ import pytest
 
 from segae.bench.report import Report, run, write_report
 from segae.bench.report_arms import sections_of
-from segae.bench.report_findings import answers, headline
+from segae.bench.report_findings import answers, headline, worth_findings
 from segae.bench.report_numbers import numbers_of
 from segae.bench.report_text import methods, worth_text
 from segae.bench.worth import Worth
@@ -465,6 +465,42 @@ def test_the_worth_in_labels_claims_no_more_than_the_references_own_budgets(tmp_
     said = words(write_report(tmp_path / "bench.csv", tmp_path / "page.html"))
     assert "> 90" in said
     assert "> 300" not in said
+
+
+def said_of_worth(folder: Path, imagenet: float) -> list[str]:
+    """What the findings say in labels of random weights with 0.40, and of ImageNet weights that are so good."""
+    inits, skill = ("random", "imagenet"), {"random": 0.40, "imagenet": imagenet}
+    rows = simulate(folder, budgets=(30, 90, 300), inits=inits, skill=skill, variants=[("random", "unet", 1, 12)])
+    (section,) = sections_of(read_rows(rows))
+    said = worth_findings(numbers_of(section, folder / "per_image" / "bench.csv.gz"))
+    page = words(write_report(rows, folder / "page.html"))
+    assert all(sentence in page for sentence in said)
+    return said
+
+
+def test_the_first_sentences_count_a_start_in_labels_of_random_weights(tmp_path):
+    """A tenth of the labels costs 0.1, so 0.06 above random is worth four times the labels, 119 for 30."""
+    first, second = said_of_worth(tmp_path, 0.46)
+    found = re.fullmatch(
+        r"Counted in labels with random, 30 with ImageNet are worth (\d+) \((\d+) to (\d+)\)[.]", first
+    )
+    labels, low, high = (int(one) for one in found.groups())
+    assert 60 < labels < 240
+    assert low < 119 < high < 300
+    assert second.startswith("Counted in labels with ImageNet, ")
+
+
+def test_the_first_sentences_count_weak_starts_by_their_most_labels(tmp_path):
+    assert said_of_worth(tmp_path, 0.70) == [
+        "Counted in labels with random, 30 with ImageNet are worth more than 300.",
+        "Counted in labels with ImageNet, 300 with random are worth fewer than 30.",
+    ]
+
+
+def test_one_label_budget_is_worth_no_sentence(tmp_path):
+    simulate(tmp_path, budgets=(300,))
+    (section,) = sections_of(read_rows(tmp_path / "bench.csv"))
+    assert worth_findings(numbers_of(section, tmp_path / "per_image" / "bench.csv.gz")) == []
 
 
 @pytest.mark.parametrize("damage", ["folder", "counts"])
