@@ -1,7 +1,8 @@
-"""Tables of the README and of docs/, made from results/*.csv: ``make readme``."""
+"""Tables and figures of the README and of docs/, made from results/*.csv: ``make readme``."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,52 @@ def pages_with_results(root: Path) -> dict[Path, str]:
     return pages
 
 
+FIGURES: tuple[tuple[str, str, Callable[[Path, Path], None]], ...] = (
+    ("docs/figures/labels.svg", "results/bench.csv", draw_answer),
+    (
+        "docs/figures/images_seen.svg",
+        "results/pretraining.csv",
+        lambda rows_csv, path: draw_curves(read_rows(rows_csv), path),
+    ),
+    *(
+        (
+            f"docs/figures/speed_{device}.svg",
+            f"results/throughput_{device}.csv",
+            lambda rows_csv, path: draw_shares(read_rows(rows_csv), path),
+        )
+        for device in ("cpu", "cuda")
+    ),
+)
+"""Figure, rows, and what draws it from the file of rows."""
+
+
+def mark_of(rows_csv: Path) -> str:
+    """What stands at the end of a figure's file: the rows it was drawn from."""
+    rows = rows_csv.read_text().encode()  # whatever ends its lines
+    return f"<!-- drawn by `make readme` from rows with SHA-256 {hashlib.sha256(rows).hexdigest()} -->"
+
+
+def stale_figures(root: Path) -> list[str]:
+    """The figures below ``root`` that are missing or were drawn from other rows than those there."""
+    stale = []
+    for name, rows, _ in FIGURES:
+        if (root / rows).exists():
+            drawn = (root / name).read_text() if (root / name).exists() else ""
+            stale += [] if drawn.rstrip().endswith(mark_of(root / rows)) else [name]
+    return stale
+
+
+def draw_figures(root: Path) -> None:
+    """Draw every figure that has rows."""
+    for name, rows, draw in FIGURES:
+        if (root / rows).exists():
+            draw(root / rows, root / name)
+            with (root / name).open("a") as file:
+                file.write(f"{mark_of(root / rows)}\n")
+
+
 if __name__ == "__main__":
     root = Path(__file__).resolve().parent.parent.parent
     for path, text in pages_with_results(root).items():
         path.write_text(text)
-    if rows := read_rows(root / "results" / "pretraining.csv"):
-        draw_curves(rows, root / "docs" / "figures" / "images_seen.svg")
-    draw_answer(root / "results" / "bench.csv", root / "docs" / "figures" / "labels.svg")
-    for device in ("cpu", "cuda"):
-        if rows := read_rows(root / "results" / f"throughput_{device}.csv"):
-            draw_shares(rows, root / "docs" / "figures" / f"speed_{device}.svg")
+    draw_figures(root)

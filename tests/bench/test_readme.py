@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segae.bench.readme import SECTIONS, pages_with_results
+from segae.bench.readme import FIGURES, SECTIONS, draw_figures, pages_with_results, stale_figures
 from segae.tasks.rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -52,3 +52,18 @@ def test_a_number_that_is_changed_by_hand_makes_the_page_stale(pages: Path, page
     assert "0." in table
     (pages / page).write_text(before + mark + table.replace("0.", "0.9", 1))
     assert stale(pages) == {page}
+
+
+def test_no_figure_is_older_than_its_rows() -> None:
+    assert stale_figures(ROOT) == [], "run `make readme`"
+
+
+@pytest.mark.parametrize(("figure", "rows"), [(figure, rows) for figure, rows, _ in FIGURES if (ROOT / rows).exists()])
+def test_a_row_that_changes_makes_its_figure_stale_until_it_is_drawn_again(pages: Path, figure: str, rows: str) -> None:
+    (pages / "docs" / "figures").mkdir()
+    assert figure in stale_figures(pages)  # there is none yet
+    draw_figures(pages)
+    assert stale_figures(pages) == []
+    lines = (pages / rows).read_text().splitlines(keepends=True)
+    (pages / rows).write_text("".join(lines[:-1]))
+    assert stale_figures(pages) == [figure]
