@@ -97,7 +97,7 @@ class Section:
 
 
 def sections_of(rows: Sequence[Row]) -> tuple[Section, ...]:
-    """Sort the rows of one experiment into sections and arms.
+    """Sort the rows of one experiment into sections and arms; the sections of one data set stand together.
 
     A frozen encoder, a linear head on one, and a schedule four times as long that only a single arm has, are
     variants: they stand beside the arms whose schedule they vary.
@@ -123,7 +123,8 @@ def sections_of(rows: Sequence[Row]) -> tuple[Section, ...]:
                 f"with --experiment."
             ) from error
         found += _sections_of_one_place(groups)
-    return tuple(found)
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    return tuple(sorted(found, key=lambda section: datasets.index(section.dataset)))
 
 
 def _sections_of_one_place(groups: Sequence[Sequence[Row]]) -> list[Section]:

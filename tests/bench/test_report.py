@@ -497,6 +497,19 @@ def test_the_first_sentences_count_weak_starts_by_their_most_labels(tmp_path):
     ]
 
 
+def test_the_sections_of_a_data_set_stand_together_whatever_was_run_in_between(tmp_path):
+    first = read_rows(simulate(tmp_path / "pets", budgets=(300,), inits=("random", "imagenet")))
+    between = [{**row, "dataset": "nuclei", "settings": f"n{row['settings']}"} for row in first]
+    later = [{**row, "encoder": "tf_efficientnet_lite2", "settings": f"e{row['settings']}"} for row in first]
+    found = [(section.dataset, section.encoder) for section in sections_of([*first, *between, *later])]
+    pets = "oxford-iiit-pet-sample"
+    assert found == [
+        (pets, "tf_efficientnet_lite0"),
+        (pets, "tf_efficientnet_lite2"),
+        ("nuclei", "tf_efficientnet_lite0"),
+    ]
+
+
 def test_one_label_budget_is_worth_no_sentence(tmp_path):
     simulate(tmp_path, budgets=(300,))
     (section,) = sections_of(read_rows(tmp_path / "bench.csv"))
