@@ -35,7 +35,7 @@ def test_a_changed_row_makes_the_table_stale():
     assert results_table(changed) != results_table(rows)
 
 
-PUBLISHED = [path for pattern in ("p[er]*.csv", "bench.csv") for path in sorted((ROOT / "results").glob(pattern))]
+PUBLISHED = [path for pattern in ("p[er]*.csv", "bench*.csv") for path in sorted((ROOT / "results").glob(pattern))]
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.name)
