@@ -158,8 +158,14 @@ def _settings(sections: Sequence[Section]) -> Iterator[str]:
                 f"the Oxford-IIIT Pet sample (docs/training.md){others}."
             )
     if carried := [arm for arm in own if arm not in chosen]:
+        encoders = dict.fromkeys(arm.rows[0]["encoder"] for arm in carried)
+        each = [
+            _names([arm for arm in carried if arm.rows[0]["encoder"] == one])
+            + (f" with {one}" if one != _SEARCHED else "")
+            for one in encoders
+        ]
         yield (
-            f"The settings of {_names(carried)} were carried over: segae's were chosen with {_SEARCHED} and for an "
+            f"The settings of {'; of '.join(each)} were carried over: segae's were chosen with {_SEARCHED} and for an "
             "encoder that is fine-tuned. Unless --tune found them again, others may suit these arms better."
         )
 
@@ -213,8 +219,9 @@ def _converged(sections: Sequence[Section], curves: pd.DataFrame | None) -> Iter
         names = [arm.name for arm in section.arms if arm.labels == section.budgets[-1] and _falling(arm.rows, curves)]
         if names:
             yield (
-                f"The training loss was still falling by 5 % or more in the last epoch ({section.dataset}, "
-                f"{section.schedule} epochs: {listed(names)}): with more epochs the order may change."
+                "The training loss was still falling by 5 % or more in the last epoch "
+                f"({section.dataset}, {section.encoder}, {section.schedule} epochs: {listed(names)}): "
+                "with more epochs the order may change."
             )
 
 

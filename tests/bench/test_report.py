@@ -510,6 +510,17 @@ def test_the_sections_of_a_data_set_stand_together_whatever_was_run_in_between(t
     ]
 
 
+def test_settings_that_were_carried_over_to_another_encoder_are_told_with_its_name(tmp_path):
+    simulate(tmp_path, budgets=(300,), inits=("random", "imagenet"))
+    rows = tmp_path / "bench.csv"
+    first = read_rows(rows)
+    write_rows(rows, [*first, *({**row, "encoder": "resnet18"} for row in first)])
+    said = words(write_report(rows, tmp_path / "page.html"))
+    assert "The settings of ImageNet with resnet18 were carried over" in said
+    for encoder in ("tf_efficientnet_lite0", "resnet18"):
+        assert f"in the last epoch (oxford-iiit-pet-sample, {encoder}, 1 + 3 epochs: random and ImageNet)" in said
+
+
 def test_one_label_budget_is_worth_no_sentence(tmp_path):
     simulate(tmp_path, budgets=(300,))
     (section,) = sections_of(read_rows(tmp_path / "bench.csv"))
