@@ -85,12 +85,13 @@ def worth_findings(numbers: Numbers) -> list[str]:
     sentences = []
     for init in REFERENCES:
         known = [arm.labels for arm in numbers.section.arms if arm.is_reference and arm.init == init]
-        said = []
+        said: list[str] = []
         for name in names:
             if len(found := numbers.worth.get((name, init), ())) > 1:
                 one = found[-1] if found[0].high is not None and found[0].high <= min(known) else found[0]
-                said.append(f"{one.budget} with {name} are worth {in_words(worth_text(one, known))}")
-        sentences += [f"Counted in labels with {name_of(init)}, {listed(said)}."] if said else []
+                needed = in_words(worth_text(one, known))
+                said.append(f"{needed} {'as' if said else 'labels to get as far as'} {name} with {one.budget}")
+        sentences += [f"With {name_of(init)} one needs {listed(said)}."] if said else []
     return sentences
 
 

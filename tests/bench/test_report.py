@@ -482,18 +482,18 @@ def test_the_first_sentences_count_a_start_in_labels_of_random_weights(tmp_path)
     """A tenth of the labels costs 0.1, so 0.06 above random is worth four times the labels, 119 for 30."""
     first, second = said_of_worth(tmp_path, 0.46)
     found = re.fullmatch(
-        r"Counted in labels with random, 30 with ImageNet are worth (\d+) \((\d+) to (\d+)\)[.]", first
+        r"With random one needs (\d+) \((\d+) to (\d+)\) labels to get as far as ImageNet with 30[.]", first
     )
     labels, low, high = (int(one) for one in found.groups())
     assert 60 < labels < 240
     assert low < 119 < high < 300
-    assert second.startswith("Counted in labels with ImageNet, ")
+    assert second.startswith("With ImageNet one needs ")
 
 
 def test_the_first_sentences_count_weak_starts_by_their_most_labels(tmp_path):
     assert said_of_worth(tmp_path, 0.70) == [
-        "Counted in labels with random, 30 with ImageNet are worth more than 300.",
-        "Counted in labels with ImageNet, 300 with random are worth fewer than 30.",
+        "With random one needs more than 300 labels to get as far as ImageNet with 30.",
+        "With ImageNet one needs fewer than 30 labels to get as far as random with 300.",
     ]
 
 
