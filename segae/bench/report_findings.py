@@ -89,15 +89,10 @@ def worth_findings(numbers: Numbers) -> list[str]:
         for name in names:
             if len(found := numbers.worth.get((name, init), ())) > 1:
                 one = found[-1] if found[0].high is not None and found[0].high <= min(known) else found[0]
-                needed = in_words(worth_text(one, known))
+                needed = _spelled(worth_text(one, known))
                 said.append(f"{needed} {'as' if said else 'labels to get as far as'} {name} with {one.budget}")
         sentences += [f"With {name_of(init)} one needs {listed(said)}."] if said else []
     return sentences
-
-
-def in_words(labels: str) -> str:
-    """Numbers of labels with words for the signs `>` and `<`."""
-    return labels.replace("> ", "more than ").replace("< ", "fewer than ")
 
 
 def _one_by_one(cases: Sequence[tuple[Result, str, Comparison]], arms: Sequence[str]) -> list[str]:
@@ -167,3 +162,8 @@ def _state(comparison: Comparison) -> str:
     if not told_apart(comparison):
         return "cannot be told apart from {}"
     return "ended above {}" if comparison.difference.estimate > 0 else "ended below {}"
+
+
+def _spelled(labels: str) -> str:
+    """Numbers of labels with words for the signs `>` and `<`."""
+    return labels.replace("> ", "more than ").replace("< ", "fewer than ")
