@@ -20,7 +20,9 @@ from albumentations.pytorch import ToTensorV2
 _NEAREST = cv2.INTER_NEAREST_EXACT
 
 
-def pretrain_transform(size: int, mean: Sequence[float], std: Sequence[float]) -> albumentations.Compose:
+def pretrain_transform(
+    size: int, mean: Sequence[float], std: Sequence[float], *, crop: bool = True
+) -> albumentations.Compose:
     """Random crop of half to the whole area, resized back, and a horizontal flip.
 
     Crop and flip only, as in masked autoencoding: the corruption is the objective's business.
@@ -29,11 +31,12 @@ def pretrain_transform(size: int, mean: Sequence[float], std: Sequence[float]) -
         size: side S of the result in pixels.
         mean: per channel, for values in [0, 1].
         std: per channel, for values in [0, 1].
+        crop: False leaves the image whole, for an objective that crops by itself.
     """
-    crop = albumentations.RandomResizedCrop(
+    cut = albumentations.RandomResizedCrop(
         (size, size), scale=(0.5, 1.0), interpolation=cv2.INTER_LINEAR, mask_interpolation=_NEAREST
     )
-    return _compose([crop, albumentations.HorizontalFlip(p=0.5)], mean, std)
+    return _compose([cut if crop else _resize(size), albumentations.HorizontalFlip(p=0.5)], mean, std)
 
 
 def train_transform(size: int, mean: Sequence[float], std: Sequence[float]) -> albumentations.Compose:

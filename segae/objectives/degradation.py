@@ -1,4 +1,4 @@
-"""Corruptions that take something from some of the images: colour, sharpness, resolution.
+"""Corruptions that take something from the images, from some or all: colour, light, sharpness, resolution.
 
 Each image is drawn on its own. All images are computed and the drawn ones kept, because asking a GPU which ones were
 drawn makes the program wait for it.
@@ -43,6 +43,56 @@ class ColourRemoval:
         kept_b111 = _uniform(image_bchw, generator) >= self.probability
         grey_bchw = luminance(image_bchw).expand_as(image_bchw)
         return Corrupted(torch.where(kept_b111, image_bchw, grey_bchw))
+
+
+@dataclass(frozen=True)
+class LightChange:
+    """Change contrast, saturation, brightness and tint of every image, each with numbers of its own.
+
+    Contrast is a factor on the distance from the image's mean, saturation one on the distance of the channels from the
+    pixel's mean. Brightness moves all channels, tint each by itself, in units of the image's standard deviation; so it
+    does not matter by what an encoder normalises.
+
+    Attributes:
+        contrast: Largest change of its factor from 1, in [0, 1].
+        saturation: The same.
+        brightness: Largest shift of all channels, 0 or more.
+        tint: Largest shift of a channel, 0 or more.
+
+    Raises:
+        SegaeError: A value out of its range.
+    """
+
+    contrast: float = 0.3
+    saturation: float = 0.4
+    brightness: float = 0.5
+    tint: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SegaeError(f"change of {name} is {getattr(self, name)}; a number in [0, 1] is wanted. Try 0.3.")
+        for name in ("brightness", "tint"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise SegaeError(f"change of {name} is {getattr(self, name)}; 0 or more is wanted. Try 0.3.")
+
+    def __call__(
+        self,
+        image_bchw: Tensor,
+        generator: torch.Generator,
+        hardness: Hardness | None = None,  # noqa: ARG002
+    ) -> Corrupted:
+        """Change the light of normalised images (B, C, H, W)."""
+        mean_b111 = image_bchw.mean(dim=(1, 2, 3), keepdim=True)
+        deviation_b111 = (image_bchw - mean_b111).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        contrast_b111 = 1 + self.contrast * (2 * _uniform(image_bchw, generator) - 1)
+        saturation_b111 = 1 + self.saturation * (2 * _uniform(image_bchw, generator) - 1)
+        shift_bc11 = self.brightness * (2 * _uniform(image_bchw, generator) - 1)
+        shift_bc11 = shift_bc11 + self.tint * (2 * _uniform(image_bchw, generator, image_bchw.shape[1]) - 1)
+        grey_b1hw = image_bchw.mean(dim=1, keepdim=True)
+        mixed_bchw = grey_b1hw + saturation_b111 * (image_bchw - grey_b1hw)
+        changed_bchw = mean_b111 + contrast_b111 * (mixed_bchw - mean_b111) + shift_bc11 * deviation_b111
+        return Corrupted(changed_bchw.to(image_bchw.dtype))
 
 
 @dataclass(frozen=True)
@@ -120,9 +170,10 @@ class Shrink:
         return Corrupted(torch.where(kept_b111, image_bchw, _resample(image_bchw, rows_bij, columns_bij)))
 
 
-def _uniform(image_bchw: Tensor, generator: torch.Generator) -> Tensor:
-    """A number in [0, 1) for each image (B, 1, 1, 1), drawn where the generator lives."""
-    return torch.rand(len(image_bchw), 1, 1, 1, generator=generator, device=generator.device).to(image_bchw.device)
+def _uniform(image_bchw: Tensor, generator: torch.Generator, numbers: int = 1) -> Tensor:
+    """Numbers in [0, 1) for each image (B, numbers, 1, 1), drawn where the generator lives."""
+    shape = (len(image_bchw), numbers, 1, 1)
+    return torch.rand(shape, generator=generator, device=generator.device).to(image_bchw.device)
 
 
 def _check_probability(probability: float, what: str) -> None:

@@ -10,10 +10,11 @@ from typing import Literal
 from segae.errors import SegaeError
 from segae.objectives.catalogue import DEFAULTS, OBJECTIVES, TARGETS, Values
 from segae.objectives.corruption import Corruption, GaussianNoise, Identity, PatchMask, ScaledNoise
-from segae.objectives.degradation import Blur, ColourRemoval, Shrink
+from segae.objectives.degradation import Blur, ColourRemoval, LightChange, Shrink
 from segae.objectives.frequency import FrequencyError
 from segae.objectives.gradients import PixelsAndGradients
 from segae.objectives.mixture import Mixture
+from segae.objectives.object_crop import CropOfLayers, LayersAndPixels
 from segae.objectives.reconstruction import MeanSquaredError, PatchNormalisedError, Reconstruction, Where
 
 JUDGED_WHERE_HIDDEN = ("mask", "sparse_mask", "a2mim")
@@ -31,6 +32,7 @@ class Objective:
             (it skips them) or `token` (a learned value replaces their features inside the encoder).
         decoder: Name of the decoder that suits it.
         frozen_encoder: Whether only the decoder learns.
+        crops: Whether the corruption crops by itself, so that it is to be given whole images.
 
     Raises:
         SegaeError: The masking is unknown.
@@ -42,6 +44,7 @@ class Objective:
     masking: Literal["dense", "sparse", "token"] = "dense"
     decoder: str = "plain"
     frozen_encoder: bool = False
+    crops: bool = False
 
     def __post_init__(self) -> None:
         if self.masking not in ("dense", "sparse", "token"):
@@ -60,8 +63,8 @@ def make_objective(
 
     Args:
         name: One of `OBJECTIVES`, which says what each does.
-        noise_sigma: For `denoise`, `mixture` and `decoder_denoise`: standard deviation in normalised image space,
-            above 0. None takes the objective's default from `DEFAULTS`, here and below.
+        noise_sigma: For `denoise`, `mixture` and `decoder_denoise`: standard deviation in normalised image space, above
+            0. None takes the objective's default from `DEFAULTS`, here and below.
         patch: For `mask`, `sparse_mask`, `a2mim` and `mixture`: side of a hidden patch in pixels; for target
             `patch-normalised`: side of a normalised one.
         mask_ratio: For the same four: share of the patches that is hidden, in (0, 1).
@@ -83,6 +86,8 @@ def make_objective(
         return objective
     if isinstance(objective.corruption, ScaledNoise) and objective.corruption.predict == "noise":
         raise SegaeError(f"objective {name} predicts the noise; target {target} does not go with it. Leave it out.")
+    if isinstance(objective.reconstruction, LayersAndPixels):
+        raise SegaeError(f"objective {name} says layers; target {target} does not go with it. Leave it out.")
     where: Where = "hidden" if name in JUDGED_WHERE_HIDDEN else "all"
     return replace(objective, reconstruction=_reconstruction(target, values["patch"], where))
 
@@ -111,6 +116,8 @@ def _preset(name: str, values: Values) -> Objective:
             ScaledNoise(sigma, "image"),
         )
         return Objective(name, Mixture(parts), PixelsAndGradients(), decoder="unet")
+    if name == "layers":
+        return Objective(name, CropOfLayers(then=LightChange()), LayersAndPixels(), decoder="unet", crops=True)
     if name == "decoder_denoise":
         noise = ScaledNoise(sigma, "noise")
         return Objective(name, noise, MeanSquaredError(), decoder="unet", frozen_encoder=True)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from segae.data.batch_transforms import CropAndFlip
     from segae.data.quarantine import Quarantine
     from segae.models.encoder import EncoderDescription
     from segae.tasks.pretrain import Pretrain
@@ -127,18 +128,34 @@ def unlabelled_sets(
 
     ``held_on`` is the device on which they lie and are augmented; None leaves them to the CPU.
     """
-    from segae.data.batch_transforms import CropAndFlip
     from segae.data.batches import UnlabelledImages
     from segae.data.device_images import DeviceImages
-    from segae.data.transforms import eval_transform, pretrain_transform
+    from segae.data.transforms import eval_transform
 
     look = (config.image_size, description.mean, description.std)
     if held_on is not None:
         more: dict[str, Any] = {"device": held_on, "seed": config.seed, "repeats": config.repeats}
-        augmented = DeviceImages(images, None, CropAndFlip(), *look[1:], **more)
+        augmented = DeviceImages(images, None, random_change(config), *look[1:], **more)
         return augmented, augmented.unchanged()
     clean = UnlabelledImages(images, eval_transform(*look), config.seed)
-    return UnlabelledImages(images, pretrain_transform(*look), config.seed, config.repeats), clean
+    return UnlabelledImages(images, random_transform(config, description), config.seed, config.repeats), clean
+
+
+def random_transform(config: Pretrain, description: EncoderDescription) -> Any:
+    """What is done to a training image on the CPU: a crop, unless the objective crops by itself, and a flip."""
+    from segae.data.transforms import pretrain_transform
+    from segae.tasks.prepare import objective_of
+
+    crop = not objective_of(config).crops
+    return pretrain_transform(config.image_size, description.mean, description.std, crop=crop)
+
+
+def random_change(config: Pretrain) -> CropAndFlip:
+    """The same for a batch on its device."""
+    from segae.data.batch_transforms import CropAndFlip
+    from segae.tasks.prepare import objective_of
+
+    return CropAndFlip(scale=(1.0, 1.0), ratio=(1.0, 1.0)) if objective_of(config).crops else CropAndFlip()
 
 
 def _load_live(config: Pretrain, description: EncoderDescription, paths: Sequence[Path]) -> Unlabelled:
@@ -147,14 +164,14 @@ def _load_live(config: Pretrain, description: EncoderDescription, paths: Sequenc
     from segae.data.live import LiveImages
     from segae.data.packed import PackedPaths
     from segae.data.reduced import read_resized
-    from segae.data.transforms import eval_transform, pretrain_transform
+    from segae.data.transforms import eval_transform
 
     paths = PackedPaths.of(paths)
     held_out = kept_apart(paths, config)
     # two lists: what replaces an unreadable training image must not be a validation image
     train, valid = (paths.take(np.flatnonzero(chosen).tolist()) for chosen in (~held_out, held_out))
     size, look = config.image_size, (config.image_size, description.mean, description.std)
-    augmented = LiveImages(train, size, pretrain_transform(*look), config.seed, config.repeats)
+    augmented = LiveImages(train, size, random_transform(config, description), config.seed, config.repeats)
     parts = [augmented]
     if valid:
         parts.append(LiveImages(valid, size, eval_transform(*look), config.seed))

@@ -138,10 +138,11 @@ def _live_images(
     config: Pretrain, paths: Sequence[Path], held_out: int, description: EncoderDescription
 ) -> tuple[Any, Any]:
     from segae.data.live import LiveImages
-    from segae.data.transforms import eval_transform, pretrain_transform
+    from segae.data.transforms import eval_transform
+    from segae.tasks.loading import random_transform
 
     size, look = config.image_size, (config.image_size, description.mean, description.std)
-    train = LiveImages(paths[held_out:], size, pretrain_transform(*look), config.seed)
+    train = LiveImages(paths[held_out:], size, random_transform(config, description), config.seed)
     kept = _at_least(paths[:held_out], _wanted(config)[1])
     return train, LiveImages(kept, size, eval_transform(*look), config.seed) if kept else None
 

@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from segae.tasks.segment import Segment
 
 
+def objective_of(config: Pretrain) -> Objective:
+    """What a configuration asks of the autoencoder.
+
+    Raises:
+        SegaeError: a name is unknown, or a value out of range.
+    """
+    from segae.objectives.presets import make_objective
+
+    settings: dict[str, Any] = {name: getattr(config, name) for name in ("noise_sigma", "patch", "mask_ratio")}
+    return make_objective(config.objective, target=config.target, **settings)
+
+
 def build_pretrainer(
     config: Pretrain, encoder: nn.Module, description: EncoderDescription, objective: Objective
 ) -> nn.Module:

@@ -34,8 +34,8 @@ class Pretrain:
     init: str = "random"
     """Where the encoder starts: random, imagenet, or the path of an encoder.safetensors."""
     objective: str = "denoise"
-    """What the autoencoder is asked to do: reconstruct, denoise, mask, sparse_mask, a2mim, mixture or decoder_denoise
-    (docs/pretraining.md)."""
+    """What the autoencoder is asked to do: reconstruct, denoise, mask, sparse_mask, a2mim, mixture, layers or
+    decoder_denoise (docs/pretraining.md)."""
     target: Literal["pixels", "patch-normalised", "gradients", "frequency"] | None = None
     """What the output is compared with; none takes the objective's own."""
     decoder: str | None = None
@@ -131,9 +131,9 @@ def resolve(config: Pretrain, init: str) -> Pretrain:
         SegaeError: the objective is unknown, or has no use for a value that was given.
     """
     from segae.objectives.catalogue import DEFAULTS, require_use
-    from segae.tasks.prepare import require_frozen_use
+    from segae.tasks.prepare import objective_of, require_frozen_use
 
-    objective = _objective(config)
+    objective = objective_of(config)
     values = {name: getattr(config, name) for name in DEFAULTS[config.objective]}
     used = require_use(config.objective, config.target, values)
     imagenet = init.startswith("imagenet")
@@ -148,13 +148,6 @@ def resolve(config: Pretrain, init: str) -> Pretrain:
         "skip_dropout": 0.0,
     }
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
-
-
-def _objective(config: Pretrain) -> Objective:
-    from segae.objectives.presets import make_objective
-
-    settings: dict[str, Any] = {name: getattr(config, name) for name in ("noise_sigma", "patch", "mask_ratio")}
-    return make_objective(config.objective, target=config.target, **settings)
 
 
 def run(config: Pretrain) -> Path:
@@ -224,13 +217,13 @@ def begin(
     """What a pretraining has before it has images: the resolved configuration, and what it asks for."""
     from segae.models.encoder import create_encoder
     from segae.tasks.compute import set_up
-    from segae.tasks.prepare import build_pretrainer
+    from segae.tasks.prepare import build_pretrainer, objective_of
     from segae.training.run import seed_everything
 
     seed_everything(config.seed)
     encoder, description = create_encoder(config.encoder, config.init)
     config = resolve(config, description.init)
-    objective, phases = _objective(config), make_phases(config)
+    objective, phases = objective_of(config), make_phases(config)
     model = build_pretrainer(config, encoder, description, objective).to(device)
     set_up(model, config, dense=objective.masking == "dense")
     return config, model, description, objective, phases
@@ -238,6 +231,7 @@ def begin(
 
 def make_phases(config: Pretrain) -> tuple[Phase, ...]:
     """The phases of a resolved configuration."""
+    from segae.tasks.prepare import objective_of
     from segae.training.schedule import make_pretraining_phases
 
     return make_pretraining_phases(
@@ -246,5 +240,5 @@ def make_phases(config: Pretrain) -> tuple[Phase, ...]:
         config.warmup,
         freeze_epochs=config.freeze_epochs or 0,
         encoder_lr_ratio=1.0 if config.encoder_lr_ratio is None else config.encoder_lr_ratio,
-        frozen_encoder=_objective(config).frozen_encoder,
+        frozen_encoder=objective_of(config).frozen_encoder,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segae.errors import SegaeError
-from segae.tasks.loading import MEASURED_IMAGES, SHOWN_IMAGES, Unlabelled
+from segae.tasks.loading import MEASURED_IMAGES, SHOWN_IMAGES, Unlabelled, random_transform
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ def load_shards(config: Pretrain, description: EncoderDescription) -> Unlabelled
             say how many images they hold, without ``epoch_images``.
     """
     from segae.data.shards import ShardImages
-    from segae.data.transforms import eval_transform, pretrain_transform
+    from segae.data.transforms import eval_transform
     from segae.tasks.compute import loader_batch
     from segae.training.distributed import require_divisible, this_place
 
@@ -49,7 +49,7 @@ def load_shards(config: Pretrain, description: EncoderDescription) -> Unlabelled
     stream = ShardImages(
         source,
         config.image_size,
-        pretrain_transform(*look),
+        random_transform(config, description),
         config.seed,
         epoch_images=count * config.repeats,
         batch_size=share,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segae.objectives.corruption import ScaledNoise
+from segae.objectives.object_crop import LayersAndPixels, cut_out
 from segae.objectives.patches import average_patches, spread_patches
 from segae.objectives.presets import Objective
 from segae.objectives.reconstruction import PatchNormalisedError
@@ -31,7 +32,8 @@ def reconstruction_sheet(
     """Write a sheet of image, input and reconstruction, one row for each of ``images`` (uint8 N, S, S, 3).
 
     Where pixels were hidden, a fourth column puts the reconstruction into the holes of the image. Where an
-    objective asks for something else than pixels, the image that was meant is computed from the output.
+    objective asks for something else than pixels, the image that was meant is computed from the output; where it asks
+    for the object, this is cut out of the input, as it was sought and as it was said.
     """
     device = next(model.parameters()).device
     clean = normalise(images, mean, std, device)
@@ -40,7 +42,13 @@ def reconstruction_sheet(
     with evaluating(model), torch.no_grad():
         output = model(*model_inputs(seen, hidden, with_hidden=takes_hidden(model))).float()
         shown = _as_image(objective, output, seen, clean)
-    columns = {"image": clean, "input": seen, "reconstruction": shown}
+        columns = {"image": clean, "input": seen, "reconstruction": shown}
+        if isinstance(objective.reconstruction, LayersAndPixels) and corrupted.target_bchw is not None:
+            object_b1hw = corrupted.target_bchw[:, -1:]
+            said_b1hw = output[:, -2:].softmax(dim=1)[:, 1:]
+            columns |= {"object sought": cut_out(seen, object_b1hw), "object said": cut_out(seen, said_b1hw)}
+            if not objective.reconstruction.pixel_weight:
+                del columns["reconstruction"]
     if hidden is not None:
         columns["with holes filled"] = torch.where(hidden > 0, shown, clean)
     contact_sheet(

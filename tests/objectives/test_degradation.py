@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from segae.errors import SegaeError
-from segae.objectives.degradation import Blur, ColourRemoval, Shrink
+from segae.objectives.degradation import Blur, ColourRemoval, LightChange, Shrink
 
 BUILD = {
     "colour": lambda probability: ColourRemoval(probability),
@@ -118,3 +118,50 @@ def test_shrink_draws_a_factor_for_each_image() -> None:
 def test_values_are_checked(build, message: str) -> None:
     with pytest.raises(SegaeError, match=message):
         build()
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+def test_every_image_gets_a_light_of_its_own_in_units_of_its_deviation(scale: float) -> None:
+    image = images(300)
+    for change, low, high in (
+        (LightChange(0.4, 0, 0, 0), 0.6, 1.4),
+        (LightChange(0, 0, 0.5, 0), -0.5, 0.5),
+        (LightChange(0, 0, 0, 0.3), -0.3, 0.3),
+    ):
+        changed = after(change, scale * image + 3) / scale
+        if change.contrast:
+            measure = changed.flatten(1).std(1) / image.flatten(1).std(1)
+            assert torch.allclose(changed.flatten(1).mean(1), image.flatten(1).mean(1) + 3 / scale, atol=1e-4)
+        else:
+            shift = (changed - image - 3 / scale).mean((2, 3)) / image.flatten(1).std(1)[:, None]
+            assert bool(change.tint) == bool((shift.std(1) > 0.01).any())
+            measure = shift[:, 0]
+        assert low - 0.01 < measure.min().item() < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < measure.max().item() < high + 0.01
+
+
+def test_saturation_leaves_grey_images_and_the_mean_of_every_pixel() -> None:
+    image = images(100)
+    changed = after(LightChange(0, 1, 0, 0), image)
+    assert torch.allclose(changed.mean(1), image.mean(1), atol=1e-5)
+    colour = (changed - changed.mean(1, keepdim=True)).flatten(1).norm(dim=1)
+    ratio = colour / (image - image.mean(1, keepdim=True)).flatten(1).norm(dim=1)
+    assert ratio.min() < 0.2
+    assert ratio.max() > 1.8
+    grey = image[:, :1].expand(-1, 3, -1, -1)
+    assert torch.allclose(after(LightChange(0, 1, 0, 0), grey), grey, atol=1e-5)
+    assert torch.allclose(after(LightChange(0, 0, 0, 0), image), image, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"contrast": 1.5}, "change of contrast is 1.5"),
+        ({"saturation": -0.1}, "change of saturation is -0.1"),
+        ({"tint": -1.0}, "change of tint is -1.0"),
+        ({"brightness": math.inf}, "change of brightness is inf"),
+    ],
+)
+def test_light_out_of_range_is_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(SegaeError, match=message):
+        LightChange(**values)

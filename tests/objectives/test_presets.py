@@ -11,10 +11,11 @@ from torch import Tensor
 
 from segae.errors import SegaeError
 from segae.objectives.corruption import GaussianNoise, Identity, PatchMask, ScaledNoise
-from segae.objectives.degradation import Blur, ColourRemoval, Shrink
+from segae.objectives.degradation import Blur, ColourRemoval, LightChange, Shrink
 from segae.objectives.frequency import FrequencyError
 from segae.objectives.gradients import PixelsAndGradients, oriented_gradients
 from segae.objectives.mixture import Mixture
+from segae.objectives.object_crop import CropOfLayers, LayersAndPixels
 from segae.objectives.patches import spread_patches
 from segae.objectives.presets import DEFAULTS, OBJECTIVES, TARGETS, Objective, make_objective
 from segae.objectives.reconstruction import (
@@ -44,13 +45,16 @@ def perfect(objective: Objective, target: Tensor) -> Tensor:
     if isinstance(score, PixelsAndGradients):
         histogram = oriented_gradients(target, score.cell, score.bins)
         return torch.cat([target, spread_patches(histogram, score.cell, 32, 32)], dim=1)
+    if isinstance(score, LayersAndPixels):
+        thing = target[:, 3:].double().clamp(1e-20, 1 - 1e-16)
+        return torch.cat([target[:, :3], (1 - thing).log(), thing.log()], dim=1)
     return target
 
 
 @pytest.mark.parametrize("target_name", [None, *TARGETS])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_name_and_target_builds_an_objective_that_can_be_met(name: str, target_name: str | None) -> None:
-    if name == "decoder_denoise" and target_name is not None:
+    if name in ("decoder_denoise", "layers") and target_name is not None:
         pytest.skip("has its own target only")
     objective = make_objective(name, **VALUES, target=target_name)
     assert objective.name == name
@@ -62,7 +66,7 @@ def test_every_name_and_target_builds_an_objective_that_can_be_met(name: str, ta
 
 
 @pytest.mark.parametrize("target_name", [None, *TARGETS])
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "decoder_denoise"])
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("decoder_denoise", "layers")])
 def test_masks_are_judged_where_they_hide_and_others_everywhere(name: str, target_name: str | None) -> None:
     objective = make_objective(name, **VALUES, target=target_name)
     target, hidden = batch(objective)
@@ -91,6 +95,14 @@ def test_the_values_arrive() -> None:
     )
     assert make_objective("mixture", **VALUES) == Objective(
         "mixture", Mixture(parts), PixelsAndGradients(where="all"), "dense", "unet"
+    )
+    assert make_objective("layers", **VALUES) == Objective(
+        "layers",
+        CropOfLayers((0.5, 1.0), LightChange()),
+        LayersAndPixels(0.1),
+        "dense",
+        "unet",
+        crops=True,
     )
     assert make_objective("decoder_denoise", **VALUES) == Objective(
         "decoder_denoise", ScaledNoise(0.3, "noise"), MeanSquaredError(), "dense", "unet", frozen_encoder=True
@@ -152,6 +164,7 @@ def test_parts_compose_freely() -> None:
         ("mask", {"patch": 0}, "mask patch is 0"),
         ("mixture", {"patch": 0}, "mask patch is 0"),
         ("mask", {"target": "gradient"}, 'target "gradient" is not known. Did you mean gradients[?] Use one of pixels'),
+        ("layers", {"target": "pixels"}, "says layers; target pixels does not go with it"),
         ("decoder_denoise", {"target": "pixels"}, "predicts the noise; target pixels does not go with it"),
     ],
 )

@@ -208,14 +208,14 @@ def test_what_cannot_be_pretrained_is_refused_before_anything_is_written(pets, t
 
 def test_bounded_outputs_are_image_values(pets, tmp_path):
     from segae.models.encoder import create_encoder
-    from segae.tasks.prepare import build_pretrainer
-    from segae.tasks.pretrain import _objective, resolve
+    from segae.tasks.prepare import build_pretrainer, objective_of
+    from segae.tasks.pretrain import resolve
 
     for activation in ("sigmoid", "tanh"):
         config = Pretrain(data=(pets,), objective="denoise", output_activation=activation, **SMALL)
         encoder, description = create_encoder("test_resnet")
         config = resolve(config, description.init)
-        model = build_pretrainer(config, encoder, description, _objective(config)).eval()
+        model = build_pretrainer(config, encoder, description, objective_of(config)).eval()
         with torch.no_grad():
             output = model(100 * torch.randn(2, 3, 64, 64), None)
         shape = (1, 3, 1, 1)

@@ -88,6 +88,18 @@ def test_channels_beside_the_image_are_not_shown(sheet):
     assert near(columns["reconstruction"], IMAGES)
 
 
+def test_the_object_that_is_said_is_cut_out_of_the_input(sheet):
+    left = torch.zeros(2, 1, 64, 64)
+    left[..., :32] = 1
+    columns = sheet(Oracle(torch.cat([CLEAN, 50 * (1 - left), 50 * left], dim=1)), "layers")
+    assert list(columns) == ["image", "input", "reconstruction", "object sought", "object said"]
+    assert near(columns["reconstruction"], IMAGES)
+    assert near(columns["object said"][:, :, :32], columns["input"][:, :, :32])
+    assert columns["object said"][:, :, 33:].std(axis=(1, 2)).max() < 1
+    assert columns["input"][:, :, 33:].std(axis=(1, 2)).min() > 20
+    assert (columns["object sought"] != columns["object said"]).mean() > 0.2
+
+
 def test_the_last_column_keeps_what_was_visible(sheet):
     model = Oracle(torch.zeros_like(CLEAN))
     columns = sheet(model, "mask")
