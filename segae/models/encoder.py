@@ -41,6 +41,7 @@ from torch import nn
 from segae.errors import SegaeError
 from segae.models.described import load_described, save_described
 from segae.models.imagenet import load_imagenet
+from segae.models.published import encoder_file, published_encoders
 from segae.models.weights import load_strictly
 
 _DEPTH = 5  # smp's encoders give the input and five stages; the deepest has stride 32
@@ -84,7 +85,7 @@ def create_encoder(
 
     Args:
         architecture: A timm name, such as `tf_efficientnet_lite0` or `resnet18`.
-        init: `random`, `imagenet`, or the path of an encoder's .safetensors file.
+        init: `random`, `imagenet`, the path of an encoder's .safetensors file, or the name of a published encoder.
         in_channels: Channels of an input image.
 
     Returns:
@@ -98,7 +99,7 @@ def create_encoder(
         >>> encoder, description = create_encoder("tf_efficientnet_lite0", "imagenet")
     """
     if init not in ("random", "imagenet"):
-        return _create_from_file(architecture, Path(init), in_channels)
+        return _create_from_file(architecture, encoder_file(init), in_channels)
     encoder = build_encoder(architecture, in_channels)
     source = "random initialisation"
     if init == "imagenet":
@@ -176,13 +177,17 @@ def save_encoder(path: Path, encoder: nn.Module, description: EncoderDescription
     save_described(path, "encoder", encoder.state_dict(), description)
 
 
-def load_encoder(path: Path) -> tuple[nn.Module, EncoderDescription]:
+def load_encoder(path: Path | str) -> tuple[nn.Module, EncoderDescription]:
     """Rebuild an encoder from its file alone, every tensor checked.
+
+    Args:
+        path: The .safetensors file, or the name of a published encoder (data/weights/README.md lists them).
 
     Raises:
         SegaeError: No such file, a pickle, a damaged file, a file without description, an unknown
             architecture, or a tensor missing, unknown or of another shape.
     """
+    path = encoder_file(path)
     state, description = load_described(path, "encoder", EncoderDescription)
     encoder = build_encoder(description.architecture, description.in_channels)
     load_strictly(encoder, state, str(path))
@@ -193,7 +198,8 @@ def _create_from_file(architecture: str, path: Path, in_channels: int) -> tuple[
     if not path.is_file():
         raise SegaeError(
             f'"{path}" is no initialisation: it is neither random nor imagenet, and no such file exists. '
-            "Give random, imagenet, or the path of an encoder.safetensors that pretraining wrote."
+            "Give random, imagenet, the path of an encoder.safetensors that pretraining wrote, or the name of a "
+            f"published encoder ({', '.join(published_encoders()) or 'there is none here'})."
         )
     encoder, description = load_encoder(path)
     for name, seen, wanted in (

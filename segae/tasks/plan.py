@@ -32,7 +32,7 @@ class Plan:
     encoder: str | None = None
     """Name of any convolutional network in timm."""
     init: str | None = None
-    """random, imagenet, or the path of an encoder.safetensors."""
+    """random, imagenet, the path of an encoder.safetensors, or a published encoder's name."""
     decoder: str | None = None
     """As of that command."""
     objective: str | None = None

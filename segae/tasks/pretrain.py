@@ -32,7 +32,7 @@ class Pretrain:
     encoder: str = "tf_efficientnet_lite0"
     """Name of any convolutional network in timm."""
     init: str = "random"
-    """Where the encoder starts: random, imagenet, or the path of an encoder.safetensors."""
+    """Where the encoder starts: random, imagenet, the path of an encoder.safetensors, or a published encoder's name."""
     objective: str = "denoise"
     """What the autoencoder is asked to do: reconstruct, denoise, mask, sparse_mask, a2mim, mixture, layers or
     decoder_denoise (docs/pretraining.md)."""

@@ -32,7 +32,7 @@ class Segment:
     encoder: str = "tf_efficientnet_lite0"
     """Name of any convolutional network in timm."""
     init: str = "random"
-    """Where the encoder starts: random, imagenet, or the path of an encoder.safetensors."""
+    """Where the encoder starts: random, imagenet, the path of an encoder.safetensors, or a published encoder's name."""
     decoder: str = "unet"
     """Any decoder of segmentation-models-pytorch, or linear: a 1x1 convolution on the upsampled features."""
     transfer: Literal["encoder", "encoder+decoder"] = "encoder"
