@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +25,7 @@ class CropOfLayers:
         area: Smallest and largest area of the crop as shares of the image's, in (0, 1], drawn evenly between them; it
             keeps the image's ratio and is resampled to its size.
         then: What is done to the crop afterwards; it keeps the clean image as its target.
+        find: Gives where the object is, (B, 1, H, W) in [0, 1], for images (B, C, H, W).
 
     Raises:
         SegaeError: A value out of its range, or, when called, `then` has another target.
@@ -31,7 +33,7 @@ class CropOfLayers:
 
     area: tuple[float, float] = (0.5, 1.0)
     then: Corruption = field(default_factory=Identity)
-    _find: LayerCut = field(default_factory=LayerCut, init=False, repr=False, compare=False)
+    find: Callable[[Tensor], Tensor] = field(default_factory=LayerCut, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.area[0] <= self.area[1] <= 1:
@@ -40,10 +42,10 @@ class CropOfLayers:
     def __call__(self, image_bchw: Tensor, generator: torch.Generator, hardness: Hardness | None = None) -> Corrupted:
         """Crop normalised images (B, C, H, W).
 
-        The target (B, C + 1, H, W) is the crop and, last, its object by `LayerCut`: 1, the ground 0, and between them
+        The target (B, C + 1, H, W) is the crop and, last, its object: 1, the ground 0, and between them
         on the boundary, by resampling.
         """
-        layered_bchw = torch.cat([image_bchw.float(), self._find(image_bchw)], dim=1)
+        layered_bchw = torch.cat([image_bchw.float(), self.find(image_bchw)], dim=1)
         drawn_b3 = torch.rand(len(image_bchw), 3, generator=generator, device=generator.device).to(image_bchw.device)
         side_b = (self.area[0] + (self.area[1] - self.area[0]) * drawn_b3[:, 0]).sqrt()
         matrix_b23 = torch.zeros(len(image_bchw), 2, 3, device=image_bchw.device)
