@@ -9,10 +9,19 @@ from torch import nn
 
 from segae.errors import SegaeError
 from segae.models.described import load_described, save_described
+from segae.models.published import DECODER_MARK, encoder_file, published_encoders
 from segae.models.weights import fingerprint, load_strictly
 
 DECODER_FILE = "decoder.safetensors"
 """Its name in a run folder, beside encoder.safetensors."""
+
+
+def decoder_file(encoder: str | Path) -> Path:
+    """Where the decoder that was pretrained with an encoder is: beside its file, or under its published name."""
+    file = encoder_file(encoder)
+    if file in published_encoders().values():
+        return file.with_name(f"{file.stem}{DECODER_MARK}.safetensors")
+    return file.with_name(DECODER_FILE)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Encoders that come with segae, by name: files NAME.safetensors of data/weights, each with its provenance as JSON."""
+"""Encoders that come with segae, by name: files NAME.safetensors of data/weights, each with its provenance as JSON.
+
+The decoder that was pretrained with an encoder, if it is published too, is NAME-decoder.safetensors.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,13 @@ _FOLDERS = (
 )
 
 
+DECODER_MARK = "-decoder"
+
+
 def published_encoders() -> dict[str, Path]:
     """The file of each published encoder, by its name."""
     files = (file for folder in reversed(_FOLDERS) for file in sorted(folder.glob("*.safetensors")))
-    return {file.stem: file for file in files}
+    return {file.stem: file for file in files if not file.stem.endswith(DECODER_MARK)}
 
 
 def encoder_file(name: str | Path) -> Path:

@@ -116,7 +116,7 @@ def run(config: Segment) -> Path:
 def _segment(config: Segment, device: torch.device) -> Path:
     from segae.data.open import open_dataset
     from segae.data.quarantine import Quarantine
-    from segae.models.decoder import DECODER_FILE, load_decoder_into
+    from segae.models.decoder import decoder_file, load_decoder_into
     from segae.models.encoder import create_encoder, output_stride, require_size
     from segae.models.segmenter import create_segmenter, require_decoder_size
     from segae.tasks.arms import require_transferable
@@ -144,7 +144,7 @@ def _segment(config: Segment, device: torch.device) -> Path:
     model = create_segmenter(encoder, config.encoder, config.decoder, len(data.classes)).to(device)
     if config.transfer == "encoder+decoder":
         require_transferable(config.transfer, config.decoder)
-        load_decoder_into(Path(config.init).parent / DECODER_FILE, model, config.encoder, config.decoder)
+        load_decoder_into(decoder_file(config.init), model, config.encoder, config.decoder)
 
     set_up(model, config)
 

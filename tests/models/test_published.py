@@ -9,6 +9,7 @@ import torch
 
 from segae.errors import SegaeError
 from segae.models import published
+from segae.models.decoder import decoder_file
 from segae.models.encoder import create_encoder, load_encoder, save_encoder
 from segae.models.published import encoder_file, published_encoders
 
@@ -51,3 +52,23 @@ def test_an_unknown_name_is_told_the_known_ones() -> None:
         create_encoder(NAME, "mien")
     with pytest.raises(SegaeError, match="holds an encoder with architecture test_efficientnet, but resnet18"):
         create_encoder("resnet18", "mine")
+
+
+def test_a_decoder_is_beside_its_encoder_and_no_encoder_itself(weights: Path) -> None:
+    (weights / "wheel" / "other-decoder.safetensors").write_bytes(b"")
+    assert "other-decoder" not in published_encoders()
+    assert decoder_file("other") == weights / "wheel" / "other-decoder.safetensors"
+    assert decoder_file("runs/pretrain/encoder.safetensors") == Path("runs/pretrain/decoder.safetensors")
+
+
+def test_the_published_encoder_says_where_it_comes_from() -> None:
+    encoder, description = load_encoder("pets_layers")
+    assert description.init == "ae:layers"
+    assert description.architecture == "tf_efficientnet_lite0"
+    assert description.pretraining["images_seen"] > 30_000
+    assert description.pretraining["dataset"] == "oxford-iiit-pet-sample+cats-dogs-unlabelled"
+    for file in (published_encoders()["pets_layers"], decoder_file("pets_layers")):
+        assert file.stat().st_size < 16 * 2**20
+        assert file.with_suffix(".json").is_file()
+    features = encoder.eval()(torch.randn(2, 3, 96, 96))
+    assert all(bool(feature.isfinite().all()) for feature in features)
