@@ -1,4 +1,4 @@
-"""Say where the object of an image is, from a crop of it: an objective that asks for things and not for pixels."""
+"""Say where the object of an image is, from a crop of it: an objective that asks for things before pixels."""
 
 from __future__ import annotations
 
