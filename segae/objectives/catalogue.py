@@ -15,6 +15,7 @@ OBJECTIVES = {
     "a2mim": "fill patches hidden behind the mean colour, judged by pixels and frequencies (A2MIM, arXiv 2205.13943)",
     "mixture": "undo hidden patches, noise, missing colour, blur and low resolution at once, and find the edges",
     "layers": "in a crop, tell object from background as two palettes do in the whole image (after GrabCut)",
+    "otsu": "in a crop, tell the fewer bright or dark pixels from the rest, as Otsu's threshold does in the whole image",
     "decoder_denoise": "train the decoder alone to predict the noise in an image (DDeP, arXiv 2205.11423)",
 }
 """What each objective asks of the autoencoder."""
@@ -51,6 +52,7 @@ DEFAULTS: dict[str, Values] = {
     "a2mim": {"noise_sigma": 0.5, "patch": 32, "mask_ratio": 0.6},
     "mixture": {"noise_sigma": 0.22, "patch": 16, "mask_ratio": 0.4},
     "layers": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
+    "otsu": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
     "decoder_denoise": {"noise_sigma": 0.22, "patch": 16, "mask_ratio": 0.6},
 }
 """Default values of each objective; those that it does not use are never read."""

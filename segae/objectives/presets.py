@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from segae.errors import SegaeError
+from segae.objectives.brightness import split_brightness
 from segae.objectives.catalogue import DEFAULTS, OBJECTIVES, TARGETS, Values
 from segae.objectives.corruption import Corruption, GaussianNoise, Identity, PatchMask, ScaledNoise
 from segae.objectives.degradation import Blur, ColourRemoval, LightChange, Shrink
@@ -118,6 +119,9 @@ def _preset(name: str, values: Values) -> Objective:
         return Objective(name, Mixture(parts), PixelsAndGradients(), decoder="unet")
     if name == "layers":
         return Objective(name, CropOfLayers(then=LightChange()), LayersAndPixels(), decoder="unet", crops=True)
+    if name == "otsu":
+        few = CropOfLayers(then=LightChange(), find=split_brightness)
+        return Objective(name, few, LayersAndPixels(), decoder="unet", crops=True)
     if name == "decoder_denoise":
         noise = ScaledNoise(sigma, "noise")
         return Objective(name, noise, MeanSquaredError(), decoder="unet", frozen_encoder=True)
