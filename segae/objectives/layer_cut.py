@@ -1,7 +1,8 @@
-"""Object and ground of whole images with a boundary on their edges: GrabCut, begun where `split_layers` is sure."""
+"""Object and ground of whole images with a boundary on their edges: GrabCut, begun where something softer is sure."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import blake2b
 
 import cv2
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from segae.objectives.layers import split_layers
 
-_SURE = 0.2  # what `split_layers` gives less than this, or more than 1 - this, is not asked again
+_SURE = 0.2  # what is thought less likely than this, or more likely than 1 - this, is not asked again
 _ROUNDS = 2
 _KEPT = 1 << 18  # answers, of 1.2 kB at 96 px
 
@@ -21,9 +22,14 @@ class LayerCut:
 
     A cut takes some 30 ms on a CPU core at 96 px, as long as a training step of a small network takes for an image. So
     the answers are kept by the image's values, of 262,144 images at most; mirror images share one.
+
+    Args:
+        likely: Gives how likely each pixel belongs to the object, (B, 1, H, W) in [0, 1], for images (B, C, H, W); the
+            cut begins there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, likely: Callable[[Tensor], Tensor] = split_layers) -> None:
+        self._likely = likely
         self._kept: dict[bytes, bytes] = {}
 
     @torch.no_grad()
@@ -41,7 +47,10 @@ class LayerCut:
         found = {key: self._kept[key] for key in keys if key in self._kept}
         new = {key: place for place, key in enumerate(keys) if key not in found}
         if new:
-            found.update(_cut([upright[place] for place in new.values()], list(new)))
+            new_chw = [image_bchw[place].flip(2) if mirrored_b[place] else image_bchw[place] for place in new.values()]
+            likely_bhw = self._likely(torch.stack(new_chw))[:, 0].cpu().numpy()
+            for (key, place), likely_hw in zip(new.items(), likely_bhw, strict=True):
+                found[key] = np.packbits(_grab(upright[place], likely_hw)).tobytes()
             if len(self._kept) < _KEPT:
                 self._kept.update({key: found[key] for key in new})
         height, width = image_bchw.shape[2:]
@@ -62,15 +71,6 @@ def _is_mirrored(image_hwc: np.ndarray) -> bool:
     """Of an image and its mirror image exactly one is, unless they are of one brightness."""
     half = image_hwc.shape[1] // 2
     return bool(image_hwc[:, :half].sum(dtype=np.int64) < image_hwc[:, -half:].sum(dtype=np.int64))
-
-
-def _cut(images: list[np.ndarray], keys: list[bytes]) -> dict[bytes, bytes]:
-    likely_bchw = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
-    likely_bhw = split_layers(likely_bchw)[:, 0].numpy()
-    return {
-        key: np.packbits(_grab(image, likely)).tobytes()
-        for key, image, likely in zip(keys, images, likely_bhw, strict=True)
-    }
 
 
 def _grab(image_hwc: np.ndarray, likely_hw: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ def split_layers(image_bchw: Tensor) -> Tensor:
     with torch.autocast(image_bchw.device.type, enabled=False):
         small_bchw = _blur(functional.interpolate(image_bchw.float(), size=(rows, columns), mode="area"), 0.7)
         share_bnk = _palette_shares(_standardised(small_bchw.flatten(2).transpose(1, 2)))
-        prior_11rc = _prior(rows, columns, image_bchw.device)
+        prior_11rc = centre_prior(rows, columns, image_bchw.device)
         object_b1rc = prior_11rc.expand(len(image_bchw), 1, rows, columns)
         for _ in range(_LAYER_STEPS):
             object_bn1 = object_b1rc.flatten(2).transpose(1, 2)
@@ -81,7 +81,7 @@ def _log_frequency(share_bnk: Tensor, weight_bn1: Tensor) -> Tensor:
     return (seen_bk1 / seen_bk1.sum(dim=1, keepdim=True)).log()
 
 
-def _prior(rows: int, columns: int, device: torch.device) -> Tensor:
+def centre_prior(rows: int, columns: int, device: torch.device) -> Tensor:
     """Probability (1, 1, rows, columns) of the object before any colour is seen, highest in the middle."""
     y_r = (torch.arange(rows, device=device) + 0.5) / rows * 2 - 1
     x_c = (torch.arange(columns, device=device) + 0.5) / columns * 2 - 1

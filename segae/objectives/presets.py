@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from torch import Tensor, nn
 
 from segae.errors import SegaeError
 from segae.objectives.brightness import split_brightness
 from segae.objectives.catalogue import DEFAULTS, OBJECTIVES, TARGETS, Values
 from segae.objectives.corruption import Corruption, GaussianNoise, Identity, PatchMask, ScaledNoise
 from segae.objectives.degradation import Blur, ColourRemoval, LightChange, Shrink
+from segae.objectives.feature_layers import FeatureLayers
 from segae.objectives.frequency import FrequencyError
 from segae.objectives.gradients import PixelsAndGradients
+from segae.objectives.layer_cut import LayerCut
 from segae.objectives.mixture import Mixture
 from segae.objectives.object_crop import CropOfLayers, LayersAndPixels
 from segae.objectives.reconstruction import MeanSquaredError, PatchNormalisedError, Reconstruction, Where
@@ -34,6 +38,9 @@ class Objective:
         decoder: Name of the decoder that suits it.
         frozen_encoder: Whether only the decoder learns.
         crops: Whether the corruption crops by itself, so that it is to be given whole images.
+        prepare: To be called once before training, with the encoder as it starts and batches of clean whole images
+            (B, C, H, W); None where nothing is to be prepared. Such an objective needs an encoder that has learnt
+            something elsewhere.
 
     Raises:
         SegaeError: The masking is unknown.
@@ -46,6 +53,7 @@ class Objective:
     decoder: str = "plain"
     frozen_encoder: bool = False
     crops: bool = False
+    prepare: Callable[[nn.Module, Iterable[Tensor]], object] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.masking not in ("dense", "sparse", "token"):
@@ -119,6 +127,10 @@ def _preset(name: str, values: Values) -> Objective:
         return Objective(name, Mixture(parts), PixelsAndGradients(), decoder="unet")
     if name == "layers":
         return Objective(name, CropOfLayers(then=LightChange()), LayersAndPixels(), decoder="unet", crops=True)
+    if name == "feature_layers":
+        likely = FeatureLayers()
+        found = CropOfLayers(then=LightChange(), find=LayerCut(likely))
+        return Objective(name, found, LayersAndPixels(), decoder="unet", crops=True, prepare=likely.fit)
     if name == "otsu":
         few = CropOfLayers(then=LightChange(), find=split_brightness)
         return Objective(name, few, LayersAndPixels(), decoder="unet", crops=True)

@@ -75,7 +75,7 @@ def parse_arm(text: str) -> Arm:
 
 
 def _parse_start(text: str) -> Arm:
-    from segae.objectives.presets import OBJECTIVES
+    from segae.objectives.presets import OBJECTIVES, make_objective
 
     bare = text.removesuffix(_DECODER)
     start, mark, objective = bare.rpartition("ae:")
@@ -96,6 +96,11 @@ def _parse_start(text: str) -> Arm:
         raise SegaeError(
             f"the arm {text!r} would transfer an encoder that {objective} leaves as it was; transfer the decoder "
             f"too: --arms {text}{_DECODER}."
+        )
+    if not start and make_objective(objective).prepare is not None:
+        raise SegaeError(
+            f"the arm {text!r} starts from random weights, which cannot say where the objects are as {objective} asks "
+            f"them to. Use --arms imagenet+{text}, or ae:layers."
         )
     return Arm("imagenet" if start else "random", objective, transfer)
 

@@ -90,6 +90,12 @@ def measure_untrained(
         recalibrate_batchnorm(model.encoder, _batches(config, measured), device)
 
 
+def prepare_objective(config: Pretrain, model: Any, objective: Objective, measured: Any) -> None:
+    """Let an objective that asks the starting encoder look at clean images with it."""
+    if objective.prepare is not None:
+        objective.prepare(model.encoder, _batches(config, measured))
+
+
 def _batches(config: Pretrain, measured: Any) -> Any:
     from torch.utils.data import DataLoader
 

@@ -34,8 +34,8 @@ class Pretrain:
     init: str = "random"
     """Where the encoder starts: random, imagenet, the path of an encoder.safetensors, or a published encoder's name."""
     objective: str = "denoise"
-    """What the autoencoder is asked to do: reconstruct, denoise, mask, sparse_mask, a2mim, mixture, layers, otsu
-    or decoder_denoise (docs/pretraining.md)."""
+    """What the autoencoder is asked to do: reconstruct, denoise, mask, sparse_mask, a2mim, mixture, layers,
+    feature_layers, otsu or decoder_denoise (docs/pretraining.md)."""
     target: Literal["pixels", "patch-normalised", "gradients", "frequency"] | None = None
     """What the output is compared with; none takes the objective's own."""
     decoder: str | None = None
@@ -130,6 +130,7 @@ def resolve(config: Pretrain, init: str) -> Pretrain:
     Raises:
         SegaeError: the objective is unknown, or has no use for a value that was given.
     """
+    from segae.errors import SegaeError
     from segae.objectives.catalogue import DEFAULTS, require_use
     from segae.tasks.prepare import objective_of, require_frozen_use
 
@@ -140,6 +141,12 @@ def resolve(config: Pretrain, init: str) -> Pretrain:
     encoder_lr_ratio = 0.1 if imagenet else 1.0
     if objective.frozen_encoder:
         require_frozen_use(config, objective.decoder, encoder_lr_ratio)
+    if objective.prepare is not None and init == "random":
+        raise SegaeError(
+            f"objective {config.objective} asks the encoder that it starts from where the objects are, and the init is "
+            f"random, which has learnt nothing. Use --init imagenet, a file or a published encoder's name, or "
+            "--objective layers."
+        )
     defaults: dict[str, Any] = {
         **{name: value for name, value in DEFAULTS[config.objective].items() if name in used},
         "decoder": objective.decoder,
@@ -170,7 +177,7 @@ def run(config: Pretrain) -> Path:
 def _pretrain(config: Pretrain, device: torch.device) -> Path:
     from segae.data.quarantine import Quarantine
     from segae.tasks.compute import as_computed, as_recorded, pretraining_of_items
-    from segae.tasks.finish import finish_pretraining, measure_clean, measure_untrained
+    from segae.tasks.finish import finish_pretraining, measure_clean, measure_untrained, prepare_objective
     from segae.tasks.loading import load_unlabelled
     from segae.tasks.pictures import draw_curves, draw_panels, print_and_draw
     from segae.tasks.prepare import list_failures, make_probe, open_run
@@ -192,6 +199,7 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
     print(f"{data.count} training and {data.held_out} validation images, epochs: {length}, on {device}")
     if not resume:
         measure_untrained(config, model, objective, description.init, data.measured, device)
+    prepare_objective(config, model, objective, data.measured)  # before a resumed encoder takes the place of its start
     panels = partial(draw_panels, config.out, model, objective, data.shown, description)
     with energy_logged(learner, device):
         log = fit(

@@ -14,7 +14,7 @@ from tests.objectives.scenes import disc, overlap
 
 
 def slide(size: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bright discs of several sizes, one of them cut off by the edge, on a dark ground with noise, and where they are."""
+    """Bright discs of several sizes, one cut off by the edge, on a dark ground with noise, and where they are."""
     places = [(0.2, 0.2, 0.1), (0.7, 0.3, 0.07), (1.0, 0.6, 0.12), (0.4, 0.8, 0.15)]
     shape = torch.stack([disc(size, x, y, radius) for x, y, radius in places]).amax(dim=0)
     noise = 0.03 * torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
