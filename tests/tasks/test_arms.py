@@ -60,6 +60,8 @@ def test_an_arm_is_read_as_its_parts(text, arm, init):
         ("foo+ae:mask", "is unknown"),
         ("ae:", "is unknown"),
         ("ae:sparse_msk", "unknown objective. Did you mean sparse_mask[?]"),
+        ("ae:feature_layers", "starts from random weights.*--arms imagenet[+]ae:feature_layers, or ae:layers"),
+        ("ae:feature_layers+decoder", "--arms imagenet[+]ae:feature_layers[+]decoder, or ae:layers"),
         ("imagenet+ae:decoder_denoise", "imagenet[+]ae:decoder_denoise[+]decoder"),
     ],
 )

@@ -16,6 +16,7 @@ import torch
 from segae.cli import main
 from segae.errors import SegaeError
 from segae.models.encoder import create_encoder, load_encoder
+from segae.objectives.feature_layers import FeatureLayers
 from segae.objectives.presets import make_objective
 from segae.tasks.arms import parse_arm, pretraining_of
 from segae.tasks.compare import Compare
@@ -66,6 +67,34 @@ def test_decoder_denoising_leaves_the_encoder_as_it_was(pets, tmp_path):
     before, after = weights(start), weights(tmp_path / "second" / "encoder.safetensors")
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert (tmp_path / "second" / "decoder.safetensors").exists()
+
+
+def test_what_the_start_knows_is_asked_again_when_a_run_is_resumed(pets, tmp_path, monkeypatch):
+    run(Pretrain(data=(pets,), out=tmp_path / "first", objective="layers", **SMALL))
+    start = tmp_path / "first" / "encoder.safetensors"
+    config = Pretrain(data=(pets,), out=tmp_path / "whole", init=str(start), objective="feature_layers", **SMALL)
+    config = replace(config, epochs=2)
+    asked: list[dict[str, torch.Tensor]] = []
+    fit = FeatureLayers.fit
+
+    def ask(self: FeatureLayers, encoder: torch.nn.Module, batches: object) -> FeatureLayers:
+        asked.append({name: value.clone() for name, value in encoder.state_dict().items()})
+        return fit(self, encoder, batches)
+
+    monkeypatch.setattr(FeatureLayers, "fit", ask)
+    run(config)
+    monkeypatch.setattr("segae.training.fit.print_epoch", lambda row: 1 / (2 - row["epoch"]))  # fails after the second
+    with pytest.raises(ZeroDivisionError):
+        run(replace(config, out=tmp_path / "parts"))
+    monkeypatch.undo()
+    monkeypatch.setattr(FeatureLayers, "fit", ask)
+    run(replace(config, out=tmp_path / "parts", resume=True))
+    assert len(asked) == 3
+    for encoder in asked:
+        assert all(torch.equal(value, weights(start)[name]) for name, value in encoder.items())
+    whole, parts = (weights(tmp_path / name / "encoder.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert load_encoder(tmp_path / "parts" / "encoder.safetensors")[1].init == "ae:layers+ae:feature_layers"
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(pets, tmp_path):
@@ -187,6 +216,7 @@ def test_every_setting_of_a_pretraining_makes_it_another_one(pets, tmp_path):
         ({"objective": "sparse_mask", "output_activation": "sigmoid"}, "bounds an output to image values"),
         ({"objective": "denoise", "encoder_lr_ratio": 0.0}, "encoder_lr_ratio is 0.0"),
         ({"objective": "denois"}, "Did you mean denoise"),
+        ({"objective": "feature_layers"}, "the init is random, which has learnt nothing. Use --init imagenet"),
         ({"objective": "denoise", "mask_ratio": 0.75}, "mask_ratio is 0.75, and objective denoise has no use for it"),
         ({"objective": "mask", "noise_sigma": 0.1}, "Leave --noise-sigma out.*denoise, mixture, decoder_denoise"),
         ({"objective": "denoise", "skip_dropout": 0.5}, "no skip connections to cut"),

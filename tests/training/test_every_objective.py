@@ -41,6 +41,8 @@ def test_an_objective_trains_and_leaves_a_plain_encoder(name, architecture):
         masking=objective.masking,
         decoder=objective.decoder,
     )
+    if objective.prepare is not None:
+        objective.prepare(encoder, [torch.stack(pictures(12))])
     before, kind = state_of(model.encoder), type(encoder)
     loaders = make_loaders(pictures(12), pictures(4), batch_size=4, device=torch.device("cpu"))
     learner = pretraining_learner(loaders, model, objective)
