@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 
 import cv2
@@ -21,7 +22,8 @@ class LayerCut:
     """GrabCut (Rother et al., SIGGRAPH 2004, doi 10.1145/1186562.1015720) of whole images, once for each.
 
     A cut takes some 30 ms on a CPU core at 96 px, as long as a training step of a small network takes for an image. So
-    the answers are kept by the image's values, of 262,144 images at most; mirror images share one.
+    as many are made at once as torch has threads, and the answers are kept by the image's values, of 262,144 images at
+    most; mirror images share one.
 
     Args:
         likely: Gives how likely each pixel belongs to the object, (B, 1, H, W) in [0, 1], for images (B, C, H, W); the
@@ -49,8 +51,9 @@ class LayerCut:
         if new:
             new_chw = [image_bchw[place].flip(2) if mirrored_b[place] else image_bchw[place] for place in new.values()]
             likely_bhw = self._likely(torch.stack(new_chw))[:, 0].cpu().numpy()
-            for (key, place), likely_hw in zip(new.items(), likely_bhw, strict=True):
-                found[key] = np.packbits(_grab(upright[place], likely_hw)).tobytes()
+            with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # OpenCV lets go of the interpreter meanwhile
+                cut_bhw = threads.map(_grab, [upright[place] for place in new.values()], likely_bhw)
+                found.update({key: np.packbits(cut_hw).tobytes() for key, cut_hw in zip(new, cut_bhw, strict=True)})
             if len(self._kept) < _KEPT:
                 self._kept.update({key: found[key] for key in new})
         height, width = image_bchw.shape[2:]
