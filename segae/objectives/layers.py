@@ -36,7 +36,7 @@ def split_layers(image_bchw: Tensor) -> Tensor:
     height, width = image_bchw.shape[2:]
     rows, columns = min(height, _SIDE), min(width, _SIDE)
     with torch.autocast(image_bchw.device.type, enabled=False):
-        small_bchw = _blur(functional.interpolate(image_bchw.float(), size=(rows, columns), mode="area"), 0.7)
+        small_bchw = blur(functional.interpolate(image_bchw.float(), size=(rows, columns), mode="area"), 0.7)
         share_bnk = _palette_shares(_standardised(small_bchw.flatten(2).transpose(1, 2)))
         prior_11rc = centre_prior(rows, columns, image_bchw.device)
         object_b1rc = prior_11rc.expand(len(image_bchw), 1, rows, columns)
@@ -44,7 +44,7 @@ def split_layers(image_bchw: Tensor) -> Tensor:
             object_bn1 = object_b1rc.flatten(2).transpose(1, 2)
             evidence_bk1 = _log_frequency(share_bnk, object_bn1) - _log_frequency(share_bnk, 1 - object_bn1)
             evidence_b1rc = (share_bnk @ evidence_bk1).view(-1, 1, rows, columns)
-            object_b1rc = torch.sigmoid(_blur(evidence_b1rc, 1.5) + prior_11rc.logit())
+            object_b1rc = torch.sigmoid(blur(evidence_b1rc, 1.5) + prior_11rc.logit())
         return functional.interpolate(object_b1rc, size=(height, width), mode="bilinear", align_corners=False)
 
 
@@ -89,7 +89,7 @@ def centre_prior(rows: int, columns: int, device: torch.device) -> Tensor:
     return (_PRIOR_PEAK * torch.exp(-squared_rc / (2 * _PRIOR_SIGMA**2)) + _PRIOR_FLOOR).view(1, 1, rows, columns)
 
 
-def _blur(map_bchw: Tensor, sigma: float) -> Tensor:
+def blur(map_bchw: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of every channel; edges are continued."""
     reach = int(2 * sigma) + 1
     place = torch.arange(-reach, reach + 1, device=map_bchw.device, dtype=map_bchw.dtype)

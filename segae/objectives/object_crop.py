@@ -65,30 +65,58 @@ class CropOfLayers:
 
 @dataclass(frozen=True)
 class LayersAndPixels:
-    """Squared error of the image, and divergence of two logits, ground before object, from `CropOfLayers`' layers.
+    """Squared error of the image, and divergence of logits, ground before object, from `CropOfLayers`' layers.
 
     The Kullback-Leibler divergence has the gradient of the cross-entropy and is 0 at best.
 
     Attributes:
         pixel_weight: Weight of the squared error beside the divergence, 0 or more. 0 asks for no image, and the
-            prediction is the two logits alone.
+            prediction is the logits alone.
+        boundary: How far a third layer, last of all, reaches from where object and ground meet to either side, as a
+            share of the image's side in [0, 0.5); 0 has two layers.
 
     Raises:
-        SegaeError: The weight is below 0.
+        SegaeError: A value out of its range.
     """
 
     pixel_weight: float = 0.1
+    boundary: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.pixel_weight < float("inf"):
             raise SegaeError(f"pixel weight is {self.pixel_weight}; 0 or more is wanted. Try 0 or 0.1.")
+        if not 0 <= self.boundary < 0.5:
+            raise SegaeError(f"boundary is {self.boundary}; a share of the side in [0, 0.5) is wanted. Try 0 or 0.02.")
 
     def out_channels(self, image_channels: int) -> int:
         """One for each layer, and the image's before them if it is asked for."""
-        return image_channels + 2 if self.pixel_weight else 2
+        return self._layers + (image_channels if self.pixel_weight else 0)
+
+    @property
+    def _layers(self) -> int:
+        return 3 if self.boundary else 2
+
+    def layers_of(self, object_b1hw: Tensor) -> Tensor:
+        """The layers (B, 2 or 3, H, W), which sum to 1, of an object that is 1, 0 elsewhere and between on its edge."""
+        layers_b2hw = torch.cat([1 - object_b1hw, object_b1hw], dim=1)
+        if not self.boundary:
+            return layers_b2hw
+        reach = max(1, round(self.boundary * object_b1hw.shape[3]))
+        wider_b2hw = functional.max_pool2d(layers_b2hw, 2 * reach + 1, stride=1, padding=reach)
+        boundary_b1hw = (wider_b2hw.sum(dim=1, keepdim=True) - 1).clamp(0, 1)  # near to both
+        return torch.cat([layers_b2hw * (1 - boundary_b1hw), boundary_b1hw], dim=1)
+
+    def object_said(self, prediction_bchw: Tensor) -> Tensor:
+        """How likely each pixel is the object's by a prediction (B, C, H, W): (B, 1, H, W) in [0, 1].
+
+        Of its boundary half counts.
+        """
+        said_blhw = prediction_bchw[:, -self._layers :].float().softmax(dim=1)
+        object_b1hw = said_blhw[:, 1:2]
+        return object_b1hw + said_blhw[:, 2:] / 2 if self.boundary else object_b1hw
 
     def __call__(self, prediction_bchw: Tensor, target_bchw: Tensor, hidden_b1hw: Tensor | None) -> Tensor:  # noqa: ARG002
-        """Compare (B, 2 or C + 2, H, W) with (B, C + 1, H, W): the image and, last, 1 where the object is."""
+        """Compare (B, layers or C + layers, H, W) with (B, C + 1, H, W): the image and, last, 1 where the object is."""
         channels = target_bchw.shape[1] - 1
         asked = self.out_channels(channels)
         if prediction_bchw.shape != (len(target_bchw), asked, *target_bchw.shape[2:]):
@@ -96,10 +124,9 @@ class LayersAndPixels:
                 f"the prediction has shape {tuple(prediction_bchw.shape)} and the target {tuple(target_bchw.shape)}; "
                 f"{asked} channels at the target's size are wanted. Build the model with out_channels of the loss."
             )
-        object_b1hw = target_bchw[:, channels:].float()
-        layers_b2hw = torch.cat([1 - object_b1hw, object_b1hw], dim=1)
-        said_b2hw = prediction_bchw[:, -2:].float().log_softmax(dim=1)
-        loss = functional.kl_div(said_b2hw, layers_b2hw, reduction="none").sum(dim=1).mean()
+        layers_blhw = self.layers_of(target_bchw[:, channels:].float())
+        said_blhw = prediction_bchw[:, -self._layers :].float().log_softmax(dim=1)
+        loss = functional.kl_div(said_blhw, layers_blhw, reduction="none").sum(dim=1).mean()
         if self.pixel_weight:
             error_bchw = prediction_bchw[:, :channels].float() - target_bchw[:, :channels].float()
             loss = loss + self.pixel_weight * error_bchw.square().mean()

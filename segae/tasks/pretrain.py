@@ -35,7 +35,7 @@ class Pretrain:
     """Where the encoder starts: random, imagenet, the path of an encoder.safetensors, or a published encoder's name."""
     objective: str = "denoise"
     """What the autoencoder is asked to do: reconstruct, denoise, mask, sparse_mask, a2mim, mixture, layers,
-    feature_layers, otsu or decoder_denoise (docs/pretraining.md)."""
+    feature_layers, local_threshold or decoder_denoise (docs/pretraining.md)."""
     target: Literal["pixels", "patch-normalised", "gradients", "frequency"] | None = None
     """What the output is compared with; none takes the objective's own."""
     decoder: str | None = None

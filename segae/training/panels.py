@@ -45,7 +45,7 @@ def reconstruction_sheet(
         columns = {"image": clean, "input": seen, "reconstruction": shown}
         if isinstance(objective.reconstruction, LayersAndPixels) and corrupted.target_bchw is not None:
             object_b1hw = corrupted.target_bchw[:, -1:]
-            said_b1hw = output[:, -2:].softmax(dim=1)[:, 1:]
+            said_b1hw = objective.reconstruction.object_said(output)
             columns |= {"object sought": cut_out(seen, object_b1hw), "object said": cut_out(seen, said_b1hw)}
             if not objective.reconstruction.pixel_weight:
                 del columns["reconstruction"]

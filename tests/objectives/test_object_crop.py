@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from segae.errors import SegaeError
 from segae.objectives.corruption import GaussianNoise, ScaledNoise
 from segae.objectives.layer_cut import LayerCut
 from segae.objectives.object_crop import CropOfLayers, LayersAndPixels, cut_out
-from tests.objectives.scenes import overlap, scene
+from tests.objectives.scenes import disc, overlap, scene
 
 
 def test_a_crop_shows_image_and_layers_at_the_same_place() -> None:
@@ -65,6 +67,25 @@ def test_the_loss_moves_the_logits_towards_the_layers() -> None:
     assert torch.allclose(slope[:, 0], -slope[:, 1], atol=1e-9)
 
 
+@pytest.mark.parametrize("reach", [1, 3])
+def test_the_boundary_is_a_layer_of_its_own_on_both_sides_of_the_edge(reach: int) -> None:
+    shape = disc(96, radius=0.3)
+    score = LayersAndPixels(boundary=reach / 96)
+    assert score.out_channels(3) == 6
+    layers = score.layers_of(shape)
+    assert torch.equal(layers.sum(dim=1), torch.ones(1, 96, 96))
+    ground, thing, boundary = (layers[0, index].numpy().astype(np.uint8) for index in range(3))
+    square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    inside = shape[0, 0].numpy().astype(np.uint8)
+    wider, narrower = cv2.dilate(inside, square), cv2.erode(inside, square)
+    assert np.array_equal(boundary, wider - narrower)
+    assert np.array_equal(thing, narrower)
+    assert np.array_equal(ground, 1 - wider)
+    prediction = torch.cat([torch.zeros(1, 3, 96, 96), 100 * layers], dim=1)
+    assert torch.allclose(score.object_said(prediction), layers[:, 1:2] + layers[:, 2:] / 2)
+    assert torch.equal(LayersAndPixels().layers_of(shape), torch.cat([1 - shape, shape], dim=1))
+
+
 @pytest.mark.parametrize("weight", [0.1, 2.0])
 def test_pixels_are_asked_for_by_their_weight(weight: float) -> None:
     image, shape = scene()
@@ -90,6 +111,7 @@ def test_the_object_is_cut_out_on_the_mean_colour() -> None:
     ("build", "message"),
     [
         (lambda: LayersAndPixels(pixel_weight=-1.0), "pixel weight is -1.0"),
+        (lambda: LayersAndPixels(boundary=0.5), "boundary is 0.5"),
         (lambda: CropOfLayers(area=(0.0, 1.0)), "area of the crop is"),
         (lambda: CropOfLayers(area=(0.9, 0.5)), "area of the crop is"),
         (lambda: LayersAndPixels()(torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), None), "the prediction has shape"),

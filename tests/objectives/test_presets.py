@@ -27,7 +27,7 @@ from segae.objectives.reconstruction import (
 
 VALUES = {"noise_sigma": 0.3, "patch": 8, "mask_ratio": 0.5}
 MASKED = {"mask", "sparse_mask", "a2mim"}
-OWN_TARGET = {"decoder_denoise", "layers", "feature_layers", "otsu"}
+OWN_TARGET = {"decoder_denoise", "layers", "feature_layers", "local_threshold"}
 
 
 def batch(objective: Objective) -> tuple[Tensor, Tensor | None]:
@@ -47,8 +47,7 @@ def perfect(objective: Objective, target: Tensor) -> Tensor:
         histogram = oriented_gradients(target, score.cell, score.bins)
         return torch.cat([target, spread_patches(histogram, score.cell, 32, 32)], dim=1)
     if isinstance(score, LayersAndPixels):
-        thing = target[:, 3:].double().clamp(1e-20, 1 - 1e-16)
-        return torch.cat([target[:, :3], (1 - thing).log(), thing.log()], dim=1)
+        return torch.cat([target[:, :3], score.layers_of(target[:, 3:]).double().clamp(1e-20, 1).log()], dim=1)
     return target
 
 
