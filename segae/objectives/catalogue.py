@@ -16,7 +16,7 @@ OBJECTIVES = {
     "mixture": "undo hidden patches, noise, missing colour, blur and low resolution at once, and find the edges",
     "layers": "in a crop, tell object from background as two palettes do in the whole image (after GrabCut)",
     "feature_layers": "the same, the object found by features that the encoder has brought along (not from random)",
-    "local_threshold": "in a crop, tell the few bright or dark things from the rest, as thresholds do in the image",
+    "otsu": "in a crop, tell the fewer bright or dark pixels from the rest, as Otsu's threshold does in the image",
     "decoder_denoise": "train the decoder alone to predict the noise in an image (DDeP, arXiv 2205.11423)",
 }
 """What each objective asks of the autoencoder."""
@@ -54,7 +54,7 @@ DEFAULTS: dict[str, Values] = {
     "mixture": {"noise_sigma": 0.22, "patch": 16, "mask_ratio": 0.4},
     "layers": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
     "feature_layers": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
-    "local_threshold": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
+    "otsu": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
     "decoder_denoise": {"noise_sigma": 0.22, "patch": 16, "mask_ratio": 0.6},
 }
 """Default values of each objective; those that it does not use are never read."""

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from segae.errors import SegaeError
-from segae.objectives.brightness import threshold_locally
+from segae.objectives.brightness import split_brightness
 from segae.objectives.catalogue import DEFAULTS, OBJECTIVES, TARGETS, Values
 from segae.objectives.corruption import Corruption, GaussianNoise, Identity, PatchMask, ScaledNoise
 from segae.objectives.degradation import Blur, ColourRemoval, LightChange, Shrink
@@ -132,8 +132,8 @@ def _preset(name: str, values: Values) -> Objective:
         found = CropOfLayers(then=LightChange(), find=LayerCut(likely))
         judge = LayersAndPixels(boundary=1 / 48)
         return Objective(name, found, judge, decoder="unet", crops=True, prepare=likely.fit)
-    if name == "local_threshold":
-        few = CropOfLayers(then=LightChange(), find=threshold_locally)
+    if name == "otsu":
+        few = CropOfLayers(then=LightChange(), find=split_brightness)
         return Objective(name, few, LayersAndPixels(), decoder="unet", crops=True)
     if name == "decoder_denoise":
         noise = ScaledNoise(sigma, "noise")

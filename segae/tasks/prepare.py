@@ -71,6 +71,16 @@ def build_pretrainer(
     return model.train(was_training)
 
 
+def require_start(objective: Objective, description: EncoderDescription) -> None:
+    """Refuse random weights where the objective asks the encoder that it starts from."""
+    if objective.prepare is not None and description.init == "random":
+        raise SegaeError(
+            f"objective {objective.name} asks the encoder that it starts from where the objects are, and the init is "
+            "random, which has learnt nothing. Use --init imagenet, a file or a published encoder's name, or "
+            "--objective layers."
+        )
+
+
 def _check_patches(config: Pretrain, objective: Objective) -> None:
     if objective.masking == "sparse" and config.patch and config.image_size % config.patch:
         raise SegaeError(

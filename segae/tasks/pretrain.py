@@ -35,7 +35,7 @@ class Pretrain:
     """Where the encoder starts: random, imagenet, the path of an encoder.safetensors, or a published encoder's name."""
     objective: str = "denoise"
     """What the autoencoder is asked to do: reconstruct, denoise, mask, sparse_mask, a2mim, mixture, layers,
-    feature_layers, local_threshold or decoder_denoise (docs/pretraining.md)."""
+    feature_layers, otsu or decoder_denoise (docs/pretraining.md)."""
     target: Literal["pixels", "patch-normalised", "gradients", "frequency"] | None = None
     """What the output is compared with; none takes the objective's own."""
     decoder: str | None = None
@@ -130,7 +130,6 @@ def resolve(config: Pretrain, init: str) -> Pretrain:
     Raises:
         SegaeError: the objective is unknown, or has no use for a value that was given.
     """
-    from segae.errors import SegaeError
     from segae.objectives.catalogue import DEFAULTS, require_use
     from segae.tasks.prepare import objective_of, require_frozen_use
 
@@ -141,12 +140,6 @@ def resolve(config: Pretrain, init: str) -> Pretrain:
     encoder_lr_ratio = 0.1 if imagenet else 1.0
     if objective.frozen_encoder:
         require_frozen_use(config, objective.decoder, encoder_lr_ratio)
-    if objective.prepare is not None and init == "random":
-        raise SegaeError(
-            f"objective {config.objective} asks the encoder that it starts from where the objects are, and the init is "
-            f"random, which has learnt nothing. Use --init imagenet, a file or a published encoder's name, or "
-            "--objective layers."
-        )
     defaults: dict[str, Any] = {
         **{name: value for name, value in DEFAULTS[config.objective].items() if name in used},
         "decoder": objective.decoder,
@@ -180,13 +173,14 @@ def _pretrain(config: Pretrain, device: torch.device) -> Path:
     from segae.tasks.finish import finish_pretraining, measure_clean, measure_untrained, prepare_objective
     from segae.tasks.loading import load_unlabelled
     from segae.tasks.pictures import draw_curves, draw_panels, print_and_draw
-    from segae.tasks.prepare import list_failures, make_probe, open_run
+    from segae.tasks.prepare import list_failures, make_probe, open_run, require_start
     from segae.training.cost import energy_logged
     from segae.training.distributed import this_place
     from segae.training.fit import fit
     from segae.training.run import RESUME_FILE
 
     config, model, description, objective, phases = begin(config, device)
+    require_start(objective, description)
     probe = make_probe(config, description, objective, device)
     quarantine = Quarantine()
     data = load_unlabelled(config, description, device, quarantine)

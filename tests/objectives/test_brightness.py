@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import cv2
 import numpy as np
 import pytest
@@ -11,11 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segae.objectives.brightness import _threshold, split_brightness, threshold_locally
-from segae.objectives.layers import blur
+from segae.objectives.brightness import _threshold, split_brightness
 from tests.objectives.scenes import disc, overlap
-
-Find = Callable[[torch.Tensor], torch.Tensor]
 
 
 def slide(size: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,10 +21,9 @@ def slide(size: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
     return 0.1 + 0.5 * torch.stack(discs).amax(dim=0) + noise.abs(), torch.stack(discs).amax(dim=0)
 
 
-@pytest.mark.parametrize("find", [split_brightness, threshold_locally])
-def test_bright_things_on_a_dark_ground_and_dark_ones_on_a_bright_ground_are_found(find: Find) -> None:
+def test_bright_things_on_a_dark_ground_and_dark_ones_on_a_bright_ground_are_found() -> None:
     image, shape = slide()
-    found = find(torch.cat([image, 1 - image, 40 * image - 3]))
+    found = split_brightness(torch.cat([image, 1 - image, 40 * image - 3]))
     assert found.shape == (3, 1, 96, 96)
     assert found.dtype == torch.float32
     assert [overlap(one, shape[0]) > 0.9 for one in found] == [True, True, True]
@@ -38,25 +32,10 @@ def test_bright_things_on_a_dark_ground_and_dark_ones_on_a_bright_ground_are_fou
 def test_light_that_falls_from_one_side_changes_little() -> None:
     image, shape = slide()
     slope = torch.linspace(0, 0.5, 96).view(1, 1, 1, -1)
-    assert overlap(threshold_locally(image + slope), shape) > 0.85
+    assert overlap(split_brightness(image + slope), shape) > 0.85
     grey = ((image + slope).mean(dim=1)[0] * 200).round().clamp(0, 255).numpy().astype(np.uint8)
     _, plain = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     assert overlap(torch.from_numpy(plain).float(), shape[0, 0]) < 0.6
-
-
-@pytest.mark.parametrize("sigma", [1.5, 3.0])
-def test_boundaries_are_halfway_up_their_slopes_where_one_threshold_puts_some_too_far_out(sigma: float) -> None:
-    bright, dimmer = disc(96, 0.25, 0.5, 0.12), disc(96, 0.75, 0.5, 0.12)
-    shape = bright + dimmer
-    image = blur(0.1 + 0.9 * bright + 0.5 * dimmer, sigma).expand(1, 3, -1, -1)
-    local, one = (overlap(find(image), shape) for find in (threshold_locally, split_brightness))
-    assert local > one + 0.05
-    assert local > 0.85
-
-
-def test_what_is_larger_than_a_neighbourhood_is_not_hollow() -> None:
-    image, large = 0.1 + 0.5 * disc(96, radius=0.3).expand(1, 3, -1, -1), disc(96, radius=0.3)
-    assert overlap(threshold_locally(image), large) > 0.97
 
 
 def test_the_threshold_is_that_of_opencv_within_a_level() -> None:
@@ -66,10 +45,9 @@ def test_the_threshold_is_that_of_opencv_within_a_level() -> None:
     assert int(_threshold(torch.from_numpy(level).long().view(1, -1))) == cut
 
 
-@pytest.mark.parametrize("find", [split_brightness, threshold_locally])
 @pytest.mark.parametrize("value", [0.0, 0.7, -3.0])
-def test_an_image_of_one_brightness_is_all_ground(value: float, find: Find) -> None:
-    assert float(find(torch.full((2, 3, 32, 40), value)).sum()) == 0
+def test_an_image_of_one_brightness_is_all_ground(value: float) -> None:
+    assert float(split_brightness(torch.full((2, 3, 32, 40), value)).sum()) == 0
 
 
 @settings(max_examples=25, deadline=None)
@@ -82,8 +60,7 @@ def test_an_image_of_one_brightness_is_all_ground(value: float, find: Find) -> N
 )
 def test_any_image_has_an_answer(channels: int, height: int, width: int, scale: float, seed: int) -> None:
     image = scale * torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(seed))
-    for find in (split_brightness, threshold_locally):
-        found = find(image)
-        assert found.shape == (2, 1, height, width)
-        assert set(found.unique().tolist()) <= {0.0, 1.0}
-    assert float(split_brightness(image).mean(dim=(1, 2, 3)).max()) <= 0.5
+    found = split_brightness(image)
+    assert found.shape == (2, 1, height, width)
+    assert set(found.unique().tolist()) <= {0.0, 1.0}
+    assert float(found.mean(dim=(1, 2, 3)).max()) <= 0.5

@@ -27,7 +27,7 @@ from segae.objectives.reconstruction import (
 
 VALUES = {"noise_sigma": 0.3, "patch": 8, "mask_ratio": 0.5}
 MASKED = {"mask", "sparse_mask", "a2mim"}
-OWN_TARGET = {"decoder_denoise", "layers", "feature_layers", "local_threshold"}
+OWN_TARGET = {"decoder_denoise", "layers", "feature_layers", "otsu"}
 
 
 def batch(objective: Objective) -> tuple[Tensor, Tensor | None]:
