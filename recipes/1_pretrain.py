@@ -27,10 +27,11 @@ segae.seed_everything(seed)
 device = segae.choose_device("auto")
 encoder, description = segae.create_encoder(architecture, "random")
 
-# 2. What it is asked to do: 60 % of the 32 px patches are hidden, and it is judged where they were.
-objective = segae.make_objective("sparse_mask", patch=32, mask_ratio=0.6)
+# 2. What it is asked to do: in a crop, say where the object is that was found in the whole image by its colours alone.
+#    It takes one object near the middle for granted; "otsu" takes small bright or dark things, "denoise" nothing.
+objective = segae.make_objective("layers")
 
-# 3. The model: the encoder sees visible positions only, a light decoder fills the holes with learned tokens.
+# 3. The model: encoder and decoder of a U-Net, with one more layer for what the objective asks for.
 model = segae.create_pretrainer(
     encoder,
     architecture,
@@ -44,12 +45,12 @@ quarantine = segae.Quarantine()
 cached = segae.cache_images(segae.find_pretraining_images([folder]), image_size, quarantine)
 quarantine.report()
 normalisation = (image_size, description.mean, description.std)
-images = segae.UnlabelledImages(cached.images, segae.pretrain_transform(*normalisation), seed)
+images = segae.UnlabelledImages(cached.images, segae.pretrain_transform(*normalisation, crop=not objective.crops), seed)
 loaders = segae.make_loaders(images, None, batch_size=batch_size, device=device, seed=seed)
 
 # 5. Train: a fastai Learner through one cycle of the learning rate.
 learner = segae.pretraining_learner(loaders, model, objective, seed=seed)
-log = segae.fit(learner, segae.make_pretraining_phases(epochs, lr=1e-3), report=segae.print_epoch)
+log = segae.fit(learner, segae.make_pretraining_phases(epochs, lr=2e-3), report=segae.print_epoch)
 
 # 6. The encoder is a plain dense one again, but its BatchNorm knows corrupted images only: measure clean ones.
 clean = segae.UnlabelledImages(cached.images, segae.eval_transform(*normalisation), seed)

@@ -19,7 +19,7 @@ where = ["--data", sys.argv[1]] if len(sys.argv) > 1 else ["--preset", "quick"]
 
 # 1. Where the encoder may start. An arm with @frozen behind it keeps its features as they are: what is learnt about
 #    masks is then learnt by the decoder alone.
-arms = ["random", "imagenet", "ae:denoise", "imagenet@frozen"]
+arms = ["random", "imagenet", "ae:layers+decoder", "imagenet@frozen"]
 
 # 2. How many of the training masks each arm may see. The images of a smaller budget are part of those of a larger one,
 #    all arms get the same ones, and every budget gets the same number of steps.

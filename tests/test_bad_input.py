@@ -264,7 +264,7 @@ def test_a_run_folder_in_use(refused_in_one_paragraph, trained, tmp_path):
     before = (trained / "p" / "encoder.safetensors").read_bytes()
     assert "--resume" in refused_in_one_paragraph(*command, "--out", trained / "p")
     message = refused_in_one_paragraph(*command, "--out", trained / "p", "--resume", "--lr", "0.5")
-    assert "lr was 0.001, now 0.5" in message
+    assert "lr was 0.002, now 0.5" in message
     assert (trained / "p" / "encoder.safetensors").read_bytes() == before
     changed = tmp_path / "changed"
     shutil.copytree(trained / "d", changed)

@@ -42,7 +42,7 @@ class Compare:
     """CSV file that the rows are added to; none writes rows.csv in the run folder."""
     experiment: str = "compare"
     """Name of the study in the rows."""
-    arms: tuple[str, ...] = ("random", "imagenet", "ae:mask")
+    arms: tuple[str, ...] = ("random", "imagenet", "ae:layers+decoder")
     """Inits to compare: random, imagenet, ae:<objective>, imagenet+ae:<objective>; the last two with +decoder behind
     them transfer the decoder too. Behind each may stand @frozen (the encoder rests in all epochs), @linear (so too,
     with a linear decoder) or @long (four times the full epochs)."""

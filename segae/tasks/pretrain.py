@@ -33,7 +33,7 @@ class Pretrain:
     """Name of any convolutional network in timm."""
     init: str = "random"
     """Where the encoder starts: random, imagenet, the path of an encoder.safetensors, or a published encoder's name."""
-    objective: str = "denoise"
+    objective: str = "layers"
     """What the autoencoder is asked to do: reconstruct, denoise, mask, sparse_mask, a2mim, mixture, layers,
     feature_layers, otsu or decoder_denoise (docs/pretraining.md)."""
     target: Literal["pixels", "patch-normalised", "gradients", "frequency"] | None = None
@@ -51,8 +51,9 @@ class Pretrain:
     """Images per optimizer step, of all processes together."""
     micro_batch: int | None = None
     """Images at once, a divisor of the batch size; none takes all, or on CUDA as many as fit."""
-    lr: float = 1e-3
-    """Peak learning rate of AdamW."""
+    lr: float | None = None
+    """Peak learning rate of AdamW; none takes the objective's own: 0.002 for layers, feature_layers and otsu, else
+    0.001."""
     warmup: float = 0.1
     """Share of the steps, in (0, 1), in which the learning rate rises."""
     weight_decay: float = 0.05
@@ -130,7 +131,7 @@ def resolve(config: Pretrain, init: str) -> Pretrain:
     Raises:
         SegaeError: the objective is unknown, or has no use for a value that was given.
     """
-    from segae.objectives.catalogue import DEFAULTS, require_use
+    from segae.objectives.catalogue import DEFAULTS, learning_rate, require_use
     from segae.tasks.prepare import objective_of, require_frozen_use
 
     objective = objective_of(config)
@@ -146,6 +147,7 @@ def resolve(config: Pretrain, init: str) -> Pretrain:
         "freeze_epochs": 1 if imagenet and not objective.frozen_encoder else 0,
         "encoder_lr_ratio": encoder_lr_ratio,
         "skip_dropout": 0.0,
+        "lr": learning_rate(config.objective),
     }
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
@@ -232,13 +234,14 @@ def begin(
 
 
 def make_phases(config: Pretrain) -> tuple[Phase, ...]:
-    """The phases of a resolved configuration."""
+    """The phases of a configuration."""
+    from segae.objectives.catalogue import learning_rate
     from segae.tasks.prepare import objective_of
     from segae.training.schedule import make_pretraining_phases
 
     return make_pretraining_phases(
         config.epochs,
-        config.lr,
+        learning_rate(config.objective) if config.lr is None else config.lr,
         config.warmup,
         freeze_epochs=config.freeze_epochs or 0,
         encoder_lr_ratio=1.0 if config.encoder_lr_ratio is None else config.encoder_lr_ratio,
