@@ -13,14 +13,13 @@ from segae.bench.report_numbers import LEVEL
 from segae.bench.scores import read_scores
 from segae.bench.statistics import Interval, difference_interval, mean_interval
 from segae.bench.tables import as_table
-from segae.tasks.page import name_of
 from segae.tasks.rows import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_PLACE = ("images", "encoder", "epochs", "labels")
+_PLACE = ("encoder", "epochs", "labels")
 
 
 @dataclass(frozen=True)
@@ -37,17 +36,13 @@ class Gain:
     reference: str
     interval: Interval
 
-    @property
-    def name(self) -> str:
-        """For a head of a table."""
-        return f"{self.arm.name} above {name_of(self.reference)}"
-
 
 def answer_table(rows_csv: Path) -> str:
-    """Mean IoU of each start at each label budget, and what autoencoder pretraining added, as a Markdown table.
+    """Mean IoU of each start at each label budget as Markdown, a table for each data set under its name.
 
-    Means over seeds, ± their standard deviation; differences with 95 % intervals over seeds and test images.
-    Baselines (a frozen encoder, a linear head, a longer schedule) are left to the report.
+    Means over seeds, ± their standard deviation. Of an autoencoder's start the second line of a cell is what its
+    pretraining added to the weights it began with, with a 95 % interval over seeds and test images, bold where that is
+    clear of 0. Baselines (a frozen encoder, a linear head, a longer schedule) are left to the report.
 
     Args:
         rows_csv: rows of one benchmark; its ``per_image/<experiment>.csv.gz`` lies beside it.
@@ -55,18 +50,20 @@ def answer_table(rows_csv: Path) -> str:
     Raises:
         SegaeError: rows cannot be compared, or a run has no counts of single images.
     """
-    lines: list[dict[str, str]] = []
+    tables: dict[str, list[dict[str, str]]] = {}
     for section, per_image in _sections(rows_csv):
         for labels in section.budgets:
             arms = _plain(section, labels)
-            place = (section.dataset, f"`{section.encoder}`", section.schedule, str(labels))
+            place = (f"`{section.encoder}`", section.schedule, str(labels))
             scores = {arm.name: _mean_and_spread(arm) for arm in arms}
-            gains = {gain.name: _signed(gain.interval) for gain in _gains(arms, per_image)}
-            lines.append(dict(zip(_PLACE, place, strict=True)) | scores | gains)
-    heads = dict.fromkeys(name for line in lines for name in line)
-    # differences last, also where a later section has an arm of its own
-    names = sorted(heads, key=lambda name: (name not in _PLACE) + (" above " in name))
-    return as_table(names, [[line.get(name, "") for name in names] for line in lines])
+            for gain in _gains(arms, per_image):
+                scores[gain.arm.name] += f"<br>{_signed(gain.interval)}"
+            tables.setdefault(section.dataset, []).append(dict(zip(_PLACE, place, strict=True)) | scores)
+    parts = []
+    for dataset, lines in tables.items():
+        heads = list(dict.fromkeys(name for line in lines for name in line))
+        parts.append(f"**{dataset}**\n\n{as_table(heads, [[line.get(name, '') for name in heads] for line in lines])}")
+    return "\n\n".join(parts)
 
 
 def draw_answer(rows_csv: Path, path: Path) -> None:
@@ -155,4 +152,5 @@ def _mean_and_spread(arm: Arm) -> str:
 
 
 def _signed(interval: Interval) -> str:
-    return f"{interval.estimate:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
+    text = f"{interval.estimate:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
+    return f"**{text}**" if interval.low > 0 or interval.high < 0 else text
