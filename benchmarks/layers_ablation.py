@@ -1,10 +1,12 @@
-"""What each part of the objective `layers` is worth: it is left out or changed in turn, at equal budget.
+"""What each part of `layers` and `feature_layers` is worth: it is left out or changed in turn, at equal budget.
 
-    python benchmarks/layers_ablation.py --data PETS_SAMPLE --unlabelled FOLDER ... [--variants NAME ...] [--write]
+    python benchmarks/layers_ablation.py --data PETS_SAMPLE --unlabelled FOLDER ... [--variants NAME ...]
+        [--transfers encoder encoder+decoder] [--init random | imagenet] [--write]
 
 Every variant is pretrained once, label-free, on the training images and the unlabelled ones, and fine-tuned with
-several seeds on four fifths of the training images; the mean IoU is that of the other fifth. The test images stay
-closed. ``--write`` puts the rows into results/layers_ablation.csv; rows that are there are not computed again.
+several seeds on four fifths of the training images; the mean IoU is that of the other fifth. ``no pretraining`` is
+the init as it is. The test images stay closed. ``--write`` puts the rows into results/layers_ablation.csv; rows that
+are there are not computed again.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from segae.tasks.rows import read_rows, write_rows
 from segae.training.provenance import provenance
 
 TABLE = Path(__file__).resolve().parent.parent / "results" / "layers_ablation.csv"
-KEY = ("variant", "transfer", "seed", "pretrain_epochs", "pretrain_image_size", "epochs")
+KEY = ("variant", "init", "transfer", "seed", "pretrain_epochs", "pretrain_image_size", "epochs")
 NOISY = Mixture((LightChange(), ColourRemoval(0.3), ScaledNoise(0.22, "image")))
 CUT = LayerCut()  # its answers serve all variants
 
@@ -54,13 +56,19 @@ def of(area: tuple[float, float] = (0.5, 1.0), then: Any = None, find: Any = CUT
     return replace(make_objective("layers"), corruption=corruption, reconstruction=LayersAndPixels(pixels))
 
 
-VARIANTS: dict[str, Callable[[], Objective]] = {
+VARIANTS: dict[str, Callable[[], Objective] | None] = {
+    "no pretraining": None,
     "layers": of,
     "without pixels": lambda: of(pixels=0.0),
     "pixels as much as layers": lambda: of(pixels=1.0),
     "with noise and lost colour": lambda: of(then=NOISY),
     "without changed light": lambda: of(then=Identity()),
     "without the crop": lambda: of(area=(1.0, 1.0)),
+    "with a layer of the boundary": lambda: replace(of(), reconstruction=LayersAndPixels(boundary=1 / 48)),
+    "feature_layers": lambda: make_objective("feature_layers"),  # from ImageNet weights
+    "feature_layers without the boundary": lambda: replace(
+        make_objective("feature_layers"), reconstruction=LayersAndPixels()
+    ),
     "without the cut": lambda: of(find=split),
     "without colours: an ellipse": lambda: of(find=middle),
 }
@@ -68,24 +76,29 @@ VARIANTS: dict[str, Callable[[], Objective]] = {
 
 def measure(name: str, options: argparse.Namespace, done: set[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
     """A row for each fine-tuning of a variant that has none yet."""
+    make = VARIANTS[name]
     size, epochs = options.pretrain_image_size, options.pretrain_epochs
     wanted = [
-        {"variant": name, "transfer": transfer, "seed": seed, "pretrain_epochs": epochs,
+        {"variant": name, "init": options.init, "transfer": transfer, "seed": seed, "pretrain_epochs": epochs,
          "pretrain_image_size": size, "epochs": options.epochs}
-        for transfer in ("encoder", "encoder+decoder") for seed in options.seeds
+        for transfer in (options.transfers if make else ["encoder"]) for seed in options.seeds
     ]  # fmt: skip
     wanted = [row for row in wanted if tuple(str(row[part]) for part in KEY) not in done]
     if not wanted:
         return
     with TemporaryDirectory() as folder:
-        start, alike = Path(folder) / "start", {"device": "cpu", "threads": 1, "workers": 0}
+        start, alike = Path(folder) / "start", {"encoder": options.encoder, "device": "cpu", "threads": 1, "workers": 0}
         images = {"data": (options.data, *options.unlabelled), "image_size": size, "epochs": epochs, "lr": options.lr}
-        with patch("segae.tasks.prepare.objective_of", lambda _: VARIANTS[name]()):
-            encoder = pretrain.run(pretrain.Pretrain(out=start, objective="layers", **images, **alike))
+        encoder: Path | str = options.init
+        if make is not None:
+            with patch("segae.tasks.prepare.objective_of", lambda _: make()):
+                encoder = pretrain.run(
+                    pretrain.Pretrain(out=start, init=options.init, objective="layers", **images, **alike)
+                )
         for row in wanted:
             out = Path(folder) / f"{row['transfer']}-{row['seed']}"
             tuned = {"init": str(encoder), "transfer": row["transfer"], "seed": row["seed"], "epochs": row["epochs"]}
-            held_out = {"val_fraction": 0.2, "image_size": 128, "epoch_images": 300}
+            held_out = {"val_fraction": 0.2, "image_size": options.image_size, "epoch_images": options.epoch_images}
             segment.run(segment.Segment(data=options.data, out=out, **tuned, **held_out, **alike))
             with (out / "log.csv").open(newline="") as file:
                 score = list(csv.DictReader(file))[-1]["miou"]
@@ -93,11 +106,18 @@ def measure(name: str, options: argparse.Namespace, done: set[tuple[str, ...]]) 
             yield {**row, "pretrain_lr": options.lr, "miou": score, **provenance(torch.device("cpu"))}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--unlabelled", type=Path, nargs="*", default=[])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=[name for name in VARIANTS if "feature" not in name]
+    )
+    parser.add_argument("--transfers", nargs="+", default=["encoder", "encoder+decoder"])
+    parser.add_argument("--init", choices=("random", "imagenet"), default="random")
+    parser.add_argument("--encoder", default="tf_efficientnet_lite0")
+    parser.add_argument("--image-size", type=int, default=128, help="of the fine-tuning")
+    parser.add_argument("--epoch-images", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--pretrain-epochs", type=int, default=10)
@@ -105,7 +125,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3, help="of the pretraining")
     parser.add_argument("--rows", type=Path, default=TABLE)
     parser.add_argument("--write", action="store_true", help="keep the rows")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for name in options.variants:
         kept = read_rows(options.rows) if options.rows.exists() else []
         for row in measure(name, options, {tuple(row[part] for part in KEY) for row in kept}):
