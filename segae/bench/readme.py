@@ -9,6 +9,7 @@ from typing import Any
 
 from segae.bench.answers import answer_table, draw_answer
 from segae.bench.curves import draw_curves
+from segae.bench.evidence import draw_parts, draw_ways
 from segae.bench.speed_tables import (
     by_device,
     ceilings_table,
@@ -66,6 +67,8 @@ def pages_with_results(root: Path) -> dict[Path, str]:
 
 FIGURES: tuple[tuple[str, str, Callable[[Path, Path], None]], ...] = (
     ("docs/figures/labels.svg", "results/bench.csv", draw_answer),
+    ("docs/figures/ways.svg", "results/bench.csv", draw_ways),
+    ("docs/figures/parts.svg", "results/layers_ablation.csv", draw_parts),
     (
         "docs/figures/images_seen.svg",
         "results/pretraining.csv",

@@ -63,11 +63,12 @@ def write_page(
 
 
 def name_of(arm: str) -> str:
-    """An init as a person says it."""
+    """An init, or an arm that takes its decoder along, as a person says it."""
+    arm, with_decoder, _ = arm.partition("+decoder")
     start, _, objective = arm.rpartition("ae:")
     if not objective or arm in _NAMES:
         return _NAMES.get(arm, arm)
-    return f"{'ImageNet + ' if start else ''}autoencoder ({objective})"
+    return f"{'ImageNet + ' if start else ''}autoencoder ({objective})" + with_decoder.replace("+", " with its ")
 
 
 def headline(rows: Sequence[dict[str, str]]) -> str:
@@ -84,10 +85,11 @@ def commits_of(rows: Sequence[dict[str, str]]) -> list[str]:
 
 
 def table(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
-    """Means over seeds for each init, best first: name, miou, dice, pixel_accuracy, iou (by class), minutes, seeds."""
+    """Means over seeds for each init and transfer, best first: name, miou, dice, pixel_accuracy, iou (by class), minutes, seeds."""
     by_init: dict[str, list[dict[str, str]]] = {}
     for row in rows:
-        by_init.setdefault(row["init"], []).append(row)
+        arm = row["init"] + ("+decoder" if row.get("transfer") == "encoder+decoder" else "")
+        by_init.setdefault(arm, []).append(row)
 
     def mean(members: list[dict[str, str]], column: str) -> float:
         return sum(float(row[column]) for row in members) / len(members)

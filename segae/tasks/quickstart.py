@@ -25,8 +25,8 @@ class Quickstart:
     """Class names in the order of their mask values; not needed for Pets or when the folder has a classes.txt."""
     out: Path = Path("runs/quickstart")
     """Folder for everything."""
-    objective: str = "mask"
-    """What the autoencoder is asked to do: reconstruct, denoise or mask."""
+    objective: str = "layers"
+    """What the autoencoder is asked to do, as in segae pretrain; its decoder is taken along where it can segment."""
     encoder: str = "tf_efficientnet_lite0"
     """Name of any convolutional network in timm."""
     image_size: int = 96
@@ -110,9 +110,13 @@ def finished_arms(comparison: Compare) -> list[str]:
 def available_arms(encoder: str, objective: str) -> tuple[tuple[str, ...], str]:
     """The arms to compare, and in words why ImageNet is not among them, if its weights cannot be had."""
     from segae.models.encoder import create_encoder
+    from segae.models.segmenter import DECODERS
+    from segae.objectives.presets import make_objective
 
+    own = make_objective(objective).decoder
+    autoencoder = f"ae:{objective}" + ("+decoder" if own in DECODERS and own != "linear" else "")
     try:
         create_encoder(encoder, "imagenet")
     except SegaeError as error:
-        return ("random", f"ae:{objective}"), f"The ImageNet arm is left out: {error}"
-    return ("random", f"ae:{objective}", "imagenet"), ""
+        return ("random", autoencoder), f"The ImageNet arm is left out: {error}"
+    return ("random", autoencoder, "imagenet"), ""

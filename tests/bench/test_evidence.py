@@ -1,0 +1,80 @@
+"""The figures on what pretraining needs show the means of the rows, the best on top, and leave other grids out."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import pytest
+from matplotlib.axes import Axes
+
+from segae.bench.evidence import draw_parts, parts_figure, ways_figure
+from segae.tasks.rows import COLUMNS, write_rows
+
+
+def run(init: str, seed: int, miou: float, **more: object) -> dict[str, str]:
+    plain = {"experiment": "mine", "dataset": "cells", "split": "test", "encoder": "resnet18", "decoder": "unet"}
+    plain |= {"transfer": "encoder", "freeze_epochs": "1", "epochs": "3", "labels": "100", "image_size": "64"}
+    row = {"init": init, "seed": seed, "miou": miou, "settings": f"{init}{seed}{more}"} | more
+    return {**dict.fromkeys(COLUMNS, ""), **plain, **{name: str(value) for name, value in row.items()}}
+
+
+def shown(axes: Axes) -> dict[str, str]:
+    """What stands behind each line, from the top."""
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    return dict(reversed(list(zip(labels, (text.get_text() for text in axes.texts), strict=True))))
+
+
+def test_all_ways_of_a_data_set_are_shown_with_their_minutes() -> None:
+    rows = [run("random", seed, 0.4 + 0.01 * seed) for seed in (0, 1)]
+    rows += [run("ae:mask", seed, 0.5, pretrain_seconds=600 + 120 * seed) for seed in (0, 1)]
+    rows += [run("imagenet", 0, 0.6), run("imagenet", 0, 0.55, freeze_epochs=4, epochs=0)]
+    few = [run("random", 0, 0.1, labels=10), run("imagenet", 0, 0.2, labels=10)]
+    longer = [run("random", 0, 0.45, epochs=12)]
+    other = [run("random", 0, 0.3, dataset="others"), run("imagenet", 0, 0.35, dataset="others")]
+    smaller = [run(init, 0, 0.8, encoder="lite") for init in ("random", "imagenet")]
+    cells, others = ways_figure([*rows, *few, *longer, *other, *smaller]).axes
+    assert shown(cells) == {
+        "ImageNet": "0.600",
+        "ImageNet with a frozen encoder": "0.550",
+        "autoencoder (mask)": "0.500  (11 min of pretraining)",
+        "random for 1 + 12 epochs": "0.450",
+        "random": "0.405",
+    }
+    assert list(shown(others)) == ["ImageNet", "random"]
+    assert cells.get_title(loc="left") == "cells, all labels"
+    seeds, mean = cells.lines[0].get_xdata(), cells.lines[1].get_xdata()
+    assert list(seeds) == pytest.approx([0.4, 0.41])
+    assert list(mean) == pytest.approx([statistics.fmean(seeds)])
+
+
+def test_parts_are_those_of_one_budget_with_the_encoder_alone_where_it_is_told(tmp_path: Path) -> None:
+    def part(variant: str, transfer: str, miou: float, passes: int = 10, init: str = "random") -> dict[str, str]:
+        row = {"variant": variant, "init": init, "transfer": transfer, "seed": 0, "miou": miou}
+        return {
+            name: str(value) for name, value in (row | {"pretrain_epochs": passes, "pretrain_image_size": 96}).items()
+        }
+
+    both = "encoder+decoder"
+    rows = [part("no pretraining", "encoder", 0.44), part("layers", "encoder", 0.48), part("layers", both, 0.5)]
+    rows += [
+        part("without the cut", "encoder", 0.46),
+        part("without the cut", both, 0.47),
+        part("layers", both, 0.6, 20),
+    ]
+    rows += [part("no pretraining", "encoder", 0.69, init="imagenet"), part("layers", both, 0.7, init="imagenet")]
+    random, imagenet = parts_figure(rows).axes
+    assert shown(random) == {
+        "layers": "0.500",
+        "layers, encoder alone": "0.480",
+        "without the cut": "0.470",
+        "no pretraining": "0.440",
+    }
+    assert list(shown(imagenet)) == ["layers", "no pretraining"]
+    assert random.get_title(loc="left") == "from random weights, 10 passes"
+    write_rows(tmp_path / "rows.csv", rows)
+    for name in ("one.svg", "two.svg"):
+        draw_parts(tmp_path / "rows.csv", tmp_path / name)
+    text = (tmp_path / "one.svg").read_text()
+    assert text == (tmp_path / "two.svg").read_text()
+    assert "without the cut" in text
