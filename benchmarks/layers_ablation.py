@@ -35,7 +35,7 @@ from segae.tasks.rows import read_rows, write_rows
 from segae.training.provenance import provenance
 
 TABLE = Path(__file__).resolve().parent.parent / "results" / "layers_ablation.csv"
-KEY = ("variant", "init", "transfer", "seed", "pretrain_epochs", "pretrain_image_size", "epochs")
+KEY = ("encoder", "variant", "init", "transfer", "seed", "pretrain_epochs", "pretrain_image_size", "epochs")
 NOISY = Mixture((LightChange(), ColourRemoval(0.3), ScaledNoise(0.22, "image")))
 CUT = LayerCut()  # its answers serve all variants
 
@@ -79,7 +79,7 @@ def measure(name: str, options: argparse.Namespace, done: set[tuple[str, ...]]) 
     make = VARIANTS[name]
     size, epochs = options.pretrain_image_size, options.pretrain_epochs
     wanted = [
-        {"variant": name, "init": options.init, "transfer": transfer, "seed": seed, "pretrain_epochs": epochs,
+        {"encoder": options.encoder, "variant": name, "init": options.init, "transfer": transfer, "seed": seed, "pretrain_epochs": epochs,
          "pretrain_image_size": size, "epochs": options.epochs}
         for transfer in (options.transfers if make else ["encoder"]) for seed in options.seeds
     ]  # fmt: skip

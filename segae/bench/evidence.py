@@ -59,14 +59,15 @@ def draw_ways(rows_csv: Path, path: Path) -> None:
 
 
 def parts_figure(rows: Sequence[Row]) -> Figure:
-    """The ablation: for each init encoder and decoder with each part changed, and mIoU over images passes.
+    """The ablation: a panel for each encoder and init, encoder and decoder with each part changed, best on top.
 
     Args:
-        rows: of ``benchmarks/layers_ablation.py``.
+        rows: of ``benchmarks/layers_ablation.py``. What has fewer rows than another length of pretraining is left out.
     """
     panels = []
-    for init in sorted({row["init"] for row in rows}, reverse=True):
-        of_init = [row for row in rows if row["init"] == init]
+    kinds = dict.fromkeys((row["encoder"], row["init"]) for row in rows)
+    for encoder, init in sorted(kinds, key=lambda kind: (kind[1] != "random", list(kinds).index(kind))):
+        of_init = [row for row in rows if (row["encoder"], row["init"]) == (encoder, init)]
         budget = max({_budget(row) for row in of_init}, key=lambda one: sum(_budget(row) == one for row in of_init))
         lines: dict[tuple[str, str], list[float]] = {}
         for row in of_init:
@@ -82,7 +83,7 @@ def parts_figure(rows: Sequence[Row]) -> Figure:
             for (variant, transfer), scores in lines.items()
             if transfer == "encoder+decoder" or variant in _PARTS[: len(alone)]
         ]
-        panels.append((f"from {init} weights, {budget[0]} passes", sorted(found, key=lambda line: line.mean)))
+        panels.append((f"{encoder} from {init} weights, {budget[0]} passes", sorted(found, key=lambda line: line.mean)))
     return _figure(panels, "validation mIoU, mean, and seeds as points")
 
 

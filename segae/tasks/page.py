@@ -85,7 +85,10 @@ def commits_of(rows: Sequence[dict[str, str]]) -> list[str]:
 
 
 def table(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
-    """Means over seeds for each init and transfer, best first: name, miou, dice, pixel_accuracy, iou (by class), minutes, seeds."""
+    """Means over seeds for each init and transfer, best first.
+
+    Each has name, miou, dice, pixel_accuracy, iou (by class), minutes, seeds.
+    """
     by_init: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         arm = row["init"] + ("+decoder" if row.get("transfer") == "encoder+decoder" else "")

@@ -50,7 +50,7 @@ def test_all_ways_of_a_data_set_are_shown_with_their_minutes() -> None:
 
 def test_parts_are_those_of_one_budget_with_the_encoder_alone_where_it_is_told(tmp_path: Path) -> None:
     def part(variant: str, transfer: str, miou: float, passes: int = 10, init: str = "random") -> dict[str, str]:
-        row = {"variant": variant, "init": init, "transfer": transfer, "seed": 0, "miou": miou}
+        row = {"encoder": "lite", "variant": variant, "init": init, "transfer": transfer, "seed": 0, "miou": miou}
         return {
             name: str(value) for name, value in (row | {"pretrain_epochs": passes, "pretrain_image_size": 96}).items()
         }
@@ -71,7 +71,7 @@ def test_parts_are_those_of_one_budget_with_the_encoder_alone_where_it_is_told(t
         "no pretraining": "0.440",
     }
     assert list(shown(imagenet)) == ["layers", "no pretraining"]
-    assert random.get_title(loc="left") == "from random weights, 10 passes"
+    assert random.get_title(loc="left") == "lite from random weights, 10 passes"
     write_rows(tmp_path / "rows.csv", rows)
     for name in ("one.svg", "two.svg"):
         draw_parts(tmp_path / "rows.csv", tmp_path / name)
