@@ -79,8 +79,8 @@ def measure(name: str, options: argparse.Namespace, done: set[tuple[str, ...]]) 
     make = VARIANTS[name]
     size, epochs = options.pretrain_image_size, options.pretrain_epochs
     wanted = [
-        {"encoder": options.encoder, "variant": name, "init": options.init, "transfer": transfer, "seed": seed, "pretrain_epochs": epochs,
-         "pretrain_image_size": size, "epochs": options.epochs}
+        {"encoder": options.encoder, "variant": name, "init": options.init, "transfer": transfer, "seed": seed,
+         "pretrain_epochs": epochs, "pretrain_image_size": size, "epochs": options.epochs}
         for transfer in (options.transfers if make else ["encoder"]) for seed in options.seeds
     ]  # fmt: skip
     wanted = [row for row in wanted if tuple(str(row[part]) for part in KEY) not in done]
