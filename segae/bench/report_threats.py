@@ -137,11 +137,11 @@ def _small(all_numbers: Sequence[Numbers], rows: Sequence[Row]) -> Iterator[str]
 def _settings(sections: Sequence[Section]) -> Iterator[str]:
     from segae.training.schedule import protocol_of
 
-    columns = ("lr", "lr_ratio", "bn_mode", "warmup", "recalibrate")
+    columns = ("lr", "lr_ratio", "bn_mode", "warmup", "recalibrate", "zero_head")
     arms = [arm for section in sections for arm in section.arms]
     own = [arm for arm in arms if _is_default(arm.rows[0], protocol_of(arm.init, arm.transfer), columns)]
     chosen = [arm for arm in own if arm.rows[0]["encoder"] == _SEARCHED and arm.variant in ("", "longer")]
-    if len({tuple(arm.rows[0][name] for name in columns) for arm in arms}) == 1:
+    if len({tuple(arm.rows[0].get(name) or "0" for name in columns) for arm in arms}) == 1:
         yield "All arms share one set of fine-tuning settings; what suits one start may starve another."
     else:
         yield (
@@ -178,7 +178,7 @@ def _is_default(row: Row, protocol: object, columns: Sequence[str]) -> bool:
     def same(text: str, value: object) -> bool:
         return text == value if isinstance(value, str) else float(text or "nan") == float(value)  # type: ignore[arg-type]
 
-    return all(same(row[name], getattr(protocol, name)) for name in columns)
+    return all(same(row.get(name) or "0", getattr(protocol, name)) for name in columns)
 
 
 def _pretraining(sections: Sequence[Section]) -> Iterator[str]:

@@ -59,12 +59,13 @@ DEFAULTS: dict[str, Values] = {
 }
 """Default values of each objective; those that it does not use are never read."""
 
-_SAYS_LAYERS = ("layers", "feature_layers", "otsu")
+SAYS_LAYERS = ("layers", "feature_layers", "otsu")
+"""Objectives that ask where an object is, in two or three layers."""
 
 
 def learning_rate(objective: str) -> float:
     """Peak learning rate of AdamW with which an objective was measured."""
-    return 2e-3 if objective in _SAYS_LAYERS else 1e-3
+    return 2e-3 if objective in SAYS_LAYERS else 1e-3
 
 
 _HIDES = ("patch", "mask_ratio")

@@ -134,7 +134,7 @@ def _preset(name: str, values: Values) -> Objective:
         return Objective(name, found, judge, decoder="unet", crops=True, prepare=likely.fit)
     if name == "otsu":
         few = CropOfLayers(then=LightChange(), find=split_brightness)
-        return Objective(name, few, LayersAndPixels(), decoder="unet", crops=True)
+        return Objective(name, few, LayersAndPixels(boundary=1 / 96), decoder="unet", crops=True)
     if name == "decoder_denoise":
         noise = ScaledNoise(sigma, "noise")
         return Objective(name, noise, MeanSquaredError(), decoder="unet", frozen_encoder=True)

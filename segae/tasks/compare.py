@@ -72,7 +72,7 @@ class Compare:
     """Cross-entropy of each pixel, or one minus the Dice score of each class over a batch."""
     lr: float | None = None
     """Peak learning rate of the head in the frozen epochs; the full epochs peak at half of it. None takes, here and
-    in the next four settings, what was best on validation images for each kind of init (docs/training.md)."""
+    in the next five settings, what was best on validation images for each kind of init (docs/training.md)."""
     lr_ratio: float | None = None
     """Encoder over head learning rate in the full epochs."""
     bn_mode: Literal["strict", "eval", "train"] | None = None
@@ -81,6 +81,8 @@ class Compare:
     """Share of the full epochs, in (0, 1), in which the learning rate rises."""
     recalibrate: bool | None = None
     """Measure the encoder's BatchNorm statistics on clean training images before fine-tuning."""
+    zero_head: bool | None = None
+    """Begin with a head of zeros instead of random weights, which spares a decoder that was taken along."""
     labels: int | None = None
     """Number of labelled training images to use; none takes all."""
     split: Literal["test", "val"] = "test"
@@ -166,6 +168,7 @@ def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
                 bn_mode=own.bn_mode,
                 warmup=config.warmup,
                 recalibrate=config.recalibrate,
+                zero_head=config.zero_head,
                 labels=config.labels,
                 val_fraction=0.0 if config.split == "test" else VAL_FRACTION,
                 seed=seed,

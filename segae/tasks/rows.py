@@ -38,6 +38,7 @@ COLUMNS = (
     "bn_mode",
     "warmup",
     "recalibrate",
+    "zero_head",
     "precision",
     "micro_batch",
     "seed",

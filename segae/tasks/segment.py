@@ -59,7 +59,7 @@ class Segment:
     """Change the training images a little each time: flip, zoom, move, rotate, brightness, contrast."""
     lr: float | None = None
     """Peak learning rate of the head in the frozen epochs; the full epochs peak at half of it. None takes, here and
-    in the next four settings, what was best on validation images for the kind of init (docs/training.md)."""
+    in the next five settings, what was best on validation images for the kind of init (docs/training.md)."""
     lr_ratio: float | None = None
     """Encoder over head learning rate in the full epochs."""
     bn_mode: Literal["strict", "eval", "train"] | None = None
@@ -68,6 +68,8 @@ class Segment:
     """Share of the full epochs, in (0, 1), in which the learning rate rises."""
     recalibrate: bool | None = None
     """Measure the encoder's BatchNorm statistics on clean training images before fine-tuning."""
+    zero_head: bool | None = None
+    """Begin with a head of zeros instead of random weights, which spares a decoder that was taken along."""
     labels: int | None = None
     """Number of labelled training images to use, drawn by seed; none takes all."""
     val_fraction: float = 0.1
@@ -118,7 +120,7 @@ def _segment(config: Segment, device: torch.device) -> Path:
     from segae.data.quarantine import Quarantine
     from segae.models.decoder import decoder_file, load_decoder_into
     from segae.models.encoder import create_encoder, output_stride, require_size
-    from segae.models.segmenter import create_segmenter, require_decoder_size
+    from segae.models.segmenter import begin_at_zero, create_segmenter, require_decoder_size
     from segae.tasks.arms import require_transferable
     from segae.tasks.compute import as_computed, segmentation_of_items, set_up
     from segae.tasks.finish import finish_segmentation
@@ -145,6 +147,8 @@ def _segment(config: Segment, device: torch.device) -> Path:
     if config.transfer == "encoder+decoder":
         require_transferable(config.transfer, config.decoder)
         load_decoder_into(decoder_file(config.init), model, config.encoder, config.decoder)
+    if config.zero_head:
+        begin_at_zero(model.segmentation_head)  # type: ignore[arg-type]
 
     set_up(model, config)
 

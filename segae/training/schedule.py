@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from segae.errors import SegaeError
+from segae.objectives.catalogue import SAYS_LAYERS
 
 BatchNormMode = Literal["strict", "eval", "train"]
 """What the encoder's BatchNorm layers do.
@@ -28,6 +29,8 @@ class Protocol:
         bn_mode: see ``BatchNormMode``.
         warmup: share of the full epochs, in (0, 1), in which the rate rises.
         recalibrate: whether the encoder's BatchNorm statistics are measured on clean training images first.
+        zero_head: whether the head begins at zero, so that what its random weights would ask for does not spoil a
+            decoder that was taken along (arXiv 2202.10054 says why).
     """
 
     lr: float = 4e-3
@@ -35,6 +38,7 @@ class Protocol:
     bn_mode: BatchNormMode = "strict"
     warmup: float = 0.3
     recalibrate: bool = False
+    zero_head: bool = False
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -44,6 +48,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "autoencoder+decoder": Protocol(lr_ratio=1.0),
     "imagenet+autoencoder": Protocol(lr_ratio=0.3),
     "imagenet+autoencoder+decoder": Protocol(lr=8e-3, lr_ratio=0.3),
+    "imagenet+layers+decoder": Protocol(lr_ratio=0.3, zero_head=True),
 }
 """The fine-tuning protocol of each kind of init, chosen on results/protocol_validation.csv (docs/training.md).
 
@@ -58,11 +63,14 @@ def kind_of(init: str, transfer: str = "encoder") -> str:
         init: as an encoder's description names it: "imagenet", "ae:mask", "imagenet+ae:a2mim", ...
         transfer: "encoder" or "encoder+decoder".
     """
-    start, mark, _ = init.rpartition("ae:")
+    start, mark, objective = init.rpartition("ae:")
     if not mark:
         return init
-    kind = "imagenet+autoencoder" if start.startswith("imagenet") else "autoencoder"
-    return f"{kind}+decoder" if transfer == "encoder+decoder" else kind
+    imagenet, whole = start.startswith("imagenet"), transfer == "encoder+decoder"
+    if imagenet and whole and objective in SAYS_LAYERS:
+        return "imagenet+layers+decoder"
+    kind = "imagenet+autoencoder" if imagenet else "autoencoder"
+    return f"{kind}+decoder" if whole else kind
 
 
 def protocol_of(init: str, transfer: str = "encoder") -> Protocol:
