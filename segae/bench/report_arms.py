@@ -14,7 +14,7 @@ Row = Mapping[str, str]
 
 REFERENCES = ("random", "imagenet")
 _PLACE = ("dataset", "split", "encoder", "image_size")
-_PROTOCOL = ("batch_size", "lr", "lr_ratio", "bn_mode", "warmup", "recalibrate", "zero_head")
+_PROTOCOL = ("batch_size", "lr", "lr_ratio", "bn_mode", "warmup", "recalibrate", "fitted_head")
 _PRETRAINING = ("dataset", "epochs", "image_size", "batch_size", "lr", "decoder", "target", "settings")
 _ORDER = ("random", "imagenet", "ae:", "imagenet+ae:")
 _VARIANTS = ("", "frozen", "linear", "longer")
@@ -227,7 +227,7 @@ def _differences(members: Sequence[tuple[str, Sequence[Row]]]) -> list[str]:
 
 def _settings(row: Row) -> dict[str, str]:
     settings = {name: row.get(name) or "" for name in _PROTOCOL}
-    settings["zero_head"] = settings["zero_head"] or "0"  # of rows without this column
+    settings["fitted_head"] = settings["fitted_head"] or "0"  # of rows without this column
     settings |= {f"pretraining {name}": row.get(f"pretrain_{name}") or "" for name in _PRETRAINING}
     parts = settings.pop("pretraining settings").split("; ")
     return settings | dict(f"pretraining {part}".rpartition(" ")[::2] for part in parts if part)

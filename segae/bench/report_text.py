@@ -131,12 +131,12 @@ def _protocols(sections: Sequence[Section]) -> str:
     alike: dict[tuple[str, ...], dict[str, None]] = {}
     for arm in (arm for section in sections for arm in section.arms):
         settings = [arm.rows[0][name] for name in ("lr", "lr_ratio", "bn_mode", "warmup", "recalibrate")]
-        settings.append(arm.rows[0].get("zero_head") or "0")
+        settings.append(arm.rows[0].get("fitted_head") or "0")
         alike.setdefault(tuple(settings), {})[arm.name] = None
     each = [
         f"{listed(list(names))}: peak learning rate {lr}, encoder over head rate {ratio}, BatchNorm mode {mode}, "
         f"warm-up {warmup}{', BatchNorm statistics measured again' if again not in ('0', '') else ''}"
-        f"{', a head that begins at zero' if zero == '1' else ''}"
+        f"{', a head fitted before the first step' if zero == '1' else ''}"
         for (lr, ratio, mode, warmup, again, zero), names in alike.items()
     ]
     return f"{said}Fine-tuning settings were, for {'; for '.join(each)}."

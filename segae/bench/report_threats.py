@@ -137,7 +137,7 @@ def _small(all_numbers: Sequence[Numbers], rows: Sequence[Row]) -> Iterator[str]
 def _settings(sections: Sequence[Section]) -> Iterator[str]:
     from segae.training.schedule import protocol_of
 
-    columns = ("lr", "lr_ratio", "bn_mode", "warmup", "recalibrate", "zero_head")
+    columns = ("lr", "lr_ratio", "bn_mode", "warmup", "recalibrate", "fitted_head")
     arms = [arm for section in sections for arm in section.arms]
     own = [arm for arm in arms if _is_default(arm.rows[0], protocol_of(arm.init, arm.transfer), columns)]
     chosen = [arm for arm in own if arm.rows[0]["encoder"] == _SEARCHED and arm.variant in ("", "longer")]

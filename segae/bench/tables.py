@@ -30,12 +30,12 @@ _HEADER = (
 )
 _SETTINGS = (  # rows that agree in all of these are seeds of one thing
     *("experiment", "dataset", "split", "labels", "encoder", "decoder", "init", "transfer", "image_size"),
-    *("freeze_epochs", "epochs", "batch_size", "lr", "lr_ratio", "bn_mode", "warmup", "recalibrate", "zero_head"),
+    *("freeze_epochs", "epochs", "batch_size", "lr", "lr_ratio", "bn_mode", "warmup", "recalibrate", "fitted_head"),
     *("epoch_images", "loss", "augment"),
     *("pretrain_dataset", "pretrain_epochs", "pretrain_image_size", "pretrain_batch_size", "pretrain_lr"),
     *("pretrain_decoder", "pretrain_target", "pretrain_settings"),
 )
-_BEFORE = {"loss": "cross_entropy", "augment": "1", "zero_head": "0"}  # what rows without these columns were
+_BEFORE = {"loss": "cross_entropy", "augment": "1", "fitted_head": "0"}  # what rows without these columns were
 _COLUMNS = ("miou", "iou_pet", "iou_background", "iou_border", "per_image_miou")
 _RATIO = "lr_ratio"
 _BASE = {_RATIO: "", "lr": 0.004, "bn_mode": "strict", "recalibrate": 0, "warmup": 0.3}

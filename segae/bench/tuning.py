@@ -15,7 +15,7 @@ from segae.tasks.compare import Compare
 _WORDS: dict[str, dict[str, Any]] = {
     "bn_mode": {"strict": "strict", "eval": "eval", "train": "train"},
     "recalibrate": {"true": True, "false": False},
-    "zero_head": {"true": True, "false": False},
+    "fitted_head": {"true": True, "false": False},
 }
 _KNOWN = ("lr", "lr_ratio", "warmup", *_WORDS)
 

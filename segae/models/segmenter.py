@@ -100,12 +100,6 @@ class SegmenterDescription:
     details: dict[str, str | int | float]
 
 
-def begin_at_zero(head: nn.Module) -> None:
-    """Set every weight and bias of a segmenter's head to zero: all classes are equally likely at first."""
-    for parameter in head.parameters():
-        nn.init.zeros_(parameter)
-
-
 def create_segmenter(encoder: nn.Module, architecture: str, decoder: str, classes: int) -> nn.Module:
     """Build a segmenter whose encoder starts from the weights of `encoder`, every tensor of it.
 

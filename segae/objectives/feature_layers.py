@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segae.errors import SegaeError
+from segae.objectives.discriminant import WeightedSums, within_covariance
 from segae.objectives.layer_cut import LayerCut
 from segae.objectives.layers import centre_prior, split_layers
 
 _STRIDE = 16  # of the feature map: deeper ones are too coarse for a boundary, shallower ones see texture
 _ENLARGED = 2  # how many times the image's sides the encoder sees, so that the map is finer
-_SHRINKAGE = 0.01  # of the features' covariance towards independent ones of equal variance
 
 
 class FeatureLayers:
@@ -48,7 +48,7 @@ class FeatureLayers:
         """
         self._encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
         device = next(encoder.parameters()).device
-        sides = [_Sums(), _Sums()]  # of the ground, of the object
+        sides = [WeightedSums(), WeightedSums()]  # of the ground, of the object
         for image_bchw in batches:
             feature_bcrq = self._features(image_bchw.to(device))
             object_b1rq = functional.interpolate(
@@ -64,13 +64,7 @@ class FeatureLayers:
                 "images to be trained on, or use objective layers."
             )
         ground, thing = sides
-        within_cc = (ground.scatter() + thing.scatter()) / (ground.weight + thing.weight)
-        within_cc += (
-            _SHRINKAGE
-            * within_cc.diagonal().mean().clamp(min=1e-12)
-            * torch.eye(len(within_cc), dtype=within_cc.dtype, device=device)
-        )
-        direction_c = torch.linalg.solve(within_cc, thing.mean() - ground.mean())
+        direction_c = torch.linalg.solve(within_covariance(sides), thing.mean() - ground.mean())
         self._offset = -(direction_c @ (thing.mean() + ground.mean()) / 2).float()
         self._direction_c = direction_c.float()
         return self
@@ -103,25 +97,3 @@ class FeatureLayers:
             maps = self._encoder(large_bchw)
         fine = [one for one in maps if one.shape[1] and one.shape[2] * _STRIDE >= _ENLARGED * height]
         return fine[-1].float()
-
-
-class _Sums:
-    """Weighted count, sum and products of vectors, of which mean and scatter are made."""
-
-    def __init__(self) -> None:
-        self.weight: Tensor = torch.zeros(())
-        self._sum_c: Tensor = torch.zeros(())
-        self._product_cc: Tensor = torch.zeros(())
-
-    def add(self, vector_nc: Tensor, weight_n: Tensor) -> None:
-        weighted_nc = vector_nc * weight_n.unsqueeze(1)
-        self.weight = self.weight.to(weight_n) + weight_n.sum()
-        self._sum_c = self._sum_c.to(weight_n) + weighted_nc.sum(dim=0)
-        self._product_cc = self._product_cc.to(weight_n) + weighted_nc.T @ vector_nc
-
-    def mean(self) -> Tensor:
-        return self._sum_c / self.weight
-
-    def scatter(self) -> Tensor:
-        """(C, C): weighted sum of the products of the vectors' differences from their mean."""
-        return self._product_cc - torch.outer(self._sum_c, self._sum_c) / self.weight

@@ -81,8 +81,8 @@ class Compare:
     """Share of the full epochs, in (0, 1), in which the learning rate rises."""
     recalibrate: bool | None = None
     """Measure the encoder's BatchNorm statistics on clean training images before fine-tuning."""
-    zero_head: bool | None = None
-    """Begin with a head of zeros instead of random weights, which spares a decoder that was taken along."""
+    fitted_head: bool | None = None
+    """Begin with a linear discriminant of the decoder's features on the training images as head, not a random one."""
     labels: int | None = None
     """Number of labelled training images to use; none takes all."""
     split: Literal["test", "val"] = "test"
@@ -168,7 +168,7 @@ def run_arm(config: Compare, arm: str, seed: int) -> dict[str, Any]:
                 bn_mode=own.bn_mode,
                 warmup=config.warmup,
                 recalibrate=config.recalibrate,
-                zero_head=config.zero_head,
+                fitted_head=config.fitted_head,
                 labels=config.labels,
                 val_fraction=0.0 if config.split == "test" else VAL_FRACTION,
                 seed=seed,

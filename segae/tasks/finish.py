@@ -176,7 +176,7 @@ def finish_segmentation(
         "bn_mode": config.bn_mode,
         "warmup": config.warmup,
         "recalibrate": int(bool(config.recalibrate)),
-        "zero_head": int(bool(config.zero_head)),
+        "fitted_head": int(bool(config.fitted_head)),
         "precision": config.precision,
         "micro_batch": config.micro_batch,
         "val_fraction": config.val_fraction,

@@ -38,7 +38,7 @@ COLUMNS = (
     "bn_mode",
     "warmup",
     "recalibrate",
-    "zero_head",
+    "fitted_head",
     "precision",
     "micro_batch",
     "seed",

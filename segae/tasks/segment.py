@@ -68,8 +68,8 @@ class Segment:
     """Share of the full epochs, in (0, 1), in which the learning rate rises."""
     recalibrate: bool | None = None
     """Measure the encoder's BatchNorm statistics on clean training images before fine-tuning."""
-    zero_head: bool | None = None
-    """Begin with a head of zeros instead of random weights, which spares a decoder that was taken along."""
+    fitted_head: bool | None = None
+    """Begin with a linear discriminant of the decoder's features on the training images as head, not a random one."""
     labels: int | None = None
     """Number of labelled training images to use, drawn by seed; none takes all."""
     val_fraction: float = 0.1
@@ -120,7 +120,7 @@ def _segment(config: Segment, device: torch.device) -> Path:
     from segae.data.quarantine import Quarantine
     from segae.models.decoder import decoder_file, load_decoder_into
     from segae.models.encoder import create_encoder, output_stride, require_size
-    from segae.models.segmenter import begin_at_zero, create_segmenter, require_decoder_size
+    from segae.models.segmenter import create_segmenter, require_decoder_size
     from segae.tasks.arms import require_transferable
     from segae.tasks.compute import as_computed, segmentation_of_items, set_up
     from segae.tasks.finish import finish_segmentation
@@ -147,9 +147,6 @@ def _segment(config: Segment, device: torch.device) -> Path:
     if config.transfer == "encoder+decoder":
         require_transferable(config.transfer, config.decoder)
         load_decoder_into(decoder_file(config.init), model, config.encoder, config.decoder)
-    if config.zero_head:
-        begin_at_zero(model.segmentation_head)  # type: ignore[arg-type]
-
     set_up(model, config)
 
     quarantine = Quarantine()
@@ -160,6 +157,8 @@ def _segment(config: Segment, device: torch.device) -> Path:
     print(f"{_amount(config, len(images.pairs))}, {config.freeze_epochs} + {config.epochs} epochs on {device}")
     if config.recalibrate and not resume:
         _recalibrate(config, model, images.sample, description, device)
+    if config.fitted_head and not resume:
+        _fit_head(config, model, images.sample, description, len(data.classes), device)
     with measured(device) as cost, energy_logged(learner, device):
         log = fit(
             learner,
@@ -212,6 +211,26 @@ def rates_of(config: Segment) -> dict[str, float]:
     """What a configuration says of the learning rate, for ``make_phases``; what it leaves out has a default there."""
     values = {"lr": config.lr, "lr_ratio": config.lr_ratio, "warmup": config.warmup}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _fit_head(
+    config: Segment,
+    model: nn.Module,
+    train: CachedPairs,
+    description: EncoderDescription,
+    classes: int,
+    device: torch.device,
+) -> None:
+    """A head that begins with what the decoder tells of the training images without augmentation."""
+    from torch.utils.data import DataLoader
+
+    from segae.data.batches import LabelledImages
+    from segae.data.transforms import eval_transform
+    from segae.training.fitted_head import fit_head
+
+    transform = eval_transform(config.image_size or description.image_size, description.mean, description.std)
+    clean = LabelledImages(train.images, train.masks, transform, config.seed)
+    fit_head(model, DataLoader(clean, config.batch_size), classes, device)
 
 
 def _recalibrate(

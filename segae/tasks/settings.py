@@ -88,8 +88,8 @@ def settings_of(config: Compare, arm: str, seed: int, used: UsedImages | None = 
     for name, value in asdict(protocol_of(parsed.init, parsed.transfer)).items():
         given = getattr(own, name)
         fine_tuning[name] = value if given is None else given
-    if not fine_tuning["zero_head"]:
-        del fine_tuning["zero_head"]  # as what is younger below
+    if not fine_tuning["fitted_head"]:
+        del fine_tuning["fitted_head"]  # as what is younger below
     fine_tuning |= _younger(config)
     return digest([common, pretraining]), digest([common, pretraining, fine_tuning])
 

@@ -29,8 +29,8 @@ class Protocol:
         bn_mode: see ``BatchNormMode``.
         warmup: share of the full epochs, in (0, 1), in which the rate rises.
         recalibrate: whether the encoder's BatchNorm statistics are measured on clean training images first.
-        zero_head: whether the head begins at zero, so that what its random weights would ask for does not spoil a
-            decoder that was taken along (arXiv 2202.10054 says why).
+        fitted_head: whether the head begins as a linear discriminant of the decoder's features on the training images,
+            so that random weights do not spoil a decoder that was taken along (arXiv 2202.10054 says why).
     """
 
     lr: float = 4e-3
@@ -38,7 +38,7 @@ class Protocol:
     bn_mode: BatchNormMode = "strict"
     warmup: float = 0.3
     recalibrate: bool = False
-    zero_head: bool = False
+    fitted_head: bool = False
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -48,7 +48,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "autoencoder+decoder": Protocol(lr_ratio=1.0),
     "imagenet+autoencoder": Protocol(lr_ratio=0.3),
     "imagenet+autoencoder+decoder": Protocol(lr=8e-3, lr_ratio=0.3),
-    "imagenet+layers+decoder": Protocol(lr_ratio=0.3, zero_head=True),
+    "imagenet+layers+decoder": Protocol(lr_ratio=0.3, fitted_head=True),
 }
 """The fine-tuning protocol of each kind of init, chosen on results/protocol_validation.csv (docs/training.md).
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from segae.errors import SegaeError
 from segae.models.encoder import create_encoder
-from segae.objectives.feature_layers import FeatureLayers, _Sums
+from segae.objectives.discriminant import WeightedSums
+from segae.objectives.feature_layers import FeatureLayers
 from segae.objectives.layer_cut import LayerCut
 from segae.objectives.layers import split_layers
 from tests.objectives.scenes import disc, overlap
@@ -64,7 +65,7 @@ def test_the_direction_is_that_of_scikit_learn() -> None:
     generator = torch.Generator().manual_seed(1)
     vector_nc = torch.randn(400, 5, generator=generator).double() @ torch.randn(5, 5, generator=generator).double()
     label_n = (vector_nc[:, 0] + torch.randn(400, generator=generator) > 0).double()
-    sums = [_Sums(), _Sums()]
+    sums = [WeightedSums(), WeightedSums()]
     for part in range(0, 400, 100):
         rows = slice(part, part + 100)
         for side, weight_n in zip(sums, (1 - label_n[rows], label_n[rows]), strict=True):

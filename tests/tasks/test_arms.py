@@ -130,47 +130,36 @@ def test_recalibration_changes_the_statistics_and_nothing_else(pets, pretrained,
     assert all(name.endswith("num_batches_tracked") for name in changed - statistics)
 
 
-@pytest.mark.parametrize("zero", [True, False])
-def test_a_head_begins_at_zero_where_it_is_asked_to(pets, pretrained, tmp_path, zero):
-    still = ["--freeze-epochs", "1", "--epochs", "0", "--lr", "1e-30", "--bn-mode", "strict", "--zero-head", str(zero)]
-    start = ["--init", str(pretrained / "encoder.safetensors"), "--transfer", "encoder+decoder"]
+@pytest.mark.parametrize("fitted", [True, False])
+def test_a_head_is_fitted_where_it_is_asked_for(pets, pretrained, tmp_path, fitted):
+    still = ["--freeze-epochs", "1", "--epochs", "0", "--lr", "1e-30", "--bn-mode", "strict"]
+    start = ["--init", str(pretrained / "encoder.safetensors"), "--transfer", "encoder+decoder", "--device", "cpu"]
     out = tmp_path / "run"
-    main(
-        [
-            "segment",
-            "--data",
-            str(pets),
-            "--out",
-            str(out),
-            "--encoder",
-            "test_resnet",
-            "--device",
-            "cpu",
-            *start,
-            *still,
-        ]
-    )
-    head = state(out / "model.safetensors", "segmentation_head.")
-    assert len(head) == 2
-    assert (max(float(value.abs().max()) for value in head.values()) < 1e-12) is zero
-    assert json.loads((out / "metrics.json").read_text())["zero_head"] == int(zero)
+    words = ["--out", str(out), "--encoder", "test_resnet", "--fitted-head", str(fitted), *start, *still]
+    main(["segment", "--data", str(pets), *words])
+    kernel = state(out / "model.safetensors", "segmentation_head.")["0.weight"]
+    beside = kernel.clone()
+    beside[:, :, 1, 1] = 0
+    assert (float(beside.abs().max()) < 1e-12) is fitted  # the middle of the kernel alone
+    assert float(kernel.abs().max()) > 1e-3
+    assert json.loads((out / "metrics.json").read_text())["fitted_head"] == int(fitted)
 
 
-def test_only_layers_on_top_of_imagenet_with_their_decoder_begin_with_a_head_of_zeros():
+def test_only_layers_on_top_of_imagenet_with_their_decoder_begin_with_a_fitted_head():
     found = {
         (init, transfer): protocol_of(init, transfer)
         for init in ("random", "imagenet", "ae:layers", "imagenet+ae:feature_layers", "imagenet+ae:mask")
         for transfer in ("encoder", "encoder+decoder")
     }
-    zero = [place for place, protocol in found.items() if protocol.zero_head]
-    assert zero == [("imagenet+ae:feature_layers", "encoder+decoder")]
-    assert found[zero[0]].lr == 0.004
+    fitted = [place for place, protocol in found.items() if protocol.fitted_head]
+    assert fitted == [("imagenet+ae:feature_layers", "encoder+decoder")]
+    assert found[fitted[0]].lr == 0.004
     assert found["imagenet+ae:mask", "encoder+decoder"].lr == 0.008
 
 
-def test_a_run_without_a_head_of_zeros_is_the_one_that_it_was_before_there_was_the_choice(pets):
+def test_a_run_without_a_fitted_head_is_the_one_that_it_was_before_there_was_the_choice(pets):
     config = Compare(data=pets, encoder="test_resnet", image_size=64)
-    asked = {zero: settings_of(replace(config, zero_head=zero), "random", 0)[1] for zero in (None, False, True)}
+    asked = {fitted: settings_of(replace(config, fitted_head=fitted), "random", 0)[1] for fitted in (None, False, True)}
     assert asked[None] == asked[False] != asked[True]
 
 
