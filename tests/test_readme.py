@@ -46,7 +46,7 @@ def test_every_row_has_its_provenance(path):
     for row in rows:
         # the first rows are older than these
         younger = {"settings", "pretrain_settings", "epoch_images", "loss", "augment", "label_subset", "precision"}
-        younger |= {"micro_batch", "init_source", "energy_wh", "pretrain_energy_wh"}
+        younger |= {"micro_batch", "init_source", "energy_wh", "pretrain_energy_wh", "fitted_head"}
         assert set(COLUMNS) - younger <= set(row)
         for name in ("commit", "versions", "date", "device", "seed", "split", "labels", "bn_mode", "seconds"):
             assert row[name] != ""

@@ -46,10 +46,11 @@ def test_a_segmentation_is_planned_as_typed(pets, tmp_path, capsys):
     assert {"commit", "versions", "device", "date"} <= content.keys()
 
 
-def test_a_pretraining_is_planned_without_data_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("objective", ["denoise", "feature_layers"])  # the latter without the start that it asks for
+def test_a_pretraining_is_planned_without_data_and_leaves_nothing(objective, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.rglob("*"))
-    main(["plan", "--kind", "pretrain", "--images", "100000", "--objective", "denoise", "--repeats", "2", *SMALL])
+    main(["plan", "--kind", "pretrain", "--images", "100000", "--objective", objective, "--repeats", "2", *SMALL])
     shown = capsys.readouterr().out
     assert "190,000 training and 5,000 validation images" in shown  # two passes over 95,000
     assert "drawn pictures stood in" in shown
