@@ -58,7 +58,7 @@ def is_picture(path: Path) -> bool:
 
 def test_pretraining_leaves_everything_a_run_folder_should_hold(pets, pretrained):
     description = json.loads((pretrained / "encoder.json").read_text())
-    assert description["init"] == "ae:denoise"
+    assert description["init"] == "ae:layers"
     assert description["image_size"] == 64
     past = description["pretraining"]
     assert past["images"] == 32  # 20 training and 12 unlabelled ones: none of the test split
@@ -112,7 +112,7 @@ def test_no_test_image_is_seen_behind_links_or_without_its_trimap(pets, tmp_path
 
 def test_the_encoder_file_starts_the_segmenter(pretrained, segmented):
     details = json.loads((segmented / "metrics.json").read_text())
-    assert details["init"] == "ae:denoise"
+    assert details["init"] == "ae:layers"
     assert details["image_size"] == 64  # from the file: none was asked for
     config = json.loads((segmented / "config.json").read_text())
     assert config["lr_ratio"] == details["lr_ratio"] == PROTOCOLS["autoencoder"].lr_ratio  # as it was resolved
