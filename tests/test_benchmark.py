@@ -60,7 +60,7 @@ def test_the_benchmark_recipe_ends_with_rows_pages_and_figures(tmp_path):
     tiny = ["--encoders", "test_resnet", "--image-size", "64", "--batch-size", "4", "--schedules", "0+1"]
     tiny += ["--threads", "1", "--no-estimate"]
     smaller = {
-        'arms = ["random", "imagenet", "ae:denoise", "imagenet@frozen"]': 'arms = ["random", "random@frozen"]',
+        'arms = ["random", "imagenet", "ae:layers+decoder", "imagenet@frozen"]': 'arms = ["random", "random@frozen"]',
         'seeds = ["0", "1"]': 'seeds = ["0"]',
         '"--seeds", *seeds]': f'"--seeds", *seeds, *{tiny}]',
     }
