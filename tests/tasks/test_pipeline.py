@@ -64,7 +64,7 @@ def test_pretraining_leaves_everything_a_run_folder_should_hold(pets, pretrained
     assert past["images"] == 32  # 20 training and 12 unlabelled ones: none of the test split
     assert 0 < past["images_seen"] <= 2 * 32
     resolved = json.loads((pretrained / "config.json").read_text())
-    assert (resolved["noise_sigma"], resolved["patch"]) == (0.5, None)  # what the objective uses
+    assert (resolved["lr"], resolved["noise_sigma"]) == (0.002, None)  # what the objective uses
     with (pretrained / "log.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
     assert is_picture(pretrained / "curves.png")
