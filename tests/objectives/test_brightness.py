@@ -15,7 +15,7 @@ from tests.objectives.scenes import disc, overlap
 
 def slide(size: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
     """Bright discs of several sizes, one cut off by the edge, on a dark ground with noise, and where they are."""
-    places = [(0.2, 0.2, 0.1), (0.7, 0.3, 0.07), (1.0, 0.6, 0.12), (0.4, 0.8, 0.12)]
+    places = [(0.2, 0.2, 0.1), (0.7, 0.3, 0.07), (1.0, 0.6, 0.12), (0.4, 0.8, 0.15)]
     discs = [disc(size, x, y, radius) for x, y, radius in places]
     noise = 0.03 * torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     return 0.1 + 0.5 * torch.stack(discs).amax(dim=0) + noise.abs(), torch.stack(discs).amax(dim=0)
@@ -26,13 +26,13 @@ def test_bright_things_on_a_dark_ground_and_dark_ones_on_a_bright_ground_are_fou
     found = split_brightness(torch.cat([image, 1 - image, 40 * image - 3]))
     assert found.shape == (3, 1, 96, 96)
     assert found.dtype == torch.float32
-    assert [overlap(one, shape[0]) > 0.9 for one in found] == [True, True, True]
+    assert [overlap(one, shape[0]) > 0.97 for one in found] == [True, True, True]
 
 
 def test_light_that_falls_from_one_side_changes_little() -> None:
     image, shape = slide()
     slope = torch.linspace(0, 0.5, 96).view(1, 1, 1, -1)
-    assert overlap(split_brightness(image + slope), shape) > 0.85
+    assert overlap(split_brightness(image + slope), shape) > 0.97
     grey = ((image + slope).mean(dim=1)[0] * 200).round().clamp(0, 255).numpy().astype(np.uint8)
     _, plain = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     assert overlap(torch.from_numpy(plain).float(), shape[0, 0]) < 0.6

@@ -38,7 +38,7 @@ def pets(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def pretrained(pets, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("pretrained") / "run"
-    main(["pretrain", "--data", str(pets), "--out", str(out), "--epochs", "2", *TINY])
+    main(["pretrain", "--data", str(pets), "--out", str(out), "--objective", "denoise", "--epochs", "2", *TINY])
     return out
 
 
@@ -58,13 +58,13 @@ def is_picture(path: Path) -> bool:
 
 def test_pretraining_leaves_everything_a_run_folder_should_hold(pets, pretrained):
     description = json.loads((pretrained / "encoder.json").read_text())
-    assert description["init"] == "ae:layers"
+    assert description["init"] == "ae:denoise"
     assert description["image_size"] == 64
     past = description["pretraining"]
     assert past["images"] == 32  # 20 training and 12 unlabelled ones: none of the test split
     assert 0 < past["images_seen"] <= 2 * 32
     resolved = json.loads((pretrained / "config.json").read_text())
-    assert (resolved["lr"], resolved["noise_sigma"]) == (0.002, None)  # what the objective uses
+    assert (resolved["noise_sigma"], resolved["patch"]) == (0.5, None)  # what the objective uses
     with (pretrained / "log.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
     assert is_picture(pretrained / "curves.png")
@@ -112,7 +112,7 @@ def test_no_test_image_is_seen_behind_links_or_without_its_trimap(pets, tmp_path
 
 def test_the_encoder_file_starts_the_segmenter(pretrained, segmented):
     details = json.loads((segmented / "metrics.json").read_text())
-    assert details["init"] == "ae:layers"
+    assert details["init"] == "ae:denoise"
     assert details["image_size"] == 64  # from the file: none was asked for
     config = json.loads((segmented / "config.json").read_text())
     assert config["lr_ratio"] == details["lr_ratio"] == PROTOCOLS["autoencoder"].lr_ratio  # as it was resolved
@@ -149,7 +149,7 @@ def test_evaluate_and_predict(pets, segmented, tmp_path, capsys):
 def test_a_killed_pretraining_goes_on_to_the_same_encoder(pets, pretrained, tmp_path):
     """The process is really killed, after its first epoch."""
     out = tmp_path / "killed"
-    words = ["pretrain", "--data", str(pets), "--out", str(out), "--epochs", "2", *TINY]
+    words = ["pretrain", "--data", str(pets), "--out", str(out), "--objective", "denoise", "--epochs", "2", *TINY]
     code = "import sys; from segae.cli import main; main(sys.argv[1:])"
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, *words], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

@@ -69,6 +69,14 @@ def test_decoder_denoising_leaves_the_encoder_as_it_was(pets, tmp_path):
     assert (tmp_path / "second" / "decoder.safetensors").exists()
 
 
+def test_what_is_not_asked_for_is_what_pays(pets, tmp_path):
+    run(Pretrain(data=(pets,), out=tmp_path / "run", **SMALL))
+    assert load_encoder(tmp_path / "run" / "encoder.safetensors")[1].init == "ae:layers"
+    assert (tmp_path / "run" / "decoder.safetensors").exists()
+    resolved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (resolved["lr"], resolved["decoder"], resolved["noise_sigma"]) == (0.002, "unet", None)
+
+
 def test_what_the_start_knows_is_asked_again_when_a_run_is_resumed(pets, tmp_path, monkeypatch):
     run(Pretrain(data=(pets,), out=tmp_path / "first", objective="layers", **SMALL))
     start = tmp_path / "first" / "encoder.safetensors"
