@@ -19,7 +19,7 @@ Row = Mapping[str, str]
 
 _SHORT = "1 + 3"
 _STARTS = {"random": "#8A8A8A", "imagenet": "#0072B2", "ae": "#D55E00", "imagenet+ae": "#009E73"}
-_PARTS = ("no pretraining", "layers")  # first in the figure, the others below by their mean
+_PARTS = ("no pretraining", "layers")  # what is shown of an encoder that goes alone
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,8 @@ def parts_figure(rows: Sequence[Row]) -> Figure:
         budget = max({_budget(row) for row in of_init}, key=lambda one: sum(_budget(row) == one for row in of_init))
         lines: dict[tuple[str, str], list[float]] = {}
         for row in of_init:
-            if _budget(row) == budget or not _is_pretrained(row):
+            if _budget(row) == budget or row["variant"] == _PARTS[0]:
                 lines.setdefault((row["variant"], row["transfer"]), []).append(float(row["miou"]))
-        alone = {variant for variant, transfer in lines if transfer == "encoder"}
         found = [
             Line(
                 variant + (", encoder alone" if transfer == "encoder" and variant != _PARTS[0] else ""),
@@ -81,7 +80,7 @@ def parts_figure(rows: Sequence[Row]) -> Figure:
                 _STARTS["ae" if init == "random" else "imagenet+ae"] if variant != _PARTS[0] else _STARTS[init],
             )
             for (variant, transfer), scores in lines.items()
-            if transfer == "encoder+decoder" or variant in _PARTS[: len(alone)]
+            if transfer == "encoder+decoder" or variant in _PARTS
         ]
         panels.append((f"{encoder} from {init} weights, {budget[0]} passes", sorted(found, key=lambda line: line.mean)))
     return _figure(panels, "validation mIoU, mean, and seeds as points")
@@ -94,10 +93,6 @@ def draw_parts(rows_csv: Path, path: Path) -> None:
 
 def _budget(row: Row) -> tuple[str, str]:
     return row["pretrain_epochs"], row["pretrain_image_size"]
-
-
-def _is_pretrained(row: Row) -> bool:
-    return row["variant"] != _PARTS[0]
 
 
 def _line(arm: Arm) -> Line:

@@ -11,9 +11,7 @@ from segae.errors import SegaeError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-    from segae.data.cache import CachedPairs
     from segae.models.encoder import EncoderDescription
 
 
@@ -122,6 +120,7 @@ def _segment(config: Segment, device: torch.device) -> Path:
     from segae.models.encoder import create_encoder, output_stride, require_size
     from segae.models.segmenter import create_segmenter, require_decoder_size
     from segae.tasks.arms import require_transferable
+    from segae.tasks.beforehand import fit_head_to, recalibrate
     from segae.tasks.compute import as_computed, segmentation_of_items, set_up
     from segae.tasks.finish import finish_segmentation
     from segae.tasks.labelled import load_labelled
@@ -156,9 +155,9 @@ def _segment(config: Segment, device: torch.device) -> Path:
     print(f"encoder {config.encoder}, init {config.init}: {description.source}")
     print(f"{_amount(config, len(images.pairs))}, {config.freeze_epochs} + {config.epochs} epochs on {device}")
     if config.recalibrate and not resume:
-        _recalibrate(config, model, images.sample, description, device)
+        recalibrate(config, model, images.sample, description, device)
     if config.fitted_head and not resume:
-        _fit_head(config, model, images.sample, description, len(data.classes), device)
+        fit_head_to(config, model, images.sample, description, len(data.classes), device)
     with measured(device) as cost, energy_logged(learner, device):
         log = fit(
             learner,
@@ -211,41 +210,3 @@ def rates_of(config: Segment) -> dict[str, float]:
     """What a configuration says of the learning rate, for ``make_phases``; what it leaves out has a default there."""
     values = {"lr": config.lr, "lr_ratio": config.lr_ratio, "warmup": config.warmup}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _fit_head(
-    config: Segment,
-    model: nn.Module,
-    train: CachedPairs,
-    description: EncoderDescription,
-    classes: int,
-    device: torch.device,
-) -> None:
-    """A head that begins with what the decoder tells of the training images without augmentation."""
-    from torch.utils.data import DataLoader
-
-    from segae.data.batches import LabelledImages
-    from segae.data.transforms import eval_transform
-    from segae.training.fitted_head import fit_head
-
-    transform = eval_transform(config.image_size or description.image_size, description.mean, description.std)
-    clean = LabelledImages(train.images, train.masks, transform, config.seed)
-    fit_head(model, DataLoader(clean, config.batch_size), classes, device)
-
-
-def _recalibrate(
-    config: Segment, model: nn.Module, train: CachedPairs, description: EncoderDescription, device: torch.device
-) -> None:
-    """BatchNorm statistics of what was transferred, measured on the training images without augmentation."""
-    from torch.utils.data import DataLoader
-
-    from segae.data.batches import UnlabelledImages
-    from segae.data.transforms import eval_transform
-    from segae.training.batchnorm import recalibrate_batchnorm
-
-    transform = eval_transform(config.image_size or description.image_size, description.mean, description.std)
-    clean = UnlabelledImages(train.images, transform, config.seed)
-    # a last batch of one image has no variance to measure
-    batches = DataLoader(clean, config.batch_size, drop_last=len(clean) > config.batch_size)
-    part = model if config.transfer == "encoder+decoder" else model.encoder
-    recalibrate_batchnorm(part, batches, device)  # type: ignore[arg-type]

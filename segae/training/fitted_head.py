@@ -45,18 +45,18 @@ def fit_head(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes
         for index, side in enumerate(sums):
             side.add(feature_nd, (small_bhw.flatten() == index).double())
     model.train(was_training)
-    total = sum(float(side.weight) for side in sums)
     covariance_dd = within_covariance(sums)
+    weight_k = torch.stack([side.weight for side in sums])
+    # a class that no image shows: half a pixel like the average one
+    average_d = torch.stack([side.mean() * side.weight for side in sums if side.weight > 0]).sum(dim=0) / weight_k.sum()
+    middle = convolution.kernel_size[0] // 2
+    convolution.weight.zero_()
     for index, side in enumerate(sums):
-        convolution.weight[index] = 0
-        convolution.bias[index] = 0
-        if float(side.weight) < 1:
-            continue  # a class that no image shows: as likely as the features of an average pixel make it
-        weight_d = torch.linalg.solve(covariance_dd, side.mean())
-        middle = convolution.kernel_size[0] // 2
+        mean_d = side.mean() if side.weight > 0 else average_d
+        weight_d = torch.linalg.solve(covariance_dd, mean_d)
+        prior = (side.weight.clamp(min=0.5) / weight_k.sum()).log()
         convolution.weight[index, :, middle, middle] = weight_d.float()
-        offset = float(side.weight / total)
-        convolution.bias[index] = float(torch.tensor(offset).log() - weight_d @ side.mean() / 2)
+        convolution.bias[index] = (prior - weight_d @ mean_d / 2).float()
 
 
 def _features(model: nn.Module, head: nn.Module, image_bchw: Tensor) -> Tensor:
