@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 
 from segae.bench.benchmark import Bench
@@ -15,6 +16,7 @@ from segae.data.dataset import SegmentationData
 from segae.data.near_duplicates import Duplicate
 from segae.data.pretraining import find_pretraining_images
 from segae.errors import SegaeError
+from segae.tasks.arms import parse_arm, require_transferable
 from segae.tasks.compare import Compare
 
 
@@ -79,6 +81,8 @@ def grids_of(config: Bench) -> tuple[Compare, list[dict[str, tuple[str, ...]]]]:
     given = {field.name: getattr(config, field.name) for field in fields(config)}
     values |= {name: value for name, value in given.items() if value is not None}
     dimensions = {name: tuple(values[name]) for name in DIMENSIONS}
+    if config.arms is None and "linear" in dimensions["decoders"]:  # which has nothing to take along
+        dimensions["arms"] = tuple(arm.removesuffix("+decoder") for arm in dimensions["arms"])
     known = {field.name for field in fields(Compare)}
     base = Compare(**{name: value for name, value in values.items() if name in known})
     further = () if any(given[name] is not None for name in DIMENSIONS) else preset.also
@@ -86,9 +90,15 @@ def grids_of(config: Bench) -> tuple[Compare, list[dict[str, tuple[str, ...]]]]:
 
 
 def cells_of(base: Compare, grids: Sequence[Mapping[str, tuple[str, ...]]], train_images: int) -> list[Cell]:
-    """The cells of all grids, each once."""
+    """The cells of all grids, each once.
+
+    Raises:
+        SegaeError: an arm takes along a decoder that no pretraining trains.
+    """
     cells: list[Cell] = []
     for grid in grids:
+        for arm, decoder in product(grid["arms"], grid["decoders"]):
+            require_transferable(parse_arm(arm).transfer, decoder)
         rest = {name: grid[name] for name in ("encoders", "decoders", "budgets", "schedules")}
         cells += make_cells(replace(base, arms=grid["arms"]), train_images, **rest)
     return unique(cells)

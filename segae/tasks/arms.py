@@ -134,7 +134,7 @@ def require_transferable(transfer: str, decoder: str) -> None:
     if transfer == "encoder+decoder" and decoder == "linear":
         raise SegaeError(
             "the segmenter's linear decoder is its head and nothing more; there is nothing to transfer. Use --decoder "
-            "unet, or transfer the encoder alone."
+            "unet, or transfer the encoder alone: arms without +decoder, or --transfer encoder."
         )
 
 

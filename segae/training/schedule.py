@@ -50,7 +50,8 @@ PROTOCOLS: dict[str, Protocol] = {
     "imagenet+autoencoder+decoder": Protocol(lr=8e-3, lr_ratio=0.3),
     "imagenet+layers+decoder": Protocol(lr_ratio=0.3, fitted_head=True),
 }
-"""The fine-tuning protocol of each kind of init, chosen on results/protocol_validation.csv (docs/training.md).
+"""The fine-tuning protocol of each kind of init, chosen on results/protocol_validation.csv, the last on fewer trials
+without rows (docs/training.md).
 
 fastai's own ratio (0.01 at the first layer) starves an encoder that comes from a short pretraining.
 """

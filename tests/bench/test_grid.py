@@ -98,6 +98,16 @@ def test_a_dimension_given_by_hand_takes_the_place_of_the_further_grids(pets, tm
     assert one == [{**{name: whole[0][name] for name in DIMENSIONS}, "budgets": ("10",)}]
 
 
+def test_a_linear_decoder_has_nothing_to_take_along(pets, tmp_path):
+    base, grids = grids_of(with_data(Bench(data=pets, out=tmp_path, decoders=("unet", "linear"))))
+    assert {cell.arm for cell in cells_of(base, grids, 300)} == {
+        *("random", "imagenet", "ae:layers", "imagenet+ae:feature_layers")
+    }
+    asked = with_data(Bench(data=pets, out=tmp_path, decoders=("linear",), arms=("ae:layers+decoder",)))
+    with pytest.raises(SegaeError, match="linear decoder is its head.*arms without [+]decoder"):
+        cells_of(*grids_of(asked), 300)
+
+
 def test_a_pretraining_file_is_not_overruled_by_the_preset(pets, tmp_path):
     config = Bench(data=pets, out=tmp_path, pretrain_config=tmp_path / "p.json", pretrain_lr=0.5)
     base, _ = grids_of(config)
