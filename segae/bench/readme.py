@@ -18,7 +18,7 @@ from segae.bench.speed_tables import (
     peers_table,
     switches_table,
 )
-from segae.bench.tables import levels_table, protocol_table, results_table
+from segae.bench.tables import levels_table, parts_table, protocol_table, results_table
 from segae.tasks.rows import read_rows
 
 
@@ -31,6 +31,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Path], str]], ...] = (
     ("README.md", "results", "results/bench.csv", answer_table),
     ("docs/pretraining.md", "objectives", "results/pretraining.csv", of_rows(results_table)),
     ("docs/pretraining.md", "levels", "results/level_use.csv", of_rows(levels_table)),
+    ("docs/pretraining.md", "parts", "results/layers_ablation.csv", of_rows(parts_table)),
     ("docs/training.md", "protocols", "results/protocol_validation.csv", of_rows(protocol_table)),
     *(
         ("docs/speed.md", f"{name}-{device}", f"results/throughput_{device}.csv", of_rows(by_device(make)))

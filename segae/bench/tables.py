@@ -126,6 +126,33 @@ def levels_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def parts_table(rows: Sequence[Row]) -> str:
+    """What an objective is worth with each of its parts changed, against the whole of it, as a Markdown table.
+
+    Args:
+        rows: of benchmarks/layers_ablation.py. The whole is `layers` from random weights, `feature_layers` from others,
+            with the decoder, as long and on images as large.
+    """
+    names = ("encoder", "init", "pretrain_epochs", "pretrain_image_size", "epochs", "variant", "transfer")
+    groups: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), {})[row["seed"]] = float(row["miou"])
+    table = []
+    for key, scores in sorted(groups.items(), key=lambda group: (*group[0][:5], -statistics.fmean(group[1].values()))):
+        encoder, init, passes, size, epochs, variant, transfer = key
+        whole = ("layers" if init == "random" else "feature_layers", "encoder+decoder")
+        of_whole = {} if (variant, transfer) == whole else groups.get((*key[:5], *whole), {})
+        mean = f"{statistics.fmean(scores.values()):.3f}"
+        spread = f" ± {statistics.stdev(scores.values()):.3f}" if len(scores) > 1 else ""
+        gains = [scores[seed] - of_whole[seed] for seed in scores if seed in of_whole]
+        bare = variant == "no pretraining"
+        start = [encoder, init, variant, "" if bare else transfer.replace("+", " + ")]
+        start += ["" if bare else f"{passes} at {size} px", f"1 + {epochs}", str(len(scores))]
+        table.append([*start, mean + spread, _interval(gains)])
+    heads = ("encoder", "from", "variant", "transferred", "passes", "schedule", "seeds", "mIoU", "above the whole")
+    return as_table(heads, table)
+
+
 def _order(rows: Sequence[Row], run: str) -> tuple[str, str, int, str]:
     row = next(row for row in rows if row["run"] == run)
     return row["decoder"], row["init"], int(row["images_seen"]), row["skip_dropout"]
@@ -161,7 +188,12 @@ def _above_random(members: Sequence[Row], rows: Sequence[Row]) -> str:
         raise ValueError("there is more than one random arm to compare with; leave one in the rows")
     random = {row["seed"]: float(row["miou"]) for row in others}
     gains = [float(row["miou"]) - random[row["seed"]] for row in members if row["seed"] in random]
-    if members[0]["init"] == "random" or len(gains) < 2:
+    return "" if members[0]["init"] == "random" else _interval(gains)
+
+
+def _interval(gains: Sequence[float]) -> str:
+    """Mean and 95 % t-interval of differences that were paired by seed; nothing where there are fewer than two."""
+    if len(gains) < 2:
         return ""
     half = float(stats.t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
     mean = statistics.fmean(gains)
