@@ -138,7 +138,8 @@ def parts_table(rows: Sequence[Row]) -> str:
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), {})[row["seed"]] = float(row["miou"])
     table = []
-    for key, scores in sorted(groups.items(), key=lambda group: (*group[0][:5], -statistics.fmean(group[1].values()))):
+    for key in sorted(groups, key=lambda key: (*key[:2], *map(int, key[2:5]), -statistics.fmean(groups[key].values()))):
+        scores = groups[key]
         encoder, init, passes, size, epochs, variant, transfer = key
         whole = ("layers" if init == "random" else "feature_layers", "encoder+decoder")
         of_whole = {} if (variant, transfer) == whole else groups.get((*key[:5], *whole), {})
