@@ -7,6 +7,10 @@ Every variant is pretrained once, label-free, on the training images and the unl
 several seeds on four fifths of the training images; the mean IoU is that of the other fifth. ``no pretraining`` is
 the init as it is. The test images stay closed. ``--write`` puts the rows into results/layers_ablation.csv; rows that
 are there are not computed again.
+
+``second round`` is pretrained twice: first as `layers`, then a fresh network is asked for the objects that the first
+one finds in the whole images. On a GPU: ``--device cuda --pretrain-batch-size 64``, several variants at once, each with
+``--rows`` of its own.
 """
 
 from __future__ import annotations
@@ -32,10 +36,16 @@ from segae.objectives.object_crop import CropOfLayers, LayersAndPixels
 from segae.objectives.presets import Objective, make_objective
 from segae.tasks import pretrain, segment
 from segae.tasks.rows import read_rows, write_rows
+from segae.training.checkpoint import load_resume_file
+from segae.training.device import choose_device
 from segae.training.provenance import provenance
+from segae.training.run import RESUME_FILE
+from segae.training.schedule import protocol_of
 
 TABLE = Path(__file__).resolve().parent.parent / "results" / "layers_ablation.csv"
 KEY = ("encoder", "variant", "init", "transfer", "seed", "pretrain_epochs", "pretrain_image_size", "epochs")
+KEY += ("pretrain_batch_size", "fitted_head")
+EPOCHS = 20  # at most: more passes than that go through the images several times in an epoch, which costs less
 NOISY = Mixture((LightChange(), ColourRemoval(0.3), ScaledNoise(0.22, "image")))
 CUT = LayerCut()  # its answers serve all variants
 
@@ -56,6 +66,7 @@ def of(area: tuple[float, float] = (0.5, 1.0), then: Any = None, find: Any = CUT
     return replace(make_objective("layers"), corruption=corruption, reconstruction=LayersAndPixels(pixels))
 
 
+SECOND = "second round"
 VARIANTS: dict[str, Callable[[], Objective] | None] = {
     "no pretraining": None,
     "layers": of,
@@ -70,40 +81,95 @@ VARIANTS: dict[str, Callable[[], Objective] | None] = {
         make_objective("feature_layers"), reconstruction=LayersAndPixels()
     ),
     "without the cut": lambda: of(find=split),
+    "with changed colours": lambda: of(then=Mixture((LightChange(), ColourRemoval(0.3)))),
+    "smaller crops": lambda: of(area=(0.2, 1.0)),
+    SECOND: of,
     "without colours: an ellipse": lambda: of(find=middle),
 }
+
+
+class Answer:
+    """Where a pretrained network says that the object of whole images is: the mean of an image and its mirror image.
+
+    Args:
+        model: Gives the layers' logits last, ground before object.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, image_bchw: Tensor) -> Tensor:
+        """Probability of the object, float32 (B, 1, H, W), for normalised images (B, C, H, W)."""
+        with torch.autocast(image_bchw.device.type, enabled=False):
+            logit_bhw = self._odds(image_bchw.float()) + self._odds(image_bchw.float().flip(3)).flip(2)
+        return torch.sigmoid(logit_bhw / 2).unsqueeze(1)
+
+    def _odds(self, image_bchw: Tensor) -> Tensor:
+        said_bchw = self._model(image_bchw)
+        return said_bchw[:, -1] - said_bchw[:, -2]
+
+
+def pretrain_with(make: Callable[[], Objective], out: Path, **settings: Any) -> Path:
+    """Pretrain with an objective of this script's own; return the encoder's file."""
+    with patch("segae.tasks.prepare.objective_of", lambda _: make()):
+        return pretrain.run(pretrain.Pretrain(out=out, objective="layers", **settings))
+
+
+def answer_of(make: Callable[[], Objective], out: Path, **settings: Any) -> Answer:
+    """The network of a finished pretraining, to be asked."""
+    config, device = pretrain.Pretrain(out=out, objective="layers", **settings), choose_device(settings["device"])
+    with patch("segae.tasks.prepare.objective_of", lambda _: make()):
+        _, model, *_ = pretrain.begin(config, device)
+    model.load_state_dict(load_resume_file(out / RESUME_FILE)["model"])
+    return Answer(model)
+
+
+def fits_head(options: argparse.Namespace, transfer: str) -> bool:
+    """Whether the head is fitted before fine-tuning: as asked for, or as the protocol of what is transferred has it."""
+    if options.fitted_head is not None:
+        return bool(options.fitted_head)
+    start = "" if options.init == "random" else f"{options.init}+"
+    return protocol_of(f"{start}ae:layers" if transfer else options.init, transfer).fitted_head
 
 
 def measure(name: str, options: argparse.Namespace, done: set[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
     """A row for each fine-tuning of a variant that has none yet."""
     make = VARIANTS[name]
-    size, epochs = options.pretrain_image_size, options.pretrain_epochs
+    size, passes, batch = options.pretrain_image_size, options.pretrain_epochs, options.pretrain_batch_size
     wanted = [
         {"encoder": options.encoder, "variant": name, "init": options.init, "transfer": transfer, "seed": seed,
-         "pretrain_epochs": epochs, "pretrain_image_size": size, "epochs": options.epochs}
+         "pretrain_epochs": passes, "pretrain_image_size": size, "epochs": options.epochs,
+         "pretrain_batch_size": batch, "fitted_head": int(fits_head(options, transfer if make else ""))}
         for transfer in (options.transfers if make else ["encoder"]) for seed in options.seeds
     ]  # fmt: skip
     wanted = [row for row in wanted if tuple(str(row[part]) for part in KEY) not in done]
     if not wanted:
         return
+    repeats = max(passes // EPOCHS, 1)
     with TemporaryDirectory() as folder:
-        start, alike = Path(folder) / "start", {"encoder": options.encoder, "device": "cpu", "threads": 1, "workers": 0}
-        images = {"data": (options.data, *options.unlabelled), "image_size": size, "epochs": epochs, "lr": options.lr}
+        start = Path(folder) / "start"
+        alike = {"encoder": options.encoder, "device": options.device, "threads": options.threads, "workers": 0}
+        images = {"data": (options.data, *options.unlabelled), "image_size": size, "batch_size": batch}
+        length = {"epochs": passes // repeats, "repeats": repeats, "lr": options.lr, "seed": options.pretrain_seed}
         encoder: Path | str = options.init
         if make is not None:
-            with patch("segae.tasks.prepare.objective_of", lambda _: make()):
-                encoder = pretrain.run(
-                    pretrain.Pretrain(out=start, init=options.init, objective="layers", **images, **alike)
-                )
+            settings = {"init": options.init, **images, **length, **alike}
+            encoder = pretrain_with(make, start, **settings)
+            if name == SECOND:
+                found = LayerCut(answer_of(make, start, **settings))
+                encoder = pretrain_with(lambda: of(find=found), Path(folder) / "second", **settings)
         for row in wanted:
             out = Path(folder) / f"{row['transfer']}-{row['seed']}"
             tuned = {"init": str(encoder), "transfer": row["transfer"], "seed": row["seed"], "epochs": row["epochs"]}
+            tuned |= {"fitted_head": bool(row["fitted_head"])}
             held_out = {"val_fraction": 0.2, "image_size": options.image_size, "epoch_images": options.epoch_images}
             segment.run(segment.Segment(data=options.data, out=out, **tuned, **held_out, **alike))
             with (out / "log.csv").open(newline="") as file:
                 score = list(csv.DictReader(file))[-1]["miou"]
             print(f"{name}, {row['transfer']}, seed {row['seed']}: {float(score):.3f}")
-            yield {**row, "pretrain_lr": options.lr, "miou": score, **provenance(torch.device("cpu"))}
+            about = {"pretrain_lr": options.lr, "pretrain_seed": options.pretrain_seed}
+            yield {**row, **about, "miou": score, **provenance(choose_device(options.device))}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -122,7 +188,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--pretrain-epochs", type=int, default=10)
     parser.add_argument("--pretrain-image-size", type=int, default=96)
+    parser.add_argument("--pretrain-batch-size", type=int, default=32)
+    parser.add_argument("--pretrain-seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=2e-3, help="of the pretraining")
+    parser.add_argument("--fitted-head", action=argparse.BooleanOptionalAction, help="the protocol's, if left out")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=Path, default=TABLE)
     parser.add_argument("--write", action="store_true", help="keep the rows")
     options = parser.parse_args(arguments)

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import runpy
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from torch import Tensor
 
 from segae.cli import main
+from segae.tasks.rows import read_rows
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "layers_ablation.py"
 
 
-def test_variants_are_pretrained_and_fine_tuned_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root, out = tmp_path / "pets", tmp_path / "rows.csv"
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """A small ablation of drawn pets, rows to rows.csv."""
+    root = tmp_path / "pets"
     main(["data", "drawn", "--root", str(root), "--train", "20", "--test", "2", "--unlabelled", "4", "--size", "64"])
     small = ["--encoder", "test_resnet", "--image-size", "32", "--pretrain-image-size", "32", "--epoch-images", "16"]
     small += ["--epochs", "1", "--pretrain-epochs", "1", "--seeds", "0"]
-    words = ["--data", str(root), "--unlabelled", str(root / "unlabelled"), *small, "--rows", str(out), "--write"]
+    images = ["--data", str(root), "--unlabelled", str(root / "unlabelled")]
+    return [*images, *small, "--rows", str(tmp_path / "rows.csv"), "--write"]
+
+
+def test_variants_are_pretrained_and_fine_tuned_once(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = runpy.run_path(str(SCRIPT))
     script["main"]([*words, "--variants", "no pretraining", "layers"])
-    with out.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / "rows.csv")
     assert [(row["variant"], row["transfer"]) for row in rows] == [
         ("no pretraining", "encoder"),
         ("layers", "encoder"),
@@ -30,6 +39,7 @@ def test_variants_are_pretrained_and_fine_tuned_once(tmp_path: Path, capsys: pyt
     ]
     assert all(0 < float(row["miou"]) < 1 and row["init"] == "random" and row["commit"] for row in rows)
     assert len({row["miou"] for row in rows}) == 3
+    assert {row["fitted_head"] for row in rows} == {"0"}
     capsys.readouterr()
     script["main"]([*words, "--variants", "layers"])
     assert capsys.readouterr().out == ""
@@ -37,8 +47,23 @@ def test_variants_are_pretrained_and_fine_tuned_once(tmp_path: Path, capsys: pyt
         script["main"]([*words, "--variants", "colour"])
 
 
+def test_the_second_round_asks_for_what_the_first_one_found(words: list[str], tmp_path: Path) -> None:
+    script = runpy.run_path(str(SCRIPT))
+    asked: list[Tensor] = []
+    whole = script["Answer"].__call__
+    with patch.object(
+        script["Answer"], "__call__", lambda self, images: asked.append(whole(self, images)) or asked[-1]
+    ):
+        script["main"]([*words, "--variants", "second round", "--transfers", "encoder+decoder", "--fitted-head"])
+    rows = read_rows(tmp_path / "rows.csv")
+    assert [(row["variant"], row["fitted_head"]) for row in rows] == [("second round", "1")]
+    assert asked
+    assert all(said.min() >= 0 and said.max() <= 1 and said.std() > 0 for said in asked)
+
+
 def test_each_variant_is_an_objective_of_its_own() -> None:
-    variants = runpy.run_path(str(SCRIPT))["VARIANTS"]
+    script = runpy.run_path(str(SCRIPT))
+    variants = {name: make for name, make in script["VARIANTS"].items() if name != script["SECOND"]}
     made = [(make().corruption, make().reconstruction) for make in variants.values() if make is not None]
     finds = [getattr(corruption.find, "_likely", corruption.find) for corruption, _ in made]
     names = [getattr(find, "__name__", type(find).__name__) for find in finds]
