@@ -43,7 +43,16 @@ from segae.training.run import RESUME_FILE
 from segae.training.schedule import protocol_of
 
 TABLE = Path(__file__).resolve().parent.parent / "results" / "layers_ablation.csv"
-KEY = ("encoder", "variant", "init", "transfer", "seed", "pretrain_epochs", "pretrain_image_size", "epochs")
+KEY: tuple[str, ...] = (
+    "encoder",
+    "variant",
+    "init",
+    "transfer",
+    "seed",
+    "pretrain_epochs",
+    "pretrain_image_size",
+    "epochs",
+)
 KEY += ("pretrain_batch_size", "fitted_head")
 EPOCHS = 20  # at most: more passes than that go through the images several times in an epoch, which costs less
 NOISY = Mixture((LightChange(), ColourRemoval(0.3), ScaledNoise(0.22, "image")))
