@@ -126,7 +126,8 @@ def _preset(name: str, values: Values) -> Objective:
         )
         return Objective(name, Mixture(parts), PixelsAndGradients(), decoder="unet")
     if name == "layers":
-        return Objective(name, CropOfLayers(then=LightChange()), LayersAndPixels(), decoder="unet", crops=True)
+        judge = LayersAndPixels(boundary=1 / 48)
+        return Objective(name, CropOfLayers(then=LightChange()), judge, decoder="unet", crops=True)
     if name == "feature_layers":
         likely = FeatureLayers()
         found = CropOfLayers(then=LightChange(), find=LayerCut(likely))
