@@ -27,6 +27,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from segae.objectives.catalogue import DEFAULTS
 from segae.objectives.corruption import Identity, ScaledNoise
 from segae.objectives.degradation import ColourRemoval, LightChange
 from segae.objectives.layer_cut import LayerCut
@@ -53,7 +54,7 @@ KEY: tuple[str, ...] = (
     "pretrain_image_size",
     "epochs",
 )
-KEY += ("pretrain_batch_size", "fitted_head")
+KEY += ("pretrain_batch_size", "boundary", "fitted_head")
 EPOCHS = 20  # at most: more passes than that go through the images several times in an epoch, which costs less
 NOISY = Mixture((LightChange(), ColourRemoval(0.3), ScaledNoise(0.22, "image")))
 CUT = LayerCut()  # its answers serve all variants
@@ -72,7 +73,8 @@ def middle(image_bchw: Tensor) -> Tensor:
 def of(area: tuple[float, float] = (0.5, 1.0), then: Any = None, find: Any = CUT, pixels: float = 0.1) -> Objective:
     """The objective `layers` with some of its parts exchanged."""
     corruption = CropOfLayers(area, LightChange() if then is None else then, find)
-    return replace(make_objective("layers"), corruption=corruption, reconstruction=LayersAndPixels(pixels))
+    judge = LayersAndPixels(pixels, DEFAULTS["layers"]["boundary"])
+    return replace(make_objective("layers"), corruption=corruption, reconstruction=judge)
 
 
 SECOND = "second round"
@@ -84,11 +86,7 @@ VARIANTS: dict[str, Callable[[], Objective] | None] = {
     "with noise and lost colour": lambda: of(then=NOISY),
     "without changed light": lambda: of(then=Identity()),
     "without the crop": lambda: of(area=(1.0, 1.0)),
-    "with a layer of the boundary": lambda: replace(of(), reconstruction=LayersAndPixels(boundary=1 / 48)),
     "feature_layers": lambda: make_objective("feature_layers"),  # from ImageNet weights
-    "feature_layers without the boundary": lambda: replace(
-        make_objective("feature_layers"), reconstruction=LayersAndPixels()
-    ),
     "without the cut": lambda: of(find=split),
     "with changed colours": lambda: of(then=Mixture((LightChange(), ColourRemoval(0.3)))),
     "smaller crops": lambda: of(area=(0.2, 1.0)),
@@ -101,11 +99,12 @@ class Answer:
     """Where a pretrained network says that the object of whole images is: the mean of an image and its mirror image.
 
     Args:
-        model: Gives the layers' logits last, ground before object.
+        model: Gives the image, in so many channels, then the layers' logits, ground before object.
+        channels: 0 if it gives no image.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model.eval().requires_grad_(False)
+    def __init__(self, model: torch.nn.Module, channels: int = 3) -> None:
+        self._model, self._channels = model.eval().requires_grad_(False), channels
 
     @torch.no_grad()
     def __call__(self, image_bchw: Tensor) -> Tensor:
@@ -115,8 +114,9 @@ class Answer:
         return torch.sigmoid(logit_bhw / 2).unsqueeze(1)
 
     def _odds(self, image_bchw: Tensor) -> Tensor:
-        said_bchw = self._model(image_bchw)
-        return said_bchw[:, -1] - said_bchw[:, -2]
+        where = next(self._model.parameters()).device
+        said_bchw = self._model(image_bchw.to(where))[:, self._channels :]
+        return (said_bchw[:, 1] - said_bchw[:, 0]).to(image_bchw.device)
 
 
 def pretrain_with(make: Callable[[], Objective], out: Path, **settings: Any) -> Path:
@@ -142,14 +142,26 @@ def fits_head(options: argparse.Namespace, transfer: str) -> bool:
     return protocol_of(f"{start}ae:layers" if transfer else options.init, transfer).fitted_head
 
 
+def with_boundary(make: Callable[[], Objective], reach: float) -> Callable[[], Objective]:
+    """The same with another layer of the boundary, or none."""
+
+    def made() -> Objective:
+        objective = make()
+        return replace(objective, reconstruction=replace(objective.reconstruction, boundary=reach))  # type: ignore
+
+    return made
+
+
 def measure(name: str, options: argparse.Namespace, done: set[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
     """A row for each fine-tuning of a variant that has none yet."""
-    make = VARIANTS[name]
+    own = VARIANTS[name]
+    make = None if own is None else with_boundary(own, options.boundary)
     size, passes, batch = options.pretrain_image_size, options.pretrain_epochs, options.pretrain_batch_size
     wanted = [
         {"encoder": options.encoder, "variant": name, "init": options.init, "transfer": transfer, "seed": seed,
          "pretrain_epochs": passes, "pretrain_image_size": size, "epochs": options.epochs,
-         "pretrain_batch_size": batch, "fitted_head": int(fits_head(options, transfer if make else ""))}
+         "pretrain_batch_size": batch, "boundary": round(options.boundary, 6) if make else "",
+         "fitted_head": int(fits_head(options, transfer if make else ""))}
         for transfer in (options.transfers if make else ["encoder"]) for seed in options.seeds
     ]  # fmt: skip
     wanted = [row for row in wanted if tuple(str(row[part]) for part in KEY) not in done]
@@ -167,7 +179,8 @@ def measure(name: str, options: argparse.Namespace, done: set[tuple[str, ...]]) 
             encoder = pretrain_with(make, start, **settings)
             if name == SECOND:
                 found = LayerCut(answer_of(make, start, **settings))
-                encoder = pretrain_with(lambda: of(find=found), Path(folder) / "second", **settings)
+                again = with_boundary(lambda: of(find=found), options.boundary)
+                encoder = pretrain_with(again, Path(folder) / "second", **settings)
         for row in wanted:
             out = Path(folder) / f"{row['transfer']}-{row['seed']}"
             tuned = {"init": str(encoder), "transfer": row["transfer"], "seed": row["seed"], "epochs": row["epochs"]}
@@ -200,6 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pretrain-batch-size", type=int, default=32)
     parser.add_argument("--pretrain-seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=2e-3, help="of the pretraining")
+    parser.add_argument("--boundary", type=float, default=DEFAULTS["layers"]["boundary"], help="its reach; 0: none")
     parser.add_argument("--fitted-head", action=argparse.BooleanOptionalAction, help="the protocol's, if left out")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)

@@ -39,7 +39,8 @@ def test_variants_are_pretrained_and_fine_tuned_once(
     ]
     assert all(0 < float(row["miou"]) < 1 and row["init"] == "random" and row["commit"] for row in rows)
     assert len({row["miou"] for row in rows}) == 3
-    assert {row["fitted_head"] for row in rows} == {"0"}
+    assert [row["fitted_head"] for row in rows] == ["0", "0", "1"]  # the protocols'
+    assert [row["boundary"] for row in rows] == ["", "0.020833", "0.020833"]
     capsys.readouterr()
     script["main"]([*words, "--variants", "layers"])
     assert capsys.readouterr().out == ""
@@ -54,9 +55,9 @@ def test_the_second_round_asks_for_what_the_first_one_found(words: list[str], tm
     with patch.object(
         script["Answer"], "__call__", lambda self, images: asked.append(whole(self, images)) or asked[-1]
     ):
-        script["main"]([*words, "--variants", "second round", "--transfers", "encoder+decoder", "--fitted-head"])
+        script["main"]([*words, "--variants", "second round", "--transfers", "encoder+decoder", "--boundary", "0"])
     rows = read_rows(tmp_path / "rows.csv")
-    assert [(row["variant"], row["fitted_head"]) for row in rows] == [("second round", "1")]
+    assert [(row["variant"], row["boundary"]) for row in rows] == [("second round", "0.0")]
     assert asked
     assert all(said.min() >= 0 and said.max() <= 1 and said.std() > 0 for said in asked)
 

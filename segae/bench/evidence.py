@@ -69,17 +69,20 @@ def parts_figure(rows: Sequence[Row]) -> Figure:
     for encoder, init in sorted(kinds, key=lambda kind: (kind[1] != "random", list(kinds).index(kind))):
         of_init = [row for row in rows if (row["encoder"], row["init"]) == (encoder, init)]
         budget = max({_budget(row) for row in of_init}, key=lambda one: sum(_budget(row) == one for row in of_init))
-        lines: dict[tuple[str, str], list[float]] = {}
+        lines: dict[tuple[str, str, str], list[float]] = {}
         for row in of_init:
             if _budget(row) == budget or row["variant"] == _PARTS[0]:
-                lines.setdefault((row["variant"], row["transfer"]), []).append(float(row["miou"]))
+                lines.setdefault((row["variant"], row["transfer"], row["boundary"]), []).append(float(row["miou"]))
+        some = any(boundary and float(boundary) for *_, boundary in lines)
         found = [
             Line(
-                variant + (", encoder alone" if transfer == "encoder" and variant != _PARTS[0] else ""),
+                variant
+                + (", encoder alone" if transfer == "encoder" and variant != _PARTS[0] else "")
+                + (", without the boundary" if some and boundary and not float(boundary) else ""),
                 tuple(scores),
                 _STARTS["ae" if init == "random" else "imagenet+ae"] if variant != _PARTS[0] else _STARTS[init],
             )
-            for (variant, transfer), scores in lines.items()
+            for (variant, transfer, boundary), scores in lines.items()
             if transfer == "encoder+decoder" or variant in _PARTS
         ]
         panels.append((f"{encoder} from {init} weights, {budget[0]} passes", sorted(found, key=lambda line: line.mean)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from scipy import stats
 
@@ -131,27 +131,62 @@ def parts_table(rows: Sequence[Row]) -> str:
 
     Args:
         rows: of benchmarks/layers_ablation.py. The whole is `layers` from random weights, `feature_layers` from others,
-            with the decoder, as long and on images as large.
+            with the decoder, as long and on images as large; of several that with as much of a boundary, and with a
+            fitted head where the variant has one. These themselves are compared with the one that has both.
     """
-    names = ("encoder", "init", "pretrain_epochs", "pretrain_image_size", "epochs", "variant", "transfer")
-    groups: dict[tuple[str, ...], dict[str, float]] = {}
+    groups: dict[_Part, dict[str, float]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), {})[row["seed"]] = float(row["miou"])
+        values = (row[name] for name in _Part._fields)
+        groups.setdefault(_Part(*values), {})[row["seed"]] = float(row["miou"])
     table = []
-    for key in sorted(groups, key=lambda key: (*key[:2], *map(int, key[2:5]), -statistics.fmean(groups[key].values()))):
-        scores = groups[key]
-        encoder, init, passes, size, epochs, variant, transfer = key
-        whole = ("layers" if init == "random" else "feature_layers", "encoder+decoder")
-        of_whole = {} if (variant, transfer) == whole else groups.get((*key[:5], *whole), {})
+    for part in sorted(groups, key=lambda part: (*part.place, -statistics.fmean(groups[part].values()))):
+        scores, whole = groups[part], part.whole_of(groups)
         mean = f"{statistics.fmean(scores.values()):.3f}"
         spread = f" ± {statistics.stdev(scores.values()):.3f}" if len(scores) > 1 else ""
+        of_whole = groups[whole] if whole is not None else {}
         gains = [scores[seed] - of_whole[seed] for seed in scores if seed in of_whole]
-        bare = variant == "no pretraining"
-        start = [encoder, init, variant, "" if bare else transfer.replace("+", " + ")]
-        start += ["" if bare else f"{passes} at {size} px", f"1 + {epochs}", str(len(scores))]
-        table.append([*start, mean + spread, _interval(gains)])
-    heads = ("encoder", "from", "variant", "transferred", "passes", "schedule", "seeds", "mIoU", "above the whole")
-    return as_table(heads, table)
+        bare = part.variant == "no pretraining"
+        start = [part.encoder, part.init, part.variant, "" if bare else part.transfer.replace("+", " + ")]
+        start += ["" if bare else "yes" if float(part.boundary) else "no", "yes" if part.fitted_head == "1" else "no"]
+        start += ["" if bare else f"{part.pretrain_epochs} at {part.pretrain_image_size} px", f"1 + {part.epochs}"]
+        table.append([*start, str(len(scores)), mean + spread, _interval(gains)])
+    heads = ("encoder", "from", "variant", "transferred", "boundary", "fitted head", "passes", "schedule")
+    return as_table((*heads, "seeds", "mIoU", "above the whole"), table)
+
+
+class _Part(NamedTuple):
+    """What rows of the ablation agree in that are seeds of one thing."""
+
+    encoder: str
+    init: str
+    pretrain_epochs: str
+    pretrain_image_size: str
+    pretrain_batch_size: str
+    epochs: str
+    variant: str
+    transfer: str
+    boundary: str
+    fitted_head: str
+
+    @property
+    def place(self) -> tuple[str | int, ...]:
+        """Where it stands in the table: what was pretrained as long stands together."""
+        return self.encoder, self.init, *(int(value) for value in self[2:6])
+
+    def whole_of(self, parts: Iterable[_Part]) -> _Part | None:
+        """What it is compared with; None for the whole itself, and where there is none."""
+        name = "layers" if self.init == "random" else "feature_layers"
+        wholes = [
+            one for one in parts if (one.variant, one.transfer) == (name, "encoder+decoder") and one.place == self.place
+        ]
+        if self in wholes:
+            best = max(wholes, key=lambda one: (float(one.boundary), one.fitted_head))
+            return None if best == self else best
+
+        def likeness(one: _Part) -> tuple[bool, bool, str]:
+            return one.boundary == self.boundary, one.fitted_head == self.fitted_head, one.fitted_head
+
+        return max(wholes, key=likeness, default=None)
 
 
 def _order(rows: Sequence[Row], run: str) -> tuple[str, str, int, str]:

@@ -38,24 +38,27 @@ class Values(TypedDict):
             encoder divides by 0.5 (tf_efficientnet_lite0), 29 where by ImageNet's deviation.
         patch: Side of a hidden patch in pixels, also of the patches of target `patch-normalised`.
         mask_ratio: Share of the patches that is hidden.
+        boundary: How far the layer of the boundary reaches to either side, as a share of the image's side; 0 asks for
+            none.
     """
 
     noise_sigma: float
     patch: int
     mask_ratio: float
+    boundary: float
 
 
 DEFAULTS: dict[str, Values] = {
-    "reconstruct": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
-    "denoise": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
-    "mask": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
-    "sparse_mask": {"noise_sigma": 0.5, "patch": 32, "mask_ratio": 0.6},
-    "a2mim": {"noise_sigma": 0.5, "patch": 32, "mask_ratio": 0.6},
-    "mixture": {"noise_sigma": 0.22, "patch": 16, "mask_ratio": 0.4},
-    "layers": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
-    "feature_layers": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
-    "otsu": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6},
-    "decoder_denoise": {"noise_sigma": 0.22, "patch": 16, "mask_ratio": 0.6},
+    "reconstruct": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6, "boundary": 0.0},
+    "denoise": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6, "boundary": 0.0},
+    "mask": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6, "boundary": 0.0},
+    "sparse_mask": {"noise_sigma": 0.5, "patch": 32, "mask_ratio": 0.6, "boundary": 0.0},
+    "a2mim": {"noise_sigma": 0.5, "patch": 32, "mask_ratio": 0.6, "boundary": 0.0},
+    "mixture": {"noise_sigma": 0.22, "patch": 16, "mask_ratio": 0.4, "boundary": 0.0},
+    "layers": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6, "boundary": 1 / 48},
+    "feature_layers": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6, "boundary": 1 / 48},
+    "otsu": {"noise_sigma": 0.5, "patch": 16, "mask_ratio": 0.6, "boundary": 1 / 96},
+    "decoder_denoise": {"noise_sigma": 0.22, "patch": 16, "mask_ratio": 0.6, "boundary": 0.0},
 }
 """Default values of each objective; those that it does not use are never read."""
 
@@ -69,13 +72,14 @@ def learning_rate(objective: str) -> float:
 
 
 _HIDES = ("patch", "mask_ratio")
-_USED = {
+_USED: dict[str, tuple[str, ...]] = {
     "denoise": ("noise_sigma",),
     "mask": _HIDES,
     "sparse_mask": _HIDES,
     "a2mim": _HIDES,
     "mixture": ("noise_sigma", *_HIDES),
     "decoder_denoise": ("noise_sigma",),
+    **dict.fromkeys(SAYS_LAYERS, ("boundary",)),
 }
 
 

@@ -66,6 +66,7 @@ def make_objective(
     noise_sigma: float | None = None,
     patch: int | None = None,
     mask_ratio: float | None = None,
+    boundary: float | None = None,
     target: str | None = None,
 ) -> Objective:
     """Build a named objective; values that it does not use are ignored.
@@ -77,6 +78,8 @@ def make_objective(
         patch: For `mask`, `sparse_mask`, `a2mim` and `mixture`: side of a hidden patch in pixels; for target
             `patch-normalised`: side of a normalised one.
         mask_ratio: For the same four: share of the patches that is hidden, in (0, 1).
+        boundary: For `layers`, `feature_layers` and `otsu`: how far a layer of the boundary reaches to either side, as
+            a share of the image's side, in [0, 0.5); 0 asks for object and ground alone.
         target: One of `TARGETS`; None keeps the objective's own.
 
     Raises:
@@ -89,6 +92,7 @@ def make_objective(
         noise_sigma=default["noise_sigma"] if noise_sigma is None else noise_sigma,
         patch=default["patch"] if patch is None else patch,
         mask_ratio=default["mask_ratio"] if mask_ratio is None else mask_ratio,
+        boundary=default["boundary"] if boundary is None else boundary,
     )
     objective = _preset(name, values)
     if target is None:
@@ -126,16 +130,16 @@ def _preset(name: str, values: Values) -> Objective:
         )
         return Objective(name, Mixture(parts), PixelsAndGradients(), decoder="unet")
     if name == "layers":
-        judge = LayersAndPixels(boundary=1 / 48)
-        return Objective(name, CropOfLayers(then=LightChange()), judge, decoder="unet", crops=True)
+        whole = CropOfLayers(then=LightChange())
+        return Objective(name, whole, LayersAndPixels(boundary=values["boundary"]), decoder="unet", crops=True)
     if name == "feature_layers":
         likely = FeatureLayers()
         found = CropOfLayers(then=LightChange(), find=LayerCut(likely))
-        judge = LayersAndPixels(boundary=1 / 48)
+        judge = LayersAndPixels(boundary=values["boundary"])
         return Objective(name, found, judge, decoder="unet", crops=True, prepare=likely.fit)
     if name == "otsu":
         few = CropOfLayers(then=LightChange(), find=split_brightness)
-        return Objective(name, few, LayersAndPixels(boundary=1 / 96), decoder="unet", crops=True)
+        return Objective(name, few, LayersAndPixels(boundary=values["boundary"]), decoder="unet", crops=True)
     if name == "decoder_denoise":
         noise = ScaledNoise(sigma, "noise")
         return Objective(name, noise, MeanSquaredError(), decoder="unet", frozen_encoder=True)

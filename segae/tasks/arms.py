@@ -187,7 +187,7 @@ def read_pretraining(path: Path, arm: Arm) -> dict[str, Any]:
         raise _no_pretraining(path, str(error)) from error
     left_open = set(_THE_ARMS)
     if content.get("objective", arm.objective) != arm.objective:
-        left_open |= {"decoder", "skip_dropout", "target", "noise_sigma", "patch", "mask_ratio", "freeze_epochs"}
+        left_open |= {"decoder", "skip_dropout", "target", "freeze_epochs", *DEFAULTS[arm.objective]}
     # of a file for arms of several objectives, each takes what it has a use for
     left_open |= set(DEFAULTS[arm.objective]) - set(used_values(arm.objective, content.get("target")))
     if _freezes(arm.objective):

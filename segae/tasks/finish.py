@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from segae.training.cost import Cost
 
 _SETTINGS = (  # of a pretraining, beside those with a column of their own in the result rows
-    *("noise_sigma", "patch", "mask_ratio", "hard_mask_share", "skip_dropout", "upsampling"),
+    *("noise_sigma", "patch", "mask_ratio", "boundary", "hard_mask_share", "skip_dropout", "upsampling"),
     *("output_activation", "code_channels"),
     *("repeats", "warmup", "weight_decay", "freeze_epochs", "encoder_lr_ratio", "bn_mode", "distance_penalty"),
     *("val_fraction", "patience", "precision", "micro_batch", "data_path"),

@@ -26,9 +26,10 @@ def objective_of(config: Pretrain) -> Objective:
     Raises:
         SegaeError: a name is unknown, or a value out of range.
     """
+    from segae.objectives.catalogue import DEFAULTS
     from segae.objectives.presets import make_objective
 
-    settings: dict[str, Any] = {name: getattr(config, name) for name in ("noise_sigma", "patch", "mask_ratio")}
+    settings: dict[str, Any] = {name: getattr(config, name) for name in DEFAULTS["layers"]}
     return make_objective(config.objective, target=config.target, **settings)
 
 

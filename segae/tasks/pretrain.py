@@ -73,6 +73,9 @@ class Pretrain:
     """mask, sparse_mask, a2mim, mixture: side of a hidden patch in pixels."""
     mask_ratio: float | None = None
     """mask, sparse_mask, a2mim, mixture: share of the patches that is hidden, above 0 and below 1."""
+    boundary: float | None = None
+    """layers, feature_layers, otsu: how far the layer of the object's boundary reaches to either side, as a share of
+    the image's side in [0, 0.5); 0 asks for object and ground alone."""
     hard_mask_share: float = 0.0
     """Share of the hidden patches, at the end of training, that are chosen where the loss is high, in [0, 1]."""
     skip_dropout: float | None = None

@@ -16,6 +16,8 @@ _NO_MATTER = (
     *("data", "out", "device", "threads", "workers", "resume", "overwrite", "probe", "probe_every", "classes"),
     *("data_path", "epoch_images", "activation_checkpointing", "compile"),
 )
+_BOUNDARY_THEN = {"feature_layers": 1 / 48, "otsu": 1 / 96}
+"""How far the layer of the boundary reached before it was a setting; in other objectives there was none."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def settings_of(config: Compare, arm: str, seed: int, used: UsedImages | None = 
     A run folder or a row with another digest is another run, however alike it looks. ``used`` spares many runs of
     the same images a look at the disk for each.
     """
+    from segae.objectives.catalogue import DEFAULTS
     from segae.tasks.arms import own_settings, parse_arm, pretraining_of
     from segae.training.schedule import protocol_of
 
@@ -80,6 +83,10 @@ def settings_of(config: Compare, arm: str, seed: int, used: UsedImages | None = 
         for younger in ("micro_batch", "skip_dropout"):
             if not wanted[younger]:
                 del wanted[younger]  # a run is the same one that it was before there was the setting
+        default = DEFAULTS[parsed.objective]["boundary"]
+        wanted["boundary"] = default if wanted["boundary"] is None else wanted["boundary"]
+        if wanted["boundary"] == _BOUNDARY_THEN.get(parsed.objective, 0.0):
+            del wanted["boundary"]
         pretraining = {name: str(value) for name, value in wanted.items() if name not in _NO_MATTER}
         pretraining["images"] = used.pretraining
     settings = ("decoder", "image_size", "freeze_epochs", "epochs", "batch_size", "labels", "split")

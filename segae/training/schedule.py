@@ -46,12 +46,13 @@ PROTOCOLS: dict[str, Protocol] = {
     "imagenet": Protocol(lr_ratio=1.0),
     "autoencoder": Protocol(),
     "autoencoder+decoder": Protocol(lr_ratio=1.0),
+    "layers+decoder": Protocol(lr_ratio=1.0, fitted_head=True),
     "imagenet+autoencoder": Protocol(lr_ratio=0.3),
     "imagenet+autoencoder+decoder": Protocol(lr=8e-3, lr_ratio=0.3),
     "imagenet+layers+decoder": Protocol(lr_ratio=0.3, fitted_head=True),
 }
-"""The fine-tuning protocol of each kind of init, chosen on results/protocol_validation.csv, the last on fewer trials
-without rows (docs/training.md).
+"""The fine-tuning protocol of each kind of init, chosen on results/protocol_validation.csv; those of layers on fewer
+trials that are told in docs/training.md.
 
 fastai's own ratio (0.01 at the first layer) starves an encoder that comes from a short pretraining.
 """
@@ -70,6 +71,8 @@ def kind_of(init: str, transfer: str = "encoder") -> str:
     imagenet, whole = start.startswith("imagenet"), transfer == "encoder+decoder"
     if imagenet and whole and objective in SAYS_LAYERS:
         return "imagenet+layers+decoder"
+    if whole and not imagenet and objective == "layers":  # a fitted head brought otsu nothing
+        return "layers+decoder"
     kind = "imagenet+autoencoder" if imagenet else "autoencoder"
     return f"{kind}+decoder" if whole else kind
 

@@ -52,9 +52,8 @@ def test_all_ways_of_a_data_set_are_shown_with_their_minutes() -> None:
 def test_parts_are_those_of_one_budget_with_the_encoder_alone_where_it_is_told(tmp_path: Path) -> None:
     def part(variant: str, transfer: str, miou: float, passes: int = 10, init: str = "random") -> dict[str, str]:
         row = {"encoder": "lite", "variant": variant, "init": init, "transfer": transfer, "seed": 0, "miou": miou}
-        return {
-            name: str(value) for name, value in (row | {"pretrain_epochs": passes, "pretrain_image_size": 96}).items()
-        }
+        row |= {"pretrain_epochs": passes, "pretrain_image_size": 96, "boundary": 0.0}
+        return {name: str(value) for name, value in row.items()}
 
     both = "encoder+decoder"
     rows = [part("no pretraining", "encoder", 0.44), part("layers", "encoder", 0.48), part("layers", both, 0.5)]
@@ -83,23 +82,35 @@ def test_parts_are_those_of_one_budget_with_the_encoder_alone_where_it_is_told(t
 
 def test_the_table_of_parts_pairs_each_with_the_whole_by_seed() -> None:
     def part(
-        variant: str, transfer: str, miou: float, seed: int, init: str = "random", passes: int = 10
-    ) -> dict[str, str]:
+        variant: str, transfer: str, miou: float, seed: int, init: str = "random", passes: int = 10,
+        boundary: float | str = 0.0, fitted: int = 0,
+    ) -> dict[str, str]:  # fmt: skip
         row = {"encoder": "lite", "variant": variant, "init": init, "transfer": transfer, "seed": seed, "miou": miou}
-        row |= {"pretrain_epochs": passes, "pretrain_image_size": 96, "epochs": 3}
+        row |= {"pretrain_epochs": passes, "pretrain_image_size": 96, "pretrain_batch_size": 32, "epochs": 3}
+        row |= {"boundary": boundary, "fitted_head": fitted}
         return {name: str(value) for name, value in row.items()}
 
     rows = [part("layers", "encoder+decoder", 0.5 + 0.1 * seed, seed) for seed in range(3)]
     rows += [
         part("without the cut", "encoder+decoder", 0.48 + 0.1 * seed + 0.01 * (seed == 2), seed) for seed in range(3)
     ]
-    rows += [part("no pretraining", "encoder", 0.4, 0), part("layers", "encoder+decoder", 0.7, 0, init="imagenet")]
+    rows += [part("no pretraining", "encoder", 0.4, 0, boundary="")]
+    rows += [part("layers", "encoder+decoder", 0.7, 0, init="imagenet", boundary=0.02, fitted=1)]
     rows += [part("layers", "encoder+decoder", 0.45, 0, passes=5)]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in parts_table(rows).splitlines()[2:]]
     imagenet, shorter, whole, cut, bare = lines
-    assert shorter[4:] == ["5 at 96 px", "1 + 3", "1", "0.450", ""]
-    assert imagenet == ["lite", "imagenet", "layers", "encoder + decoder", "10 at 96 px", "1 + 3", "1", "0.700", ""]
-    assert whole[2:] == ["layers", "encoder + decoder", "10 at 96 px", "1 + 3", "3", "0.600 ± 0.100", ""]
+    assert shorter[6:] == ["5 at 96 px", "1 + 3", "1", "0.450", ""]
+    of_imagenet = ["lite", "imagenet", "layers", "encoder + decoder", "yes", "yes", "10 at 96 px", "1 + 3", "1"]
+    assert imagenet == [*of_imagenet, "0.700", ""]
+    assert whole[2:] == ["layers", "encoder + decoder", "no", "no", "10 at 96 px", "1 + 3", "3", "0.600 ± 0.100", ""]
     half = 4.302653 * statistics.stdev([-0.02, -0.02, -0.01]) / 3**0.5
     assert cut[-2:] == ["0.583 ± 0.105", f"-0.017 ({-0.05 / 3 - half:+.3f} to {-0.05 / 3 + half:+.3f})"]
-    assert bare[2:] == ["no pretraining", "", "", "1 + 3", "1", "0.400", ""]
+    assert bare[2:] == ["no pretraining", "", "", "no", "", "1 + 3", "1", "0.400", ""]
+    # the whole without its boundary is compared with the whole; a variant with the whole that has as much of one
+    more = {"passes": 60, "fitted": 1}
+    rows = [part("layers", "encoder+decoder", 0.60, seed, boundary=0.02, **more) for seed in range(2)]
+    rows += [part("layers", "encoder+decoder", 0.57, seed, **more) for seed in range(2)]
+    rows += [part("layers", "encoder+decoder", 0.55, seed, passes=60) for seed in range(2)]
+    rows += [part("smaller crops", "encoder+decoder", 0.56, seed, **more) for seed in range(2)]
+    gains = [line.split("|")[-2].split("(")[0].strip() for line in parts_table(rows).splitlines()[2:]]
+    assert gains == ["", "-0.030", "-0.010", "-0.050"]

@@ -26,7 +26,7 @@ from segae.objectives.reconstruction import (
 )
 from tests.objectives.scenes import disc
 
-VALUES = {"noise_sigma": 0.3, "patch": 8, "mask_ratio": 0.5}
+VALUES = {"noise_sigma": 0.3, "patch": 8, "mask_ratio": 0.5, "boundary": 0.05}
 MASKED = {"mask", "sparse_mask", "a2mim"}
 OWN_TARGET = {"decoder_denoise", "layers", "feature_layers", "otsu"}
 
@@ -102,11 +102,13 @@ def test_the_values_arrive() -> None:
     assert make_objective("layers", **VALUES) == Objective(
         "layers",
         CropOfLayers((0.5, 1.0), LightChange()),
-        LayersAndPixels(0.1),
+        LayersAndPixels(0.1, 0.05),
         "dense",
         "unet",
         crops=True,
     )
+    for name in ("feature_layers", "otsu"):
+        assert make_objective(name, **VALUES).reconstruction == LayersAndPixels(0.1, 0.05)
     assert make_objective("decoder_denoise", **VALUES) == Objective(
         "decoder_denoise", ScaledNoise(0.3, "noise"), MeanSquaredError(), "dense", "unet", frozen_encoder=True
     )
@@ -131,6 +133,8 @@ def test_values_that_are_left_out_are_the_objectives_own() -> None:
     parts = make_objective("mixture").corruption.parts
     assert (parts[0], parts[-1]) == (PatchMask(16, 0.4, "mean"), ScaledNoise(0.22, "image"))
     assert make_objective("decoder_denoise").corruption == ScaledNoise(0.22)
+    for name, reach in (("layers", 1 / 48), ("feature_layers", 1 / 48), ("otsu", 1 / 96)):
+        assert make_objective(name).reconstruction == LayersAndPixels(0.1, reach)
     assert make_objective("mask", mask_ratio=0.25).corruption == PatchMask(16, 0.25)
     for name in OBJECTIVES:
         assert make_objective(name, **DEFAULTS[name]) == make_objective(name, noise_sigma=None, patch=None)

@@ -145,15 +145,15 @@ def test_a_head_is_fitted_where_it_is_asked_for(pets, pretrained, tmp_path, fitt
     assert json.loads((out / "metrics.json").read_text())["fitted_head"] == int(fitted)
 
 
-def test_only_layers_on_top_of_imagenet_with_their_decoder_begin_with_a_fitted_head():
+def test_layers_with_their_decoder_begin_with_a_fitted_head():
     found = {
         (init, transfer): protocol_of(init, transfer)
-        for init in ("random", "imagenet", "ae:layers", "imagenet+ae:feature_layers", "imagenet+ae:mask")
+        for init in ("random", "imagenet", "ae:layers", "ae:otsu", "imagenet+ae:feature_layers", "imagenet+ae:mask")
         for transfer in ("encoder", "encoder+decoder")
     }
     fitted = [place for place, protocol in found.items() if protocol.fitted_head]
-    assert fitted == [("imagenet+ae:feature_layers", "encoder+decoder")]
-    assert found[fitted[0]].lr == 0.004
+    assert fitted == [("ae:layers", "encoder+decoder"), ("imagenet+ae:feature_layers", "encoder+decoder")]
+    assert [(found[place].lr, found[place].lr_ratio) for place in fitted] == [(0.004, 1.0), (0.004, 0.3)]
     assert found["imagenet+ae:mask", "encoder+decoder"].lr == 0.008
 
 

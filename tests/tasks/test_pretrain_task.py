@@ -200,6 +200,7 @@ def test_every_setting_of_a_pretraining_makes_it_another_one(pets, tmp_path):
         return settings_of(Compare(data=pets, encoder="test_resnet", pretrain_config=path), "ae:mixture", 0)[0]
 
     plain = digest()
+    assert digest(boundary=0.01) == plain  # no use for it: of a file for several arms it is the others'
     others = {
         "target": "gradients", "decoder": "fpn", "image_size": 96, "epochs": 3, "repeats": 2, "batch_size": 7,
         "lr": 0.1, "warmup": 0.2, "weight_decay": 0.3, "freeze_epochs": 2, "encoder_lr_ratio": 0.5, "bn_mode": "eval",
@@ -209,9 +210,25 @@ def test_every_setting_of_a_pretraining_makes_it_another_one(pets, tmp_path):
         "patience": 3, "precision": "bfloat16", "micro_batch": 4,
     }  # fmt: skip
     arms = {"encoder", "init", "objective", "seed"}
-    assert set(others) == {field.name for field in fields(Pretrain)} - set(_NO_MATTER) - arms
+    assert {*others, "boundary"} == {field.name for field in fields(Pretrain)} - set(_NO_MATTER) - arms
     for name, value in others.items():
         assert digest(**{name: value}) != plain, name
+
+
+@pytest.mark.parametrize(
+    ("arm", "then"), [("ae:layers", 0.0), ("imagenet+ae:feature_layers", 1 / 48), ("ae:otsu", 1 / 96)]
+)
+def test_a_run_from_before_the_boundary_was_a_setting_is_the_same_one(pets, tmp_path, arm, then):
+    """Rows that are older keep their digest, so that they are not computed again; what has another boundary is new."""
+    path = tmp_path / "pretrain.json"
+
+    def digest(**more) -> str:
+        path.write_text(json.dumps({"image_size": 64, **more}))
+        return settings_of(Compare(data=pets, encoder="test_resnet", pretrain_config=path), arm, 0)[0]
+
+    old = digest(boundary=then)
+    assert (digest() == old) == (arm != "ae:layers")  # the default of layers was none, then
+    assert len({old, digest(boundary=0.03), digest(boundary=0.04)}) == 3
 
 
 @pytest.mark.parametrize(
