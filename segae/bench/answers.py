@@ -54,7 +54,7 @@ def answer_table(rows_csv: Path) -> str:
     for section, per_image in _sections(rows_csv):
         for labels in section.budgets:
             arms = _plain(section, labels)
-            place = (f"`{section.encoder}`", section.schedule, str(labels))
+            place = (f"`{section.encoder}`", _schedule(section), str(labels))
             scores = {arm.name: _mean_and_spread(arm) for arm in arms}
             for gain in _gains(arms, per_image):
                 scores[gain.arm.name] += f"<br>{_signed(gain.interval)}"
@@ -128,6 +128,12 @@ def _sections(rows_csv: Path) -> Iterator[tuple[Section, Path]]:
     for section in sections_of(read_rows(rows_csv)):
         if len(_plain(section, section.budgets[-1])) > 1:
             yield section, rows_csv.parent / "per_image" / f"{section.rows[0]['experiment']}.csv.gz"
+
+
+def _schedule(section: Section) -> str:
+    """The epochs; and their images, where these are more than the labelled ones are at the largest budget."""
+    images = int(section.rows[0].get("epoch_images") or 0)
+    return section.schedule + (f", {images:,} images each" if images > section.budgets[-1] > 0 else "")
 
 
 def _plain(section: Section, labels: int) -> list[Arm]:

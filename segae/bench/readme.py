@@ -29,6 +29,7 @@ def of_rows(make: Callable[[Sequence[Any]], str]) -> Callable[[Path], str]:
 
 SECTIONS: tuple[tuple[str, str, str, Callable[[Path], str]], ...] = (
     ("README.md", "results", "results/bench.csv", answer_table),
+    ("README.md", "long", "results/pretraining_gpu.csv", answer_table),
     ("docs/pretraining.md", "objectives", "results/pretraining.csv", of_rows(results_table)),
     ("docs/pretraining.md", "levels", "results/level_use.csv", of_rows(levels_table)),
     ("docs/pretraining.md", "parts", "results/layers_ablation.csv", of_rows(parts_table)),

@@ -79,6 +79,12 @@ def test_each_line_is_a_budget_with_the_starts_side_by_side(tmp_path):
     assert "<br>" not in few["random"] + few["ImageNet"]
 
 
+def test_epochs_of_more_images_than_there_are_labels_say_so(tmp_path):
+    long = [run | {"epoch_images": 3680} for run in runs()]
+    plain, drawn = cells(answer_table(write(tmp_path, [*runs(), *long])))
+    assert (plain["epochs"], drawn["epochs"]) == ("1 + 3", "1 + 3, 3,680 images each")
+
+
 def test_data_sets_have_tables_of_their_own_with_the_starts_they_have(tmp_path):
     few = [run for run in runs(dataset="others") if run["init"] != "imagenet+ae:mask"]
     first, second = answer_table(write(tmp_path, [*runs(), *few])).split("\n\n**others**\n\n")
