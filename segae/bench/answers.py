@@ -76,11 +76,9 @@ def draw_answer(rows_csv: Path, path: Path) -> None:
         rows_csv: as in :func:`answer_table`.
         path: the .svg file.
     """
-    from segae.bench.report_style import saved
-    from segae.files import write_atomically
+    from segae.bench.report_style import write_svg
 
-    content = saved(answer_figure(rows_csv), "svg")
-    write_atomically(path, lambda file: file.write(content))
+    write_svg(answer_figure(rows_csv), path)
 
 
 def answer_figure(rows_csv: Path) -> Figure:

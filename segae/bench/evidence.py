@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segae.bench.report_arms import Arm, sections_of
+from segae.bench.report_style import write_svg
 from segae.tasks.rows import read_rows
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def ways_figure(rows: Sequence[Row]) -> Figure:
 
 def draw_ways(rows_csv: Path, path: Path) -> None:
     """Write :func:`ways_figure` of a file of rows as SVG."""
-    _write(ways_figure(read_rows(rows_csv)), path)
+    write_svg(ways_figure(read_rows(rows_csv)), path)
 
 
 def parts_figure(rows: Sequence[Row]) -> Figure:
@@ -91,7 +92,7 @@ def parts_figure(rows: Sequence[Row]) -> Figure:
 
 def draw_parts(rows_csv: Path, path: Path) -> None:
     """Write :func:`parts_figure` of a file of rows as SVG."""
-    _write(parts_figure(read_rows(rows_csv)), path)
+    write_svg(parts_figure(read_rows(rows_csv)), path)
 
 
 def _budget(row: Row) -> tuple[str, str]:
@@ -138,11 +139,3 @@ def _draw(axes: Axes, lines: Sequence[Line]) -> None:
     axes.locator_params(axis="x", nbins=7)
     wide = max(highest - lowest, 0.01)
     axes.set_xlim(lowest - 0.05 * wide, highest + 0.5 * wide)
-
-
-def _write(figure: Figure, path: Path) -> None:
-    from segae.bench.report_style import saved
-    from segae.files import write_atomically
-
-    content = saved(figure, "svg")
-    write_atomically(path, lambda file: file.write(content))

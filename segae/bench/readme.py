@@ -18,6 +18,7 @@ from segae.bench.speed_tables import (
     peers_table,
     switches_table,
 )
+from segae.bench.sweeps import draw_masks, draw_passes
 from segae.bench.tables import levels_table, parts_table, protocol_table, results_table
 from segae.tasks.rows import read_rows
 
@@ -71,6 +72,8 @@ FIGURES: tuple[tuple[str, str, Callable[[Path, Path], None]], ...] = (
     ("docs/figures/labels.svg", "results/bench.csv", draw_answer),
     ("docs/figures/ways.svg", "results/bench.csv", draw_ways),
     ("docs/figures/parts.svg", "results/layers_ablation.csv", draw_parts),
+    ("docs/figures/passes.svg", "results/layers_ablation.csv", draw_passes),
+    ("docs/figures/masks.svg", "results/mask_settings.csv", draw_masks),
     (
         "docs/figures/images_seen.svg",
         "results/pretraining.csv",

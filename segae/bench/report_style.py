@@ -124,3 +124,11 @@ def saved(figure: Figure, kind: str) -> bytes:
         figure.savefig(content, format=kind, metadata=dated, dpi=DPI)
     figure.set_layout_engine("none")  # everything has its place now; laying it out again takes most of the time
     return content.getvalue()
+
+
+def write_svg(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG, atomically; the same figure gives the same bytes."""
+    from segae.files import write_atomically
+
+    content = saved(figure, "svg")
+    write_atomically(path, lambda file: file.write(content))
