@@ -15,13 +15,23 @@ from segae.training.figures import OKABE_ITO
 Row = Mapping[str, str]
 Cell = tuple[str, str, int]
 """Task, encoder, side of the images in pixels."""
+_DECODED = "decoded"  # before the training, on whichever path
 
-_CEILINGS = ("task", "encoder", "px", "ceiling, images/s", "rate over ceiling: cache", "live", "waits: cache", "live")
+_CEILINGS = (
+    "task",
+    "encoder",
+    "px",
+    "ceiling, images/s",
+    "rate over ceiling: decoded",
+    "live",
+    "waits: decoded",
+    "live",
+)
 _PEERS = (
     "task",
     "encoder",
     "px",
-    "plain loop: cache",
+    "plain loop: decoded",
     "live",
     "fastai, stock",
     "lightly's SimSiam",
@@ -51,9 +61,9 @@ def ceilings_table(rows: Sequence[Row]) -> str:
     """
     lines = []
     for cell in _cells(rows):
-        ratios = [_of(rows, cell, "rate_over_ceiling", path) for path in ("cache", "live")]
-        waits = [_of(rows, cell, "data_wait", path) for path in ("cache", "live")]
-        ceiling = _of(rows, cell, "ceiling", "cache")
+        ratios = [_of(rows, cell, "rate_over_ceiling", path) for path in (_DECODED, "live")]
+        waits = [_of(rows, cell, "data_wait", path) for path in (_DECODED, "live")]
+        ceiling = _of(rows, cell, "ceiling", _DECODED)
         lines.append([*map(str, cell), _digits(ceiling), *map(_spread, ratios), *map(_percent, waits)])
     return as_table(_CEILINGS, lines)
 
@@ -62,9 +72,9 @@ def peers_table(rows: Sequence[Row]) -> str:
     """How many times as many images per second segae trains as others do, and what the encoder alone would allow."""
     lines = []
     for cell in _cells(rows):
-        ratios = [_of(rows, cell, "ratio_to_plain_loop", path) for path in ("cache", "live")]
-        ratios += [_of(rows, cell, f"ratio_to_{name}", "cache") for name in ("fastai_unet_learner", "lightly_simsiam")]
-        timm = _of(rows, cell, "ceiling", "cache", "timm-classifier")
+        ratios = [_of(rows, cell, "ratio_to_plain_loop", path) for path in (_DECODED, "live")]
+        ratios += [_of(rows, cell, f"ratio_to_{name}", _DECODED) for name in ("fastai_unet_learner", "lightly_simsiam")]
+        timm = _of(rows, cell, "ceiling", _DECODED, "timm-classifier")
         lines.append([*map(str, cell), *map(_spread, ratios), f"{_digits(timm)} images/s" if timm else ""])
     return as_table(_PEERS, lines)
 
@@ -98,14 +108,14 @@ def decoding_table(rows: Sequence[Row]) -> str:
 
 
 def shares(rows: Sequence[Row], cell: Cell) -> dict[str, float]:
-    """Where an epoch's time goes, from the cache: the phases of the step, the wait for images, and the rest.
+    """Where an epoch's time goes, from decoded images: the phases of the step, the wait for images, and the rest.
 
     The phases share the time that the ceiling's step would take; the rest is what an epoch takes beyond that and the
     wait, and no less than 0: phases, ceiling and epochs were timed one after the other.
     """
-    phases = {name: _number(_of(rows, cell, f"{name}_ms", "cache")) for name in PHASES}
-    wait = _number(_of(rows, cell, "data_wait", "cache"))
-    step = min(_number(_of(rows, cell, "rate_over_ceiling", "cache")), 1 - wait)
+    phases = {name: _number(_of(rows, cell, f"{name}_ms", _DECODED)) for name in PHASES}
+    wait = _number(_of(rows, cell, "data_wait", _DECODED))
+    step = min(_number(_of(rows, cell, "rate_over_ceiling", _DECODED)), 1 - wait)
     parts = {name: step * value / sum(phases.values()) for name, value in phases.items()}
     return {**parts, "wait": wait, "rest": 1 - step - wait}
 
@@ -117,7 +127,7 @@ def draw_shares(rows: Sequence[Row], path: Path) -> None:
         rows: of results/throughput_<device>.csv.
         path: the .svg file.
     """
-    cells = [cell for cell in _cells(rows) if _of(rows, cell, "forward_ms", "cache")]
+    cells = [cell for cell in _cells(rows) if _of(rows, cell, "forward_ms", _DECODED)]
     names = (*PHASES, "wait", "rest")
     colours = dict(zip(names, (colour for name, colour in OKABE_ITO.items() if name != "yellow"), strict=False))
     figure = Figure(figsize=(7.2, 0.8 + 0.27 * len(cells)), layout="constrained")
@@ -150,11 +160,12 @@ def _cell(row: Row) -> Cell:
 
 
 def _of(rows: Sequence[Row], cell: Cell, metric: str, beside: str, system: str = "segae") -> Row | None:
-    """The row of a value; None where it was not measured."""
-    wanted = ("throughput", metric, beside, system)
-    for row in rows:
-        if (row["benchmark"], row["metric"], row["beside"], row["system"]) == wanted and _cell(row) == cell:
-            return row
+    """The row of a value; None where it was not measured. `decoded` images lie on the device, or else in the cache."""
+    for path in ("device", "cache") if beside == _DECODED else (beside,):
+        wanted = ("throughput", metric, path, system)
+        for row in rows:
+            if (row["benchmark"], row["metric"], row["beside"], row["system"]) == wanted and _cell(row) == cell:
+                return row
     return None
 
 

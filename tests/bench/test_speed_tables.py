@@ -47,6 +47,15 @@ def test_each_cell_has_a_line_and_a_missing_value_stays_empty():
     assert "| channels_last | segment | resnet18 | 128 | 91 |  | 0.70 (0.65 to 0.72) |" in switches_table(ROWS)
 
 
+def test_images_that_lie_on_the_device_are_decoded_ones_too():
+    gpu = [one | {"beside": "device"} if one["beside"] == "cache" else one for one in ROWS]
+    assert ceilings_table(gpu) == ceilings_table(ROWS)
+    assert peers_table(gpu) == peers_table(ROWS)
+    assert shares(gpu, ("segment", "resnet18", 128)) == shares(ROWS, ("segment", "resnet18", 128))
+    slower = [row("ceiling", 10.0), *gpu]
+    assert "| 20 |" in ceilings_table(slower)  # of both, what a GPU with room takes by itself
+
+
 def test_two_devices_are_not_mixed():
     other = [{**one, "device": "two", "encoder": "resnet50"} for one in ROWS]
     first, second = by_device(ceilings_table)([*ROWS, *other]).split("**two**")
