@@ -35,7 +35,7 @@ def test_a_changed_row_makes_the_table_stale():
     assert results_table(changed) != results_table(rows)
 
 
-PUBLISHED = [path for pattern in ("p[er]*.csv", "bench*.csv") for path in sorted((ROOT / "results").glob(pattern))]
+PUBLISHED = [path for pattern in ("p[er]*.csv", "bench*.csv", "mask*.csv") for path in sorted((ROOT / "results").glob(pattern))]
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.name)
@@ -70,7 +70,7 @@ def test_every_row_has_its_provenance(path):
         "warmup",
     )
     names += ("recalibrate", "pretrain_epochs", "pretrain_decoder", "pretrain_target")
-    runs = [(*(row[name] for name in names), row.get("pretrain_settings")) for row in rows]
+    runs = [(*(row.get(name, "") for name in names), row.get("pretrain_settings")) for row in rows]
     assert len(runs) == len(set(runs)), "a run stands twice in the table"
 
 
