@@ -70,7 +70,8 @@ def test_every_row_has_its_provenance(path):
         "warmup",
     )
     names += ("recalibrate", "pretrain_epochs", "pretrain_decoder", "pretrain_target")
-    runs = [(*(row.get(name, "") for name in names), row.get("pretrain_settings")) for row in rows]
+    names += ("pretrain_settings", "epoch_images")  # which early rows lack
+    runs = [tuple(row.get(name, "") for name in names) for row in rows]
     assert len(runs) == len(set(runs)), "a run stands twice in the table"
 
 
