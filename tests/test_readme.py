@@ -35,7 +35,8 @@ def test_a_changed_row_makes_the_table_stale():
     assert results_table(changed) != results_table(rows)
 
 
-PUBLISHED = [path for pattern in ("p[er]*.csv", "bench*.csv", "mask*.csv") for path in sorted((ROOT / "results").glob(pattern))]
+PATTERNS = ("p[er]*.csv", "bench*.csv", "mask*.csv")
+PUBLISHED = [path for pattern in PATTERNS for path in sorted((ROOT / "results").glob(pattern))]
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.name)
