@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.fixture
 def pages(tmp_path: Path) -> Path:
     """The pages and the rows again, to be spoilt."""
-    for name in {name for page, _, rows, _ in SECTIONS for name in (page, rows) if (ROOT / name).exists()}:
+    needed = {name for page, _, rows, _ in SECTIONS for name in (page, rows)} | {rows for _, rows, _ in FIGURES}
+    for name in {name for name in needed if (ROOT / name).exists()}:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "results" / "per_image", tmp_path / "results" / "per_image")

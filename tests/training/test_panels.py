@@ -91,7 +91,7 @@ def test_channels_beside_the_image_are_not_shown(sheet):
 def test_the_object_that_is_said_is_cut_out_of_the_input(sheet):
     left = torch.zeros(2, 1, 64, 64)
     left[..., :32] = 1
-    columns = sheet(Oracle(torch.cat([CLEAN, 50 * (1 - left), 50 * left], dim=1)), "layers")
+    columns = sheet(Oracle(torch.cat([CLEAN, 50 * (1 - left), 50 * left, 0 * left], dim=1)), "layers")
     assert list(columns) == ["image", "input", "reconstruction", "object sought", "object said"]
     assert near(columns["reconstruction"], IMAGES)
     assert near(columns["object said"][:, :, :32], columns["input"][:, :, :32])
