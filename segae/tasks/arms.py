@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from segae.errors import SegaeError
 from segae.objectives.catalogue import DEFAULTS, used_values
-from segae.tasks.pretrain import Pretrain, resolve
+from segae.tasks.prepare import resolve
+from segae.tasks.pretrain import Pretrain
 
 if TYPE_CHECKING:
     from segae.tasks.compare import Compare

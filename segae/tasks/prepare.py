@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from segae.errors import SegaeError
@@ -31,6 +32,36 @@ def objective_of(config: Pretrain) -> Objective:
 
     settings: dict[str, Any] = {name: getattr(config, name) for name in DEFAULTS["layers"]}
     return make_objective(config.objective, target=config.target, **settings)
+
+
+def resolve(config: Pretrain, init: str) -> Pretrain:
+    """The configuration with every setting that was left open filled in.
+
+    Args:
+        config: what was asked for.
+        init: the init as the encoder's description names it.
+
+    Raises:
+        SegaeError: the objective is unknown, or has no use for a value that was given.
+    """
+    from segae.objectives.catalogue import DEFAULTS, learning_rate, require_use
+
+    objective = objective_of(config)
+    values = {name: getattr(config, name) for name in DEFAULTS[config.objective]}
+    used = require_use(config.objective, config.target, values)
+    imagenet = init.startswith("imagenet")
+    encoder_lr_ratio = 0.1 if imagenet else 1.0
+    if objective.frozen_encoder:
+        require_frozen_use(config, objective.decoder, encoder_lr_ratio)
+    defaults: dict[str, Any] = {
+        **{name: value for name, value in DEFAULTS[config.objective].items() if name in used},
+        "decoder": objective.decoder,
+        "freeze_epochs": 1 if imagenet and not objective.frozen_encoder else 0,
+        "encoder_lr_ratio": encoder_lr_ratio,
+        "skip_dropout": 0.0,
+        "lr": learning_rate(config.objective),
+    }
+    return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
 
 def build_pretrainer(

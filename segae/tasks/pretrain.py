@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -124,37 +124,6 @@ class Pretrain:
     """Throw away an earlier run in the run folder."""
 
 
-def resolve(config: Pretrain, init: str) -> Pretrain:
-    """The configuration with every setting that was left open filled in.
-
-    Args:
-        config: what was asked for.
-        init: the init as the encoder's description names it.
-
-    Raises:
-        SegaeError: the objective is unknown, or has no use for a value that was given.
-    """
-    from segae.objectives.catalogue import DEFAULTS, learning_rate, require_use
-    from segae.tasks.prepare import objective_of, require_frozen_use
-
-    objective = objective_of(config)
-    values = {name: getattr(config, name) for name in DEFAULTS[config.objective]}
-    used = require_use(config.objective, config.target, values)
-    imagenet = init.startswith("imagenet")
-    encoder_lr_ratio = 0.1 if imagenet else 1.0
-    if objective.frozen_encoder:
-        require_frozen_use(config, objective.decoder, encoder_lr_ratio)
-    defaults: dict[str, Any] = {
-        **{name: value for name, value in DEFAULTS[config.objective].items() if name in used},
-        "decoder": objective.decoder,
-        "freeze_epochs": 1 if imagenet and not objective.frozen_encoder else 0,
-        "encoder_lr_ratio": encoder_lr_ratio,
-        "skip_dropout": 0.0,
-        "lr": learning_rate(config.objective),
-    }
-    return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
-
-
 def run(config: Pretrain) -> Path:
     """Pretrain as configured.
 
@@ -224,7 +193,7 @@ def begin(
     """What a pretraining has before it has images: the resolved configuration, and what it asks for."""
     from segae.models.encoder import create_encoder
     from segae.tasks.compute import set_up
-    from segae.tasks.prepare import build_pretrainer, objective_of
+    from segae.tasks.prepare import build_pretrainer, objective_of, resolve
     from segae.training.run import seed_everything
 
     seed_everything(config.seed)

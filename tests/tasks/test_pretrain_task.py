@@ -263,8 +263,7 @@ def test_what_cannot_be_pretrained_is_refused_before_anything_is_written(pets, t
 
 def test_bounded_outputs_are_image_values(pets, tmp_path):
     from segae.models.encoder import create_encoder
-    from segae.tasks.prepare import build_pretrainer, objective_of
-    from segae.tasks.pretrain import resolve
+    from segae.tasks.prepare import build_pretrainer, objective_of, resolve
 
     for activation in ("sigmoid", "tanh"):
         config = Pretrain(data=(pets,), objective="denoise", output_activation=activation, **SMALL)
