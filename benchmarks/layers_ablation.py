@@ -44,7 +44,7 @@ from segae.training.run import RESUME_FILE
 from segae.training.schedule import protocol_of
 
 TABLE = Path(__file__).resolve().parent.parent / "results" / "layers_ablation.csv"
-KEY: tuple[str, ...] = (
+KEY = (
     "encoder",
     "variant",
     "init",
@@ -52,10 +52,13 @@ KEY: tuple[str, ...] = (
     "seed",
     "pretrain_epochs",
     "pretrain_image_size",
+    "pretrain_seed",
     "epochs",
+    "pretrain_batch_size",
+    "boundary",
+    "fitted_head",
 )
-KEY += ("pretrain_batch_size", "boundary", "fitted_head")
-EPOCHS = 20  # at most: more passes than that go through the images several times in an epoch, which costs less
+EPOCHS = 20  # at least: what has more passes goes through the images several times in an epoch, which costs less
 NOISY = Mixture((LightChange(), ColourRemoval(0.3), ScaledNoise(0.22, "image")))
 CUT = LayerCut()  # its answers serve all variants
 
@@ -159,7 +162,8 @@ def measure(name: str, options: argparse.Namespace, done: set[tuple[str, ...]]) 
     size, passes, batch = options.pretrain_image_size, options.pretrain_epochs, options.pretrain_batch_size
     wanted = [
         {"encoder": options.encoder, "variant": name, "init": options.init, "transfer": transfer, "seed": seed,
-         "pretrain_epochs": passes, "pretrain_image_size": size, "epochs": options.epochs,
+         "pretrain_epochs": passes, "pretrain_image_size": size, "pretrain_seed": options.pretrain_seed,
+         "epochs": options.epochs,
          "pretrain_batch_size": batch, "boundary": round(options.boundary, 6) if make else "",
          "fitted_head": int(fits_head(options, transfer if make else ""))}
         for transfer in (options.transfers if make else ["encoder"]) for seed in options.seeds
@@ -167,7 +171,7 @@ def measure(name: str, options: argparse.Namespace, done: set[tuple[str, ...]]) 
     wanted = [row for row in wanted if tuple(str(row[part]) for part in KEY) not in done]
     if not wanted:
         return
-    repeats = max(passes // EPOCHS, 1)
+    repeats = max(turns for turns in range(1, max(passes // EPOCHS, 1) + 1) if passes % turns == 0)
     with TemporaryDirectory() as folder:
         start = Path(folder) / "start"
         alike = {"encoder": options.encoder, "device": options.device, "threads": options.threads, "workers": 0}
@@ -190,8 +194,7 @@ def measure(name: str, options: argparse.Namespace, done: set[tuple[str, ...]]) 
             with (out / "log.csv").open(newline="") as file:
                 score = list(csv.DictReader(file))[-1]["miou"]
             print(f"{name}, {row['transfer']}, seed {row['seed']}: {float(score):.3f}")
-            about = {"pretrain_lr": options.lr, "pretrain_seed": options.pretrain_seed}
-            yield {**row, **about, "miou": score, **provenance(choose_device(options.device))}
+            yield {**row, "pretrain_lr": options.lr, "miou": score, **provenance(choose_device(options.device))}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from segae.bench.answers import answer_table, draw_answer
 from segae.bench.curves import draw_curves
 from segae.bench.evidence import draw_parts, draw_ways
+from segae.bench.parts import parts_table
 from segae.bench.speed_tables import (
     by_device,
     ceilings_table,
@@ -19,7 +20,7 @@ from segae.bench.speed_tables import (
     switches_table,
 )
 from segae.bench.sweeps import draw_masks, draw_passes
-from segae.bench.tables import levels_table, parts_table, protocol_table, results_table
+from segae.bench.tables import levels_table, protocol_table, results_table
 from segae.tasks.rows import read_rows
 
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from segae.bench.evidence import draw_parts, parts_figure, ways_figure
-from segae.bench.tables import parts_table
+from segae.bench.parts import parts_table
 from segae.tasks.rows import COLUMNS, write_rows
 
 
@@ -83,11 +83,11 @@ def test_parts_are_those_of_one_budget_with_the_encoder_alone_where_it_is_told(t
 def test_the_table_of_parts_pairs_each_with_the_whole_by_seed() -> None:
     def part(
         variant: str, transfer: str, miou: float, seed: int, init: str = "random", passes: int = 10,
-        boundary: float | str = 0.0, fitted: int = 0,
+        boundary: float | str = 0.0, fitted: int = 0, pretrained: int = 0,
     ) -> dict[str, str]:  # fmt: skip
         row = {"encoder": "lite", "variant": variant, "init": init, "transfer": transfer, "seed": seed, "miou": miou}
         row |= {"pretrain_epochs": passes, "pretrain_image_size": 96, "pretrain_batch_size": 32, "epochs": 3}
-        row |= {"boundary": boundary, "fitted_head": fitted}
+        row |= {"boundary": boundary, "fitted_head": fitted, "pretrain_seed": pretrained}
         return {name: str(value) for name, value in row.items()}
 
     rows = [part("layers", "encoder+decoder", 0.5 + 0.1 * seed, seed) for seed in range(3)]
@@ -114,3 +114,10 @@ def test_the_table_of_parts_pairs_each_with_the_whole_by_seed() -> None:
     rows += [part("smaller crops", "encoder+decoder", 0.56, seed, **more) for seed in range(2)]
     gains = [line.split("|")[-2].split("(")[0].strip() for line in parts_table(rows).splitlines()[2:]]
     assert gains == ["", "-0.030", "-0.010", "-0.050"]
+    rows = [
+        part("layers", "encoder+decoder", 0.5 + 0.1 * one, seed, pretrained=one) for one in range(2) for seed in (0, 1)
+    ]
+    assert parts_table(rows).splitlines()[2].split("|")[9:11] == [
+        " 4 ",
+        " 0.550 ± 0.058 ",
+    ]  # no pretraining hides another
