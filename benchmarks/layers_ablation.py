@@ -145,6 +145,11 @@ def fits_head(options: argparse.Namespace, transfer: str) -> bool:
     return protocol_of(f"{start}ae:layers" if transfer else options.init, transfer).fitted_head
 
 
+def turns_of(passes: int) -> int:
+    """How many passes make an epoch, so that there are `EPOCHS` or more and no pass is lost."""
+    return max(turns for turns in range(1, max(passes // EPOCHS, 1) + 1) if passes % turns == 0)
+
+
 def with_boundary(make: Callable[[], Objective], reach: float) -> Callable[[], Objective]:
     """The same with another layer of the boundary, or none."""
 
@@ -171,7 +176,7 @@ def measure(name: str, options: argparse.Namespace, done: set[tuple[str, ...]]) 
     wanted = [row for row in wanted if tuple(str(row[part]) for part in KEY) not in done]
     if not wanted:
         return
-    repeats = max(turns for turns in range(1, max(passes // EPOCHS, 1) + 1) if passes % turns == 0)
+    repeats = turns_of(passes)
     with TemporaryDirectory() as folder:
         start = Path(folder) / "start"
         alike = {"encoder": options.encoder, "device": options.device, "threads": options.threads, "workers": 0}

@@ -62,6 +62,23 @@ def test_the_second_round_asks_for_what_the_first_one_found(words: list[str], tm
     assert all(said.min() >= 0 and said.max() <= 1 and said.std() > 0 for said in asked)
 
 
+def test_no_pass_is_lost_in_longer_epochs() -> None:
+    script = runpy.run_path(str(SCRIPT))
+    turns = {passes: script["turns_of"](passes) for passes in range(1, 400)}
+    assert all(passes % found == 0 for passes, found in turns.items())
+    assert all(passes // found >= min(passes, script["EPOCHS"]) for passes, found in turns.items())
+    assert (turns[10], turns[45], turns[50], turns[200]) == (1, 1, 2, 10)
+
+
+def test_another_pretraining_is_no_row_that_is_there(words: list[str], tmp_path: Path) -> None:
+    script = runpy.run_path(str(SCRIPT))
+    for seed in ("0", "1", "1"):
+        script["main"]([*words, "--variants", "layers", "--transfers", "encoder", "--pretrain-seed", seed])
+    rows = read_rows(tmp_path / "rows.csv")
+    assert [row["pretrain_seed"] for row in rows] == ["0", "1"]
+    assert rows[0]["miou"] != rows[1]["miou"]
+
+
 def test_each_variant_is_an_objective_of_its_own() -> None:
     script = runpy.run_path(str(SCRIPT))
     variants = {name: make for name, make in script["VARIANTS"].items() if name != script["SECOND"]}
