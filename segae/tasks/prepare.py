@@ -27,10 +27,10 @@ def objective_of(config: Pretrain) -> Objective:
     Raises:
         SegaeError: a name is unknown, or a value out of range.
     """
-    from segae.objectives.catalogue import DEFAULTS
+    from segae.objectives.catalogue import Values
     from segae.objectives.presets import make_objective
 
-    settings: dict[str, Any] = {name: getattr(config, name) for name in DEFAULTS["layers"]}
+    settings: dict[str, Any] = {name: getattr(config, name) for name in Values.__annotations__}
     return make_objective(config.objective, target=config.target, **settings)
 
 

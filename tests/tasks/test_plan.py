@@ -38,7 +38,7 @@ def test_a_segmentation_is_planned_as_typed(pets, tmp_path, capsys):
     paces = {phase["name"]: phase["seconds_per_image"] for phase in calibration["phases"]}
     assert min(paces.values()) > 0
     images = work["train_images"]
-    # in the order in which the forecast adds: floats do not care about each other's last bits otherwise
+    # in the order in which the forecast adds: another one differs in the last bit
     assert forecast["training_s"] >= images * paces["frozen"] + 5 * images * paces["full"]
     assert forecast["validation_s"] > 0
     assert forecast["total_s"] > forecast["training_s"]
