@@ -20,6 +20,7 @@ Row = Mapping[str, str]
 
 _SHORT = "1 + 3"
 _STARTS = {"random": "#8A8A8A", "imagenet": "#0072B2", "ae": "#D55E00", "imagenet+ae": "#009E73"}
+_APART = {"boundary": "without the boundary", "fitted_head": "with a random head"}
 _PARTS = ("no pretraining", "layers")  # what is shown of an encoder that goes alone
 
 
@@ -70,21 +71,17 @@ def parts_figure(rows: Sequence[Row]) -> Figure:
     for encoder, init in sorted(kinds, key=lambda kind: (kind[1] != "random", list(kinds).index(kind))):
         of_init = [row for row in rows if (row["encoder"], row["init"]) == (encoder, init)]
         budget = max({_budget(row) for row in of_init}, key=lambda one: sum(_budget(row) == one for row in of_init))
-        lines: dict[tuple[str, str, str], list[float]] = {}
-        for row in of_init:
-            if _budget(row) == budget or row["variant"] == _PARTS[0]:
-                lines.setdefault((row["variant"], row["transfer"], row["boundary"]), []).append(float(row["miou"]))
-        some = any(boundary and float(boundary) for *_, boundary in lines)
+        shown = [row for row in of_init if _budget(row) == budget or row["variant"] == _PARTS[0]]
+        shown = [row for row in shown if row["transfer"] == "encoder+decoder" or row["variant"] in _PARTS]
+        whole = [row for row in shown if row["transfer"] == "encoder+decoder"]
+        differing = [name for name in _APART if len({row[name] for row in whole}) > 1]
+        lines: dict[tuple[str, bool], list[float]] = {}
+        for row in shown:
+            label = _part_label(row, differing)
+            lines.setdefault((label, row["variant"] == _PARTS[0]), []).append(float(row["miou"]))
+        colour = _STARTS["ae" if init == "random" else "imagenet+ae"]
         found = [
-            Line(
-                variant
-                + (", encoder alone" if transfer == "encoder" and variant != _PARTS[0] else "")
-                + (", without the boundary" if some and boundary and not float(boundary) else ""),
-                tuple(scores),
-                _STARTS["ae" if init == "random" else "imagenet+ae"] if variant != _PARTS[0] else _STARTS[init],
-            )
-            for (variant, transfer, boundary), scores in lines.items()
-            if transfer == "encoder+decoder" or variant in _PARTS
+            Line(label, tuple(scores), _STARTS[init] if bare else colour) for (label, bare), scores in lines.items()
         ]
         panels.append((f"{encoder} from {init} weights, {budget[0]} passes", sorted(found, key=lambda line: line.mean)))
     return _figure(panels, "validation mIoU, mean, and seeds as points")
@@ -93,6 +90,15 @@ def parts_figure(rows: Sequence[Row]) -> Figure:
 def draw_parts(rows_csv: Path, path: Path) -> None:
     """Write :func:`parts_figure` of a file of rows as SVG."""
     write_svg(parts_figure(read_rows(rows_csv)), path)
+
+
+def _part_label(row: Row, differing: Sequence[str]) -> str:
+    """The variant, and what else of it differs between those that are shown."""
+    if row["variant"] == _PARTS[0]:
+        return row["variant"]
+    label = row["variant"] + (", encoder alone" if row["transfer"] == "encoder" else "")
+    lacks = (_APART[name] for name in differing if row["transfer"] != "encoder" and not float(row[name]))
+    return label + "".join(f", {words}" for words in lacks)
 
 
 def _budget(row: Row) -> tuple[str, str]:

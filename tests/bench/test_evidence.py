@@ -50,9 +50,12 @@ def test_all_ways_of_a_data_set_are_shown_with_their_minutes() -> None:
 
 
 def test_parts_are_those_of_one_budget_with_the_encoder_alone_where_it_is_told(tmp_path: Path) -> None:
-    def part(variant: str, transfer: str, miou: float, passes: int = 10, init: str = "random") -> dict[str, str]:
+    def part(
+        variant: str, transfer: str, miou: float, passes: int = 10, init: str = "random", boundary: float = 0.0,
+        fitted: int = 0,
+    ) -> dict[str, str]:  # fmt: skip
         row = {"encoder": "lite", "variant": variant, "init": init, "transfer": transfer, "seed": 0, "miou": miou}
-        row |= {"pretrain_epochs": passes, "pretrain_image_size": 96, "boundary": 0.0}
+        row |= {"pretrain_epochs": passes, "pretrain_image_size": 96, "boundary": boundary, "fitted_head": fitted}
         return {name: str(value) for name, value in row.items()}
 
     both = "encoder+decoder"
@@ -78,6 +81,13 @@ def test_parts_are_those_of_one_budget_with_the_encoder_alone_where_it_is_told(t
     text = (tmp_path / "one.svg").read_text()
     assert text == (tmp_path / "two.svg").read_text()
     assert "without the cut" in text
+    rows += [part("layers", both, 0.55, boundary=0.02, fitted=1), part("layers", both, 0.52, fitted=1)]
+    assert list(shown(parts_figure(rows).axes[0]))[:4] == [
+        "layers",
+        "layers, without the boundary",
+        "layers, without the boundary, with a random head",
+        "layers, encoder alone",
+    ]
 
 
 def test_the_table_of_parts_pairs_each_with_the_whole_by_seed() -> None:
@@ -117,7 +127,5 @@ def test_the_table_of_parts_pairs_each_with_the_whole_by_seed() -> None:
     rows = [
         part("layers", "encoder+decoder", 0.5 + 0.1 * one, seed, pretrained=one) for one in range(2) for seed in (0, 1)
     ]
-    assert parts_table(rows).splitlines()[2].split("|")[9:11] == [
-        " 4 ",
-        " 0.550 ± 0.058 ",
-    ]  # no pretraining hides another
+    seeds, score = parts_table(rows).splitlines()[2].split("|")[9:11]
+    assert (seeds.strip(), score.strip()) == ("4", "0.550 ± 0.058")  # no pretraining hides another
