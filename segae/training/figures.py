@@ -5,6 +5,7 @@ Only matplotlib's ``Figure`` objects are used, never ``pyplot``: nothing global 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -31,6 +32,7 @@ OKABE_ITO: dict[str, str] = {  # told apart by colour-blind readers: Okabe and I
     "yellow": "#F0E442",
     "black": "#000000",
 }
+_TITLE_WIDTH = 22  # letters that fit over a picture of a contact sheet
 INK, FAINT = "#222222", "#8A8A8A"
 DPI = 144
 _SCORES = {  # columns of a log with a panel of their own: label, colour, upper end of the scale
@@ -61,12 +63,14 @@ def contact_sheet(
         SegaeError: there is nothing to draw, or the columns are of different lengths.
     """
     rows = _rows_of(columns, row_labels)
-    cell, gap, side, top = 1.8, 0.06, 0.9 if row_labels else 0.1, 0.34  # inches
+    titles = [textwrap.fill(title, _TITLE_WIDTH) for title in columns]
+    more = max(title.count("\n") for title in titles)
+    cell, gap, side, top = 1.8, 0.06, 0.9 if row_labels else 0.1, 0.34 + 0.17 * more  # inches
     bottom = 0.42 if legend else 0.1
     width = side + len(columns) * (cell + gap) + 0.1
     height = top + rows * (cell + gap) + bottom
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    for column, (title, pictures) in enumerate(columns.items()):
+    for column, (title, pictures) in enumerate(zip(titles, columns.values(), strict=True)):
         for row, picture in enumerate(pictures):
             left, low = side + column * (cell + gap), height - top - row * (cell + gap) - cell
             axes = figure.add_axes((left / width, low / height, cell / width, cell / height))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segae.errors import SegaeError
+from segae.training import figures
 from segae.training.colour import colour_mask, denormalise, overlay
 from segae.training.figures import confusion_figure, contact_sheet, training_curves
 
@@ -99,6 +101,18 @@ LOG = pd.DataFrame(
     }
 )
 BLUE, VERMILLION, BLUISH_GREEN, GREY = (0, 114, 178), (213, 94, 0), (0, 158, 115), (138, 138, 138)
+
+
+def test_long_titles_of_a_sheet_stay_over_their_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
+    titles = ["autoencoder (layers) with its decoder", "ImageNet + autoencoder (mask)", "truth"]
+    contact_sheet({title: [np.zeros((8, 8, 3), np.uint8)] for title in titles}, tmp_path / "sheet.png")
+    (figure,) = drawn
+    figure.canvas.draw()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert all(box.y1 <= figure.bbox.y1 for box in boxes)
 
 
 def test_curves_draw_what_the_log_has(tmp_path: Path) -> None:
