@@ -1,123 +1,329 @@
-"""The command line: one subcommand for each task, its flags made from the task's configuration."""
+"""The command line: `segae COMMAND` with flags made from segae.config; code is imported when a command runs."""
 
 from __future__ import annotations
 
-import difflib
+import ast
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import inspect
 import io
+import itertools
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
+import yaml
 
-from segae.bench import benchmark, report
-from segae.errors import SegaeError
-from segae.tasks import compare, data, evaluate, plan, predict, pretrain, quickstart, segment
+from segae import config
+from segae._settings import Config, field_types, is_required, make_config, nearest, nest
+from segae.errors import OutOfMemoryError, SegaeError
 
-_TASKS: dict[str, tuple[type, Callable[[Any], Any]]] = {
-    "data-pets": (data.DataPets, data.run_pets),
-    "data-drawn": (data.DataDrawn, data.run_drawn),
-    "pretrain": (pretrain.Pretrain, pretrain.run),
-    "segment": (segment.Segment, segment.run),
-    "evaluate": (evaluate.Evaluate, evaluate.run),
-    "predict": (predict.Predict, predict.run),
-    "compare": (compare.Compare, compare.run),
-    "bench": (benchmark.Bench, benchmark.run),
-    "report": (report.Report, report.run),
-    "plan": (plan.Plan, plan.run),
-    "quickstart": (quickstart.Quickstart, quickstart.run),
+
+class _Command(NamedTuple):
+    config: type[Config]
+    function: str  # module:name, called with the settings by name
+    example: str
+    settings: Mapping[str, Any] = {}
+
+    @property
+    def first(self) -> str:
+        """The positional setting."""
+        return next(iter(self.config.MAIN or field_types(self.config)))
+
+
+_MODEL = "--model runs/finetune/model.safetensors"
+_QUICK = {"preset": "quick", "out": "runs/quickstart", "experiment": "quickstart"}
+COMMANDS = {
+    "pretrain": _Command(config.PretrainConfig, "commands.pretrain:pretrain", "photos --method spark"),
+    "finetune": _Command(
+        config.FinetuneConfig, "commands.finetune:finetune", "pets --weights runs/pretrain/encoder.safetensors"
+    ),
+    "evaluate": _Command(config.EvaluateConfig, "commands.evaluate:evaluate", f"pets {_MODEL}"),
+    "predict": _Command(config.PredictConfig, "commands.predict:predict", f"cat.jpg {_MODEL}"),
+    "bench": _Command(config.BenchConfig, "bench.runner:benchmark", "pets --labels 0.1 1.0 --seeds 3"),
+    "report": _Command(config.ReportConfig, "bench.report:report", "runs/bench/bench.csv"),
+    "data": _Command(config.DownloadConfig, "commands.data:download", "pets"),
+    "quickstart": _Command(config.BenchConfig, "bench.runner:benchmark", "", _QUICK),
 }
-
-_DataCommand = Annotated[
-    Annotated[data.DataPets, tyro.conf.subcommand("pets")] | Annotated[data.DataDrawn, tyro.conf.subcommand("drawn")],
-    tyro.conf.subcommand("data", description="Get a data set: the real Oxford-IIIT Pets, or drawn ones."),
-]
-_Command = (
-    _DataCommand
-    | Annotated[pretrain.Pretrain, tyro.conf.subcommand("pretrain")]
-    | Annotated[segment.Segment, tyro.conf.subcommand("segment")]
-    | Annotated[evaluate.Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[predict.Predict, tyro.conf.subcommand("predict")]
-    | Annotated[compare.Compare, tyro.conf.subcommand("compare")]
-    | Annotated[benchmark.Bench, tyro.conf.subcommand("bench")]
-    | Annotated[report.Report, tyro.conf.subcommand("report")]
-    | Annotated[plan.Plan, tyro.conf.subcommand("plan")]
-    | Annotated[quickstart.Quickstart, tyro.conf.subcommand("quickstart")]
-)
-_ABOUT = (
-    "Pretrain a convolutional autoencoder on unlabelled images, segment with its encoder, measure the gain. "
-    "Every command but data takes --config FILE: the config.json of an earlier run, as defaults."
-)
+_PLACES = {"data": "FOLDER", "images": "IMAGE", "rows": "CSV", "name": "NAME"}
+_IN_PARALLEL = ("pretrain", "finetune")
+_ABOUT = {"quickstart": "See everything in minutes: a small benchmark on drawn pets, or on a data set of your own."}
+_MORE = """
+segae COMMAND --help shows the settings; --config FILE takes them from a JSON or YAML file, such as config.json of a run
+folder, and flags given beside it win. -v shows more, --version the version.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command.
-
-    Leaves the process with 0, or 2 (a mistake the user can mend), 1 (ours), 130 (interrupted) or 143 (terminated).
-    """
+    """Run a command; exit with 0, 1 (a fault of segae), 2 (what a user can mend), 130, 141 (closed pipe) or 143."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may be no text
-    _show_log()
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = [*(sys.argv[1:] if arguments is None else arguments)]
+    words = [word for word in given if word not in ("-v", "--verbose")]
+    name = words.pop(0) if words else "--help"
     try:
-        config = tyro.cli(_Command, prog="segae", description=_ABOUT, args=_with_config_file(given))
-        with warnings.catch_warnings():
-            # from fastai's import, once in every command that trains, and nothing a user could mend
-            warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
-            for kind, run in _TASKS.values():
-                if isinstance(config, kind):
-                    _require_place(kind)
-                    with _terminated_like_interrupted():
-                        run(config)
+        with _quiet(verbose=len(words) + 1 < len(given)), _terminate_like_interrupt():
+            _run(name, words)
     except SegaeError as error:
-        print(f"segae{_process()}: {_words(error)}", file=sys.stderr)
-        sys.exit(2)
+        _fail(_explain(error, name, words), 2)
     except BrokenPipeError:  # the reader has seen enough: segae --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
         sys.exit(141)
     except KeyboardInterrupt as stop:
-        print(f"\nsegae: interrupted. {_how_to_go_on(given)}", file=sys.stderr)
-        sys.exit(143 if isinstance(stop, _Terminated) else 130)
+        how = "with --resume (without --overwrite) to continue after the last finished epoch"
+        repeat = f"Repeat the command{f' {how}' if name in _IN_PARALLEL else '; what is finished is kept'}."
+        _fail(f"interrupted. {repeat}", 143 if isinstance(stop, _Terminated) else 130)
     except Exception as error:
-        if reason := _full_memory(error):
-            print(f"segae{_process()}: the memory is full: {reason}", file=sys.stderr)
-            sys.exit(2)
-        print(f"segae{_process()}: unexpected {type(error).__name__}: {error}. {_keep_traceback()}", file=sys.stderr)
-        sys.exit(1)
+        memory = sys.modules.get("segae.training.memory")
+        if memory is not None and memory.is_out_of_memory(error):
+            _fail(_explain(OutOfMemoryError(f"the memory is full: {str(error).splitlines()[0]}"), name, words), 2)
+        with tempfile.NamedTemporaryFile("w", prefix="segae-", suffix=".log", delete=False) as file:
+            file.write(traceback.format_exc())
+        what = f"unexpected {type(error).__name__}: {error}"
+        _fail(f"{what}. This is a fault of segae; please report it with the file {file.name}.", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    world = os.environ.get("WORLD_SIZE", "1")
+    process = "" if world == "1" else f" (process {os.environ.get('RANK', '?')} of {world})"
+    print(f"segae{process}: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _run(name: str, words: list[str]) -> None:
+    if name in ("-h", "--help", "help"):
+        print(
+            "usage: segae COMMAND [SETTINGS]\n\nPretrain encoders on unlabeled images, fine-tune segmenters, compare.\n"
+        )
+        for one, about in COMMANDS.items():
+            print(f"  {one:<11} {_ABOUT.get(one) or (about.config.__doc__ or '').splitlines()[0]}")
+        print("", *(f"  segae {one} {COMMANDS[one].example}" for one in list(COMMANDS)[:4]), _MORE, sep="\n", end="")
+    elif name == "--version":
+        print(f"segae {importlib.metadata.version('segae')}")
+    elif name not in COMMANDS:
+        raise SegaeError(f"command must be one of {', '.join(COMMANDS)}, got {name}{nearest(name, COMMANDS)}")
+    elif ("--method", "help") in itertools.pairwise(words) or "--method=help" in words:
+        for row in importlib.import_module("segae.methods").method_table():
+            print(f"{row.name} ({row.family.replace('_', ' ')}): {row.summary}")
+            for setting, default in row.settings.items():
+                print(f"    --method-args.{setting.replace('_', '-')} (default: {default})")
+    else:
+        settings = _parse(name, words)
+        make_config(COMMANDS[name].config, **settings)  # wrong numbers and paths are refused before torch is imported
+        if os.environ.get("WORLD_SIZE", "1") != "1" and name not in _IN_PARALLEL:
+            raise SegaeError(f"segae {name} must run in one process, got WORLD_SIZE {os.environ['WORLD_SIZE']}")
+        module, function = COMMANDS[name].function.split(":")
+        verb = getattr(importlib.import_module(f"segae.{module}"), function)
+        if "device" in (where := settings.get("trainer", settings)):
+            device = importlib.import_module("segae.training.device")
+            device.prepare_device(device.choose_device(where["device"]))
+        verb(**settings)
+
+
+# ---- flags and files -> settings ------------------------------------------------------------------------------------
+
+
+def _parse(name: str, words: list[str]) -> dict[str, Any]:
+    """The settings of a command: its own, those of --config FILE, then those of the flags."""
+    words = [part for word in words for part in (word.split("=", 1) if re.match(r"--[\w.-]+=", word) else [word])]
+    settings: dict[str, Any] = dict(COMMANDS[name].settings)
+    method_args: dict[str, Any] = {}
+    rest: list[str] = []
+    left = iter(words)
+    for word in left:
+        if word not in ("--config", "--preset") and not re.match(r"--method[-_]args\.", word):
+            rest.append(word.replace("--trainer.", "--"))
+        elif (value := next(left, None)) is None:
+            raise SegaeError(f"{word} must have a value after it")
+        elif word == "--config":
+            settings |= _read_settings(Path(value), name)
+        elif word == "--preset":
+            settings["preset"] = value
+        else:
+            _set_below(method_args, word.replace("_", "-").partition("args.")[2], value)
+    if method_args:
+        settings["method_args"] = {**settings.get("method_args", {}), **method_args}
+    return _flags_to_settings(name, ["--help"] if {"--help", "-h"} & {*rest} else rest, settings)
+
+
+def _set_below(settings: dict[str, Any], path: str, text: str) -> None:
+    """Set a nested value by its dotted path; numbers, true, false and lists as in JSON, the rest is text."""
+    *above, last = path.replace("-", "_").split(".")
+    for part in above:
+        settings = settings.setdefault(part, {})
+    try:
+        settings[last] = json.loads(text)
+    except ValueError:
+        settings[last] = text
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number; YAML 1.1 asks for 1.0e-3."""
+
+
+_FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+
+
+def _read_settings(path: Path, name: str) -> dict[str, Any]:
+    """Settings from a JSON or YAML file, or from the config.json of a run folder."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise SegaeError(f"config must be a JSON or YAML file, got {path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SegaeError(f"config must hold settings by name, got {type(content).__name__} in {path}")
+    if (task := content.pop("task", name)) != name:
+        raise SegaeError(f"config must be of segae {name}, got that of segae {task} in {path}")
+    content.pop("run", None)
+    try:
+        nest(COMMANDS[name].config, content)
+    except SegaeError as error:
+        raise SegaeError(f"{path}: {error}") from error
+    return content
+
+
+def _flags_to_settings(name: str, words: list[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse flags with tyro; what they leave out is as in ``settings``, else the default."""
+    command, kind = COMMANDS[name], COMMANDS[name].config
+    known = {one.name: one for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    absent = {one for one in known if is_required(known[one]) or (known[one].default is None and one == command.first)}
+    absent -= set(settings)
+    start = kind(**nest(kind, kind.expand({**dict.fromkeys(absent, "."), **settings})))
+    plain = [one for one in known if not isinstance(getattr(start, one), Config | Mapping)]
+    sections: dict[str, tuple[Config, Sequence[str]]] = {
+        "": (start, kind.MAIN or plain),
+        "more": (start, [one for one in plain if kind.MAIN and one not in kind.MAIN]),
+        **{one: (below, list(vars(below))) for one in known if isinstance(below := getattr(start, one), Config)},
+    }
+    members: list[Any] = []
+    for title, (below, names) in sections.items():
+        made: list[Any] = []
+        for one in names:
+            place = _PLACES[one] if not title and one == command.first else ""
+            value = getattr(below, one) if title or one not in absent else known[one].default
+            flag = (one, _flag(below, one, place, flat=title in ("", "more", "trainer")))
+            made.append(flag if value is dataclasses.MISSING else (*flag, value))
+        struct: Any = dataclasses.make_dataclass(title or "Settings", made, frozen=True)
+        members += [(title, struct, struct())] if title else made
+    about = f"{_ABOUT.get(name) or inspect.getdoc(kind)}\n\nExample: segae {name} {command.example}"
+    whole = dataclasses.make_dataclass("Settings", members, frozen=True)
+    parsed = vars(tyro.cli(whole, prog=f"segae {name}", description=about, args=words))
+    nested = {one: vars(value) if one in sections else value for one, value in parsed.items()}
+    return {**nested.pop("more"), **nested, **{one: settings[one] for one in ("method_args",) if one in settings}}
+
+
+def _flag(start: Config, name: str, place: str, *, flat: bool) -> Any:
+    """The annotation from which tyro makes a flag: type, help text, placeholder."""
+    wanted = field_types(type(start))[name]
+    numbers = {frozenset([int]): int, frozenset([float]): float, frozenset([int, float]): int | float}
+    bases = {**numbers, frozenset([bool]): bool}
+    base: Any = Literal[wanted.choices] if wanted.choices else bases.get(wanted.kinds, str)
+    shown = {int: "INT", float: "FLOAT", int | float: "NUMBER"}.get(base, "TEXT")
+    shown = "PATH" if os.PathLike in wanted.kinds else shown
+    about = tyro.conf.arg(
+        help=_docs()[type(start), name],
+        metavar=place or (None if wanted.choices or base is bool else f"{shown} ..." if wanted.many else shown),
+        prefix_name=False if flat else None,
+        help_behavior_hint="" if place or getattr(start, name) in (None, ()) else None,
+    )
+    hint = tuple[base, ...] if wanted.many else base
+    return Annotated[(hint | None if wanted.optional else hint, about, *([tyro.conf.Positional] if place else []))]
+
+
+@functools.cache
+def _docs() -> dict[tuple[type, str], str]:
+    """The docstring of each field of each config, from the source of segae.config."""
+    own = {
+        (node.name, field.target.id): " ".join(str(text.value.value).split())
+        for node in ast.parse(inspect.getsource(config)).body
+        if isinstance(node, ast.ClassDef)
+        for field, text in itertools.pairwise(node.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+    kinds = [one for one in vars(config).values() if isinstance(one, type) and dataclasses.is_dataclass(one)]
+    return {
+        (kind, name): next(own[one.__name__, name] for one in kind.__mro__ if (one.__name__, name) in own)
+        for kind in kinds
+        for name in field_types(kind)
+    }
+
+
+# ---- errors -> what to type next -------------------------------------------------------------------------------------
+
+
+def _explain(error: SegaeError, name: str, words: Sequence[str]) -> str:
+    """The message of an error with the flag of the argument that it names, and what to type next."""
+    text = str(error).rstrip(".?")
+    if text.startswith("Caught "):  # from a loader's worker, behind its traceback
+        text = text.rpartition("Error: ")[2].strip()
+    if name not in COMMANDS:
+        return f"{text}."
+    flags = _flag_names(COMMANDS[name])
+    text = re.sub(r"\b([a-z_]+)=True\b", lambda found: flags.get(found[1], found[0]), text)
+    found = re.match(r"(?:\S+: )?(\w+) (?:must|is not)\b", text)
+    argument = found[1] if found else ""
+    flag = flags.get(argument, f"--method-args.{argument.replace('_', '-')}")
+    if isinstance(error, OutOfMemoryError):
+        text += f". The flags are {', '.join(flags[one] for one in ('batch_size', 'image_size') if one in flags)}"
+    elif argument == "out" and "resume" in flags:
+        text += ". Add --resume or --overwrite, or change --out"
+    elif argument in flags or any(word.partition("=")[0].replace("_", "-") == flag for word in words):
+        text += f". Change {flag}; segae {name} --help describes it"
+    return f"{text}."
+
+
+def _flag_names(command: _Command) -> dict[str, str]:
+    """The flag of each argument that a message may name."""
+    names = {"config": "--config"}
+    for one in dataclasses.fields(command.config):  # type: ignore[arg-type]
+        below: Any = one.default_factory
+        for inner in field_types(type(below())) if below not in (dataclasses.MISSING, dict) else ():
+            names.setdefault(inner, f"--{'' if one.name == 'trainer' else f'{one.name}.'}{inner.replace('_', '-')}")
+    names |= {one: f"--{one.replace('_', '-')}" for one in field_types(command.config)}
+    return names | {command.first: _PLACES[command.first]}
+
+
+# ---- the process -----------------------------------------------------------------------------------------------------
 
 
 class _Terminated(KeyboardInterrupt):
-    """Somebody asked the process to end: a cluster whose time is up, a container that is stopped."""
+    """SIGTERM: a cluster whose time is up, a container that is stopped."""
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C, so that what was finished is put together, and say how to go on.
+def _terminate_like_interrupt() -> Iterator[None]:
+    """Within, handle SIGTERM as Ctrl-C, so that what is finished is kept and the message says how to continue.
 
-    Not one of several processes: it may wait in a library for one that is gone, where Python's handler never runs.
+    Not in one of several processes: it may wait in a library for one that is gone, where Python's handler never runs.
     """
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if not ours or _process():
+    if not ours or os.environ.get("WORLD_SIZE", "1") != "1":
         yield
         return
-
     here = os.getpid()
 
     def end(number: int, frame: Any) -> None:  # noqa: ARG001
         if os.getpid() == here:
             raise _Terminated
-        signal.signal(number, signal.SIG_DFL)  # a child made by forking has nothing to put together
+        signal.signal(number, signal.SIG_DFL)  # a forked child has nothing to keep
         os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGTERM, end)
@@ -127,120 +333,32 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _full_memory(error: Exception) -> str | None:
-    """What filled the memory, if that is what happened; a place that knows what to type has said so itself."""
-    if "torch" not in sys.modules:
-        return None
-    from segae.training.memory import full_memory
-
-    return full_memory(error)
-
-
-def _require_place(kind: type) -> None:
-    """Refuse several processes for a command that would do its work once in each."""
-    if _process() and kind not in (pretrain.Pretrain, segment.Segment):
-        from segae.training.distributed import require_single_process
-
-        require_single_process(next(name for name, (known, _) in _TASKS.items() if known is kind))
-
-
-def _process() -> str:
-    """Which of several processes this is, for messages; nothing where it is alone."""
-    world = os.environ.get("WORLD_SIZE", "1")
-    return "" if world == "1" else f" (process {os.environ.get('RANK', '?')} of {world})"
-
-
-def _how_to_go_on(given: list[str]) -> str:
-    if given[:1] in (["pretrain"], ["segment"]):
-        instead = " in place of --overwrite" if "--overwrite" in given else ""
-        return f"Repeat the command with --resume{instead} to go on after the last finished epoch."
-    if given[:1] in (["evaluate"], ["predict"], ["report"], ["plan"]):
-        return "Repeat the command; it begins again."
-    return "Repeat the command; what is finished is not done again."
-
-
 class _Print(logging.Handler):
+    """Print information to stdout, warnings to stderr."""
+
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"segae: {record.getMessage()}")
+        if record.levelno < logging.WARNING:
+            print(record.getMessage(), flush=True)
+        else:
+            print(f"warning: {record.getMessage()}", file=sys.stderr)
 
 
-def _show_log() -> None:
-    """Print what the library has to say, such as how many listed files are missing."""
-    logger = logging.getLogger("segae")
-    logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        logger.addHandler(_Print())
-
-
-def _keep_traceback() -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="segae-", suffix=".log", delete=False) as file:
-        file.write(traceback.format_exc())
-    return f"This is a fault of segae, not yours; please report it with the file {file.name}."
-
-
-def _words(error: SegaeError) -> str:
-    """The message alone: torch puts the traceback of a loader's worker in front of it."""
-    text = str(error)
-    return text.rpartition("SegaeError: ")[2].strip() if text.startswith("Caught ") else text
-
-
-def _with_config_file(arguments: list[str]) -> list[str]:
-    """Replace ``--config FILE`` by the flags that FILE stands for; flags given beside it win.
-
-    Raises:
-        SegaeError: the file cannot be read, is of another command, or holds a key the command does not know.
-    """
-    arguments = [
-        part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])
-    ]
-    if "--config" not in arguments:
-        return arguments
-    position = arguments.index("--config")
-    if position == 0 or position + 1 == len(arguments):
-        raise SegaeError("--config needs a command before it and a file after it: segae segment --config FILE.")
-    command, path = arguments[0], Path(arguments[position + 1])
-    rest = arguments[1:position] + arguments[position + 2 :]
-    if command not in _TASKS:
-        able = [name for name in _TASKS if not name.startswith("data-")]
-        raise SegaeError(f"{command!r} takes no --config; the commands that do are {', '.join(able)}.")
-    kind = _TASKS[command][0]
-    content = _read_config(path, kind)
-    flags_given = [word.partition("=")[0] for word in rest if word.startswith("--")]
-    given = {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags_given}
-    flags = [word for key, value in content.items() if key not in given for word in _as_flag(kind, key, value)]
-    return [command, *flags, *rest]
-
-
-def _read_config(path: Path, kind: type) -> dict[str, Any]:
-    from segae.training.run import TYPED_IN
-
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SegaeError(f"{path} is not a configuration: {error}. Give the config.json of a run folder.") from error
-    if not isinstance(content, dict):
-        raise SegaeError(f"{path} holds a {type(content).__name__}, wanted an object of settings.")
-    task = content.pop("task", kind.__name__)
-    content.pop(TYPED_IN, None)  # relative paths begin where this command is typed, as those of flags do
-    if task != kind.__name__:
-        raise SegaeError(f"{path} is the configuration of {task}, not of {kind.__name__}; use it with that command.")
-    known = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-    for key in content:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"Did you mean {close[0]!r}? " if close else ""
-            raise SegaeError(f"{path} has the unknown key {key!r}. {hint}The keys are {', '.join(known)}.")
-    return content
-
-
-def _as_flag(kind: type, key: str, value: Any) -> list[str]:
-    flag = f"--{key.replace('_', '-')}"
-    may_be_none = kind.__dataclass_fields__[key].default is None  # type: ignore[attr-defined]
-    if isinstance(value, bool) and not may_be_none:  # else tyro wants --flag True
-        return [flag if value else f"--no-{key.replace('_', '-')}"]
-    if isinstance(value, list):
-        return [flag, *map(str, value)] if value else []
-    return [flag, str(value)]
+@contextmanager
+def _quiet(*, verbose: bool) -> Iterator[None]:
+    """Within, print the messages of segae, and show those of other libraries only if verbose."""
+    logger, handler, before = logging.getLogger("segae"), _Print(), logging.lastResort
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logger.addHandler(handler)
+    with warnings.catch_warnings():
+        if not verbose:
+            logging.lastResort = None
+            os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of processes that this one starts
+            warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logging.lastResort = before
 
 
 if __name__ == "__main__":  # torchrun -m segae.cli

@@ -1,0 +1,189 @@
+"""Files that are whole or not there: atomic writes, JSON, package data; and checks of names and numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from segae.errors import SegaeError
+
+_TEMPORARY = re.compile(r"\.(?P<pid>\d+)-\w+\.segae-part")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
+def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Have ``fill`` write a new file beside ``path``, then put it in place of ``path`` in one step.
+
+    Raises:
+        SegaeError: the content could not be written (full disk, no permission). ``path`` is as it was before.
+    """
+    write_together({path: fill})
+
+
+def write_together(contents: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
+    """Write several files so that each is either the old one or the new one, never a part of it.
+
+    All bytes reach the disk under temporary names in the target folders first; only then are the targets replaced.
+
+    Args:
+        contents: for each file to make or replace, the function that fills it; its folder is made.
+
+    Raises:
+        SegaeError: a file could not be written; all of them are as they were before.
+    """
+    contents = {path.resolve() if path.is_symlink() else path: fill for path, fill in contents.items()}  # links stay
+    temporary: dict[Path, Path] = {}
+    path = Path()
+    try:
+        for path, fill in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{os.getpid()}-", suffix=".segae-part", dir=path.parent)
+            temporary[path] = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            _set_mode(Path(name))
+        for path, part in temporary.items():
+            part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        if isinstance(error, RuntimeError) and not _is_write_failure(error):
+            raise
+        raise SegaeError(_write_failure(path, error)) from error
+    finally:
+        for part in temporary.values():
+            part.unlink(missing_ok=True)
+
+
+def _set_mode(path: Path) -> None:
+    """Give a temporary file, which is private, the permissions of an ordinary new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def _is_write_failure(error: RuntimeError) -> bool:
+    return any(word in str(error) for word in ("PytorchStreamWriter", "file write failed", "iostream", "No space"))
+
+
+def _write_failure(path: Path, error: Exception) -> str:
+    """Name the cause: a full disk, a full inode table, a read-only folder or something else."""
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free, inodes = shutil.disk_usage(folder).free, os.statvfs(folder)
+    if inodes.f_files and not inodes.f_favail:
+        cause = "the disk has no inodes left for new files: delete files that are not needed"
+    elif free < 1 << 20 or "No space" in str(error):
+        cause = f"the disk is full ({free / 1e6:.0f} MB free): make room"
+    elif not os.access(folder, os.W_OK):
+        cause = f"the folder {folder} is read-only: choose another one or change its permissions"
+    else:
+        cause = str(getattr(error, "strerror", None) or error).splitlines()[0]
+    return f"{path} could not be written: {cause}. What was there before is unchanged."
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Delete the temporary files of processes that no longer run (killed while writing)."""
+    for part in folder.glob(".*.segae-part") if folder.is_dir() else ():
+        found = _TEMPORARY.fullmatch(part.name)
+        if found and not process_runs(int(found["pid"])):
+            part.unlink(missing_ok=True)
+
+
+def process_runs(pid: int) -> bool:
+    """Whether a process with this id exists on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write indented JSON atomically; paths become text."""
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any | None:
+    """Read JSON; None where the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def package_data(name: str) -> Path:
+    """Find a folder that comes with segae: ``drawn-pets`` or ``weights``, in the wheel or in the repository."""
+    package = Path(__file__).parent
+    installed = package / "_package_data" / name
+    return installed if installed.is_dir() else package.parent / "data" / name
+
+
+def cache_dir() -> Path:
+    """Return the folder of everything that can be computed again: $SEGAE_CACHE, else ~/.cache/segae."""
+    return Path(os.environ.get("SEGAE_CACHE") or Path.home() / ".cache" / "segae")
+
+
+def require_name(argument: str, value: str) -> str:
+    """Return ``value`` if it is safe as a part of a file name: letters, digits, ``._-``, at most 100 characters.
+
+    Raises:
+        SegaeError: it is not, or begins with a dot or a dash.
+    """
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        shown = value if len(str(value)) <= 60 else f"{str(value)[:60]}... ({len(str(value))} characters)"
+        raise SegaeError(f"{argument} must be 1 to 100 letters, digits or . _ -, got {shown!r}")
+    return value
+
+
+def check_range(
+    argument: str,
+    value: float,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    low_open: bool = False,
+    high_open: bool = False,
+    integer: bool = False,
+) -> None:
+    """Refuse a number outside its range, and anything that is not a finite number.
+
+    Args:
+        argument: its name, for the message.
+        value: the number.
+        low: smallest allowed value; None for none.
+        high: largest allowed value; None for none.
+        low_open: whether ``low`` itself is refused.
+        high_open: whether ``high`` itself is refused.
+        integer: whether only whole numbers are allowed.
+
+    Raises:
+        SegaeError: names the argument, the condition and the value seen.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = number and math.isfinite(value) and (not integer or isinstance(value, int))
+    if fits and low is not None:
+        fits = value > low if low_open else value >= low
+    if fits and high is not None:
+        fits = value < high if high_open else value <= high
+    if fits:
+        return
+    conditions = ["an integer" if integer else "a finite number"]
+    if low is not None and high is not None:
+        conditions.append(f"in {'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}")
+    elif low is not None:
+        conditions.append(f"{'>' if low_open else '>='} {low:g}")
+    elif high is not None:
+        conditions.append(f"{'<' if high_open else '<='} {high:g}")
+    raise SegaeError(f"{argument} must be {' '.join(conditions)}, got {value!r}")

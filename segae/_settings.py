@@ -1,0 +1,223 @@
+"""What every settings dataclass shares: fields checked when it is made, nesting, nearest names, path checks."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+from segae._io import check_range
+from segae.errors import CheckpointError, DataError, SegaeError
+
+PathLike = str | os.PathLike[str]
+C = TypeVar("C", bound="Config")
+_LONGEST = 200  # characters of a word that is no path, such as a class name
+
+
+def number(default: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> Any:
+    """Declare a field that holds a number, or a tuple of numbers, and its range."""
+    return field(default=default, metadata={"low": low, "high": high, "low_open": open_low, "high_open": open_high})
+
+
+class FieldType(NamedTuple):
+    """What a field accepts, read from its annotation."""
+
+    kinds: frozenset[Any]
+    choices: tuple[str, ...] = ()
+    many: bool = False
+    optional: bool = False
+
+
+def _field_type(hint: Any) -> FieldType:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return FieldType(frozenset([str]), inner)
+    if origin in (typing.Union, types.UnionType):
+        parts = [_field_type(one) for one in inner if one is not type(None)]
+        kinds = frozenset(kind for part in parts for kind in part.kinds)
+        choices = tuple(choice for part in parts for choice in part.choices)
+        return FieldType(kinds, choices, any(part.many for part in parts), type(None) in inner)
+    if origin in (tuple, Sequence):
+        return _field_type(inner[0])._replace(many=True)
+    return FieldType(frozenset([origin or hint]))
+
+
+_known: dict[type, dict[str, FieldType]] = {}
+
+
+def field_types(kind: type) -> dict[str, FieldType]:
+    """The type of each field of a settings dataclass, by name."""
+    if kind not in _known:
+        hints = typing.get_type_hints(kind)
+        _known[kind] = {one.name: _field_type(hints[one.name]) for one in fields(kind)}
+    return _known[kind]
+
+
+class Config:
+    """Base of all settings: every field is checked when the object is made.
+
+    ``MAIN`` are the fields shown first in the help, ``INPUTS`` what must be true of paths before a command starts.
+    """
+
+    MAIN: ClassVar[tuple[str, ...]] = ()
+    INPUTS: ClassVar[Mapping[str, Callable[[str, Any], object]]] = {}
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]
+            value, wanted = getattr(self, one.name), field_types(type(self))[one.name]
+            if value is None and wanted.optional:
+                continue
+            if wanted.many:
+                single = isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
+                value = (value,) if single else tuple(value)
+                if not value and is_required(one):
+                    raise SegaeError(f"{one.name} must be given")
+                object.__setattr__(self, one.name, value)
+            for item in value if wanted.many else (value,):
+                _check(one.name, item, wanted, one.metadata)
+
+    @classmethod
+    def expand(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Add what given settings imply, such as those of a preset."""
+        return settings
+
+    def check_inputs(self) -> None:
+        """Refuse input files and folders that are not there, before anything expensive is imported."""
+        for name, require in self.INPUTS.items():
+            value = getattr(self, name)
+            for item in value if isinstance(value, tuple) else () if value is None else (value,):
+                require(name, item)
+
+
+def _check(name: str, value: Any, wanted: FieldType, limits: Mapping[str, Any]) -> None:
+    if limits:
+        check_range(name, value, integer=float not in wanted.kinds, **limits)
+        if name == "labels" and isinstance(value, float) and value > 1:
+            raise SegaeError(f"labels must be a whole number of images or a share in (0, 1], got {value}")
+    elif wanted.choices and value not in wanted.choices:
+        known = ", ".join(wanted.choices)
+        raise SegaeError(f"{name} must be one of {known}, got {value!r}{nearest(value, wanted.choices)}")
+    elif wanted.kinds == {bool} and not isinstance(value, bool):
+        raise SegaeError(f"{name} must be true or false, got {value!r}")
+    elif os.PathLike in wanted.kinds:
+        text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+        longest = 0 if "://" in text else max(map(len, os.fsencode(text).split(os.fsencode(os.sep))))
+        if not text or "\0" in text or longest > 255 or len(text) > 4000:
+            raise SegaeError(f"{name} must be a path, got {str(value)[:60]!r}")
+    elif wanted.kinds == {str} and not (isinstance(value, str) and 0 < len(value) <= _LONGEST and value.isprintable()):
+        raise SegaeError(f"{name} must be text of 1 to {_LONGEST} printable characters, got {str(value)[:60]!r}")
+
+
+def make_config(kind: type[C], /, *values: Any, **settings: Any) -> C:
+    """Build a config from settings by name and check it; settings of the trainer may stand beside the others.
+
+    Raises:
+        SegaeError: an unknown setting, with the nearest known one; a value out of range; data that are not there.
+    """
+    names = [one.name for one in fields(kind) if not one.kw_only]  # type: ignore[arg-type]
+    if len(values) > len(names):
+        raise SegaeError(f"settings of {kind.__name__} must be given by name, got {values[len(names) :]!r}")
+    given = nest(kind, kind.expand({**dict(zip(names, values, strict=False)), **settings}))
+    for one in fields(kind):  # type: ignore[arg-type]
+        if is_required(one) and one.name not in given:
+            raise SegaeError(f"{one.name} must be given")
+    config = kind(**given)
+    config.check_inputs()
+    return config
+
+
+def nest(kind: type[Config], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort settings into the fields of a config, those of its trainer below ``trainer``, as objects.
+
+    Raises:
+        SegaeError: a setting that the config does not have.
+    """
+    known: dict[str, Field[Any]] = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
+    factory: Any = known["trainer"].default_factory if "trainer" in known else dict
+    ours, below = set(known), {one.name for one in fields(factory)} if factory is not dict else set()
+    for name in settings:
+        if name not in ours | below:
+            raise SegaeError(f"{name} is not a setting of {kind.__name__}{nearest(name, ours | below)}")
+    nested = {name: value for name, value in settings.items() if name in ours}
+    if flat := {name: value for name, value in settings.items() if name not in ours}:
+        given = nested.get("trainer", {})
+        nested["trainer"] = {**given, **flat} if isinstance(given, Mapping) else replace(given, **flat)
+    for name, value in nested.items():
+        factory = known[name].default_factory
+        if isinstance(value, Mapping) and factory not in (MISSING, dict):
+            nested[name] = replace(factory(), **nest(type(factory()), value))
+    return nested
+
+
+def merge_settings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested settings; where both have a value, that of ``above`` counts."""
+    merged = {**below, **above}
+    for name in set(below) & set(above):
+        if isinstance(below[name], Mapping) and isinstance(above[name], Mapping):
+            merged[name] = merge_settings(below[name], above[name])
+    return merged
+
+
+def is_required(one: Field[Any]) -> bool:
+    """Whether a field has no default."""
+    return one.default is MISSING and one.default_factory is MISSING
+
+
+def nearest(value: Any, known: Iterable[str]) -> str:
+    """A hint at the known name that is most like the given one; empty if none is."""
+    close = difflib.get_close_matches(str(value), list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _sibling(path: PathLike) -> str:
+    """A hint at a neighbor of almost the same name."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        return f"; there is no folder {folder} either"
+    return nearest(Path(path).name, (child.name for child in folder.iterdir()))
+
+
+def require_images(name: str, root: PathLike) -> None:
+    """Refuse a root of unlabeled images that is missing, empty, or an address of a kind that is never opened."""
+    text = os.fspath(root)
+    if found := re.match(r"([a-zA-Z][\w+.-]+):", text):
+        if not text.startswith(("https://", "hf://")):
+            raise DataError(f"{name} must be a local path or begin with https:// or hf://, got the scheme {found[1]}")
+    elif not any(mark in text for mark in "*[{"):  # no pattern of tar shards
+        path = Path(text.partition("?")[0])
+        if not path.exists():
+            raise DataError(f"{name} must be an image or a folder that exists, got {text}{_sibling(path)}")
+        if path.is_dir() and not any(files for _, _, files in os.walk(path, followlinks=True)):
+            raise DataError(f"{name} must hold images, got the empty folder {text}")
+
+
+def require_labeled(name: str, root: PathLike) -> None:
+    """Refuse a folder that cannot be a labeled data set."""
+    path = Path(root)
+    if not path.is_dir():
+        raise DataError(f"{name} must be an existing folder with a labeled data set, got {path}{_sibling(path)}")
+    if not (path / "masks").is_dir() and not (path / "annotations").is_dir():
+        found = ", ".join(sorted(child.name for child in path.iterdir())[:5]) or "nothing"
+        raise DataError(
+            f"{name} must be a folder with images/ and masks/ (files of equal names), or the Oxford-IIIT Pets layout "
+            f"with images/ and annotations/; {path} holds {found}"
+        )
+
+
+def require_file(name: str, path: Any) -> None:
+    """Refuse a file of weights or rows that is not there; a model in memory passes."""
+    if isinstance(path, str | os.PathLike) and not Path(path).is_file():
+        raise CheckpointError(f"{name} must be an existing file, got {os.fspath(path)}{_sibling(path)}")
+
+
+def require_weights(name: str, weights: PathLike) -> None:
+    """Refuse a weights file that is not there; published names are left to the models."""
+    suffixes = (".safetensors", ".pt", ".pth", ".bin")
+    if isinstance(weights, os.PathLike) or os.sep in weights or Path(weights).suffix in suffixes:
+        require_file(name, weights)

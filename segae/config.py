@@ -1,0 +1,416 @@
+"""Settings of every command as frozen dataclasses; ranges, choices and paths are checked before torch is imported.
+
+A field's docstring is its help text on the command line, where the fields in ``MAIN`` stand first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from segae._io import require_name
+from segae._settings import (
+    Config,
+    PathLike,
+    merge_settings,
+    number,
+    require_file,
+    require_images,
+    require_labeled,
+    require_weights,
+)
+from segae.errors import DataError
+
+DEFAULT_ENCODER = "tf_efficientnet_lite0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig(Config):
+    """How a training computes: device, precision, processes, memory, seed."""
+
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1 or mps."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of forward pass and loss; auto takes bfloat16 on CUDA, else float32."""
+    workers: int | None = number(None, 0, 256)
+    """Processes that read and augment images. Default: 0, or one per core (8 at most) where images are decoded anew."""
+    threads: int | None = number(None, 1, 1024)
+    """CPU threads of the computation. Default: OMP_NUM_THREADS, else one per core."""
+    cache: Literal["auto", "disk", "gpu", "none"] = "auto"
+    """Where decoded images are kept; none: decode them every epoch; auto: the GPU if it has room, else the disk."""
+    accumulate: int | None = number(None, 1, 4096)
+    """Gradient accumulation: parts of a batch. Default: 1, on CUDA as many as the memory requires."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    seed: int = number(0, 0, 2**32 - 1)
+    """Seed of initial weights, order of images, augmentation, corruption and subsets."""
+    max_steps: int | None = number(None, 1, 10**9)
+    """Stop after this many optimizer steps: a trial run that shows speed and memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training(Config):
+    """What pretraining and fine-tuning share."""
+
+    encoder: str | None = None
+    """Any convolutional network of timm. Default: that of the weights file, else tf_efficientnet_lite0."""
+    weights: PathLike = "random"
+    """Where the encoder starts: random, imagenet, an encoder.safetensors, or the name of a published encoder."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of their mask values; not needed for Pets or if the folder has a classes.txt."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """How to compute."""
+    resume: bool = False
+    """Continue after the last finished epoch in the run folder, if there is one."""
+    overwrite: bool = False
+    """Replace an earlier run in the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(Config):
+    """Settings of a pretraining that do not depend on data, encoder or method."""
+
+    image_size: int = number(128, 32, 4096)
+    """Side of the square input in pixels, a multiple of the encoder's stride (usually 32)."""
+    epochs: int = number(20, 1, 100_000)
+    """Epochs; training can be resumed after each one."""
+    batch_size: int = number(32, 1, 65_536)
+    """Images per optimizer step, over all processes."""
+    lr: float | None = number(None, 0, 10, open_low=True)
+    """Peak learning rate of AdamW. Default: the method's own (0.002 for pseudo_masks, 0.001 for the others)."""
+    decoder: str | None = None
+    """plain, linear, hierarchical, or one of segmentation_models_pytorch, which a segmenter can take over. Default: the
+    method's own."""
+    repeats: int = number(1, 1, 10_000)
+    """Times that each image is seen per epoch; more than 1 makes epochs longer where there are few images."""
+    warmup: float = number(0.1, 0, 1, open_low=True, open_high=True)
+    """Share of the steps, in (0, 1), in which the learning rate rises."""
+    weight_decay: float = number(0.05, 0, 10)
+    """Weight decay of AdamW (not applied to norms and biases)."""
+    freeze_epochs: int | None = number(None, 0, 100_000)
+    """Epochs before the others in which only the decoder trains. Default: 1 from ImageNet weights, else 0."""
+    encoder_lr_ratio: float | None = number(None, 0, 100, open_low=True)
+    """Learning rate of the encoder over that of the decoder. Default: 0.1 from ImageNet weights, else 1."""
+    bn_mode: Literal["train", "eval"] = "train"
+    """Encoder BatchNorm: train uses statistics of the corrupted images, eval keeps those of the start weights."""
+    distance_penalty: float = number(0.0, 0, 1e6)
+    """Weight of the squared distance between the encoder and its start weights (L2-SP, arXiv 1802.01483)."""
+    hard_mask_fraction: float = number(0.0, 0, 1)
+    """Share of the hidden patches, at the end of training, that are chosen where the loss is high."""
+    skip_dropout: float = number(0.0, 0, 1)
+    """Share of the images whose skip connections are cut while training."""
+    upsampling: Literal["nearest", "transposed"] = "nearest"
+    """Upsampling of the plain decoder: nearest neighbor and convolution, or transposed convolution."""
+    output_activation: Literal["none", "sigmoid", "tanh"] = "none"
+    """Last function of the decoder; sigmoid and tanh keep a reconstruction within the range of pixels."""
+    bottleneck: int | None = number(None, 1, 65_536)
+    """Channels of the plain decoder's bottleneck. Default: those of the encoder's last map."""
+    val_fraction: float = number(0.05, 0, 1, open_high=True)
+    """Share of the images kept apart for the validation loss and the pictures, in [0, 1)."""
+    patience: int | None = number(None, 1, 100_000)
+    """Stop when the validation loss has not improved for this many epochs. Default: train to the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(_Training, PretrainSettings):
+    """Pretrain an encoder on unlabeled images.
+
+    Writes encoder.safetensors, log.csv, curves.png and reconstructions.png into the run folder, and decoder.safetensors
+    if a segmenter can take the decoder over.
+    """
+
+    MAIN = ("data", "out", "method", "encoder", "weights", "image_size", "epochs", "batch_size", "lr", "resume")
+    INPUTS: ClassVar = {"data": require_images, "weights": require_weights, "probe": require_labeled}
+
+    data: PathLike | Sequence[PathLike] = field(kw_only=False)
+    """Folders of images, searched recursively; test images of data sets in them are left out. Or a stream: tar shards,
+    a folder of parquet files, 'hf://owner/name?split=train&column=image'."""
+    out: PathLike = "runs/pretrain"
+    """Run folder."""
+    method: Any = "pseudo_masks"
+    """Pretraining method; --method help lists them, --method-args.NAME VALUE sets one of its settings."""
+    method_args: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the method, such as sigma or mask_ratio."""
+    epoch_images: int | None = number(None, 1, 10**12)
+    """Images per epoch of a stream. Default: all, if the shards say how many they hold."""
+    near_duplicates: bool = True
+    """Also leave out images that look like a test image (resized, mirrored), not only equal files."""
+    probe: PathLike | None = None
+    """A labeled data set: log the mIoU of a linear probe on a fifth of its training images."""
+    probe_every: int = number(1, 1, 100_000)
+    """Epochs between two probes."""
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """``data`` as texts."""
+        return tuple(map(os.fspath, self.data))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(Config):
+    """Settings of a fine-tuning that do not depend on data, encoder, decoder or length."""
+
+    image_size: int | None = number(None, 32, 4096)
+    """Side of the square input in pixels. Default: the encoder's own (the size of its pretraining)."""
+    batch_size: int = number(16, 1, 65_536)
+    """Images per optimizer step, over all processes."""
+    lr: float | None = number(None, 0, 10, open_low=True)
+    """Peak learning rate of the head in the frozen epochs; the full ones peak at half. Default, here and for lr_ratio,
+    bn_mode, warmup, recalibrate and lpft_head: what was best on validation images for this kind of weights."""
+    lr_ratio: float | None = number(None, 0, 100, open_low=True)
+    """Learning rate of the encoder over that of the head in the full epochs."""
+    bn_mode: Literal["strict", "eval", "train"] | None = None
+    """Encoder BatchNorm: strict is frozen with the encoder, eval never moves its statistics, train always does."""
+    warmup: float | None = number(None, 0, 1, open_low=True, open_high=True)
+    """Share of the full epochs, in (0, 1), in which the learning rate rises."""
+    recalibrate: bool | None = None
+    """Measure the encoder's BatchNorm statistics on clean training images before fine-tuning."""
+    lpft_head: bool | None = None
+    """Start with a head fitted to the frozen features (LP-FT, arXiv 2202.10054) instead of a random one."""
+    epoch_images: int | None = number(None, 1, 10**9)
+    """Images per epoch, drawn with repetition if there are fewer. Default: each training image once."""
+    loss: Literal["cross_entropy", "dice"] = "cross_entropy"
+    """Cross-entropy of each pixel, or one minus the Dice score of each class over a batch."""
+    augment: bool = True
+    """Augment the training images: flip, zoom, shift, rotate, brightness, contrast."""
+    weight_decay: float = number(0.01, 0, 10)
+    """Weight decay of AdamW (not applied to norms and biases)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(_Training, FinetuneSettings):
+    """Fine-tune a segmenter on labeled images: one epoch with the encoder frozen, then everything.
+
+    Writes model.safetensors, log.csv, curves.png, sheet.png and metrics.json into the run folder. The test split is not
+    read: `segae evaluate` does that.
+    """
+
+    MAIN = (
+        *("data", "weights", "out", "encoder", "decoder", "labels"),
+        *("image_size", "freeze_epochs", "epochs", "batch_size", "lr", "resume"),
+    )
+    INPUTS: ClassVar = {"data": require_labeled, "weights": require_weights}
+
+    data: PathLike = field(kw_only=False)
+    """A labeled data set: a folder with images/ and masks/, or the Oxford-IIIT Pets layout."""
+    out: PathLike = "runs/finetune"
+    """Run folder."""
+    decoder: str = "unet"
+    """A decoder of segmentation_models_pytorch, or linear: a 1x1 convolution on upsampled features."""
+    transfer: Literal["encoder", "encoder+decoder"] = "encoder"
+    """What the weights file gives: the encoder, or also the decoder.safetensors beside it."""
+    labels: int | float | None = number(None, 0, 10**9, open_low=True)
+    """Labeled training images to use: a number (30), or a share of all (0.1). Default: all."""
+    freeze_epochs: int = number(1, 0, 100_000)
+    """Epochs with the encoder frozen."""
+    epochs: int = number(3, 0, 100_000)
+    """Epochs after that, with everything training."""
+    val_fraction: float = number(0.1, 0, 1, open_high=True)
+    """Share of the training images used for validation, in [0, 1), if the data set has no val split."""
+    merge: tuple[str, ...] = ()
+    """Classes to be merged into one, such as foreground=pet+border."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inference(Config):
+    """What evaluation and prediction share."""
+
+    model: Any = field(kw_only=False)
+    """The model.safetensors that segae finetune wrote."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    threads: int | None = number(None, 1, 1024)
+    """CPU threads of the computation. Default: OMP_NUM_THREADS, else one per core."""
+    overwrite: bool = False
+    """Replace results of another model or other images in the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(_Inference):
+    """Score a trained segmenter on a split of a labeled data set.
+
+    Writes metrics.json, per_image.csv, confusion.csv, confusion.png and sheet.png.
+    """
+
+    MAIN = ("data", "model", "split", "out", "resolution", "batch_size", "device", "overwrite")
+    INPUTS: ClassVar = {"data": require_labeled, "model": require_file}
+
+    data: PathLike = field(kw_only=False)
+    """A labeled data set: a folder with images/ and masks/, or the Oxford-IIIT Pets layout."""
+    split: str = "test"
+    """test, train, or val if the data set has one."""
+    out: PathLike | None = None
+    """Folder for the results. Default: evaluate-<split> beside the model."""
+    resolution: Literal["model", "original"] = "model"
+    """Where masks are compared: at the model's input size, or at each mask's own size."""
+    batch_size: int = number(16, 1, 65_536)
+    """Images per forward pass; no score depends on it."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of their mask values; not needed for Pets or if the folder has a classes.txt."""
+    merge: tuple[str, ...] = ()
+    """Classes to be merged into one, such as foreground=pet+border. Default: as in the model's training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(_Inference):
+    """Segment images: one mask per image, an index PNG at the image's own size.
+
+    Subfolders are kept. Images that cannot be read are skipped and listed in skipped.csv.
+    """
+
+    MAIN = ("images", "model", "out", "overlay", "probabilities", "batch_size", "device", "overwrite")
+    INPUTS: ClassVar = {"images": require_images, "model": require_file}
+
+    images: PathLike | Sequence[PathLike] = field(kw_only=False)
+    """Images, or folders that are searched recursively."""
+    out: PathLike = "runs/predict"
+    """Folder for the masks, outside the folders of images."""
+    overlay: bool = True
+    """Also write <name>_overlay.jpg: the image with its mask laid over."""
+    probabilities: bool = False
+    """Also write <name>_probabilities.npz: softmax as float16, (classes, height, width)."""
+    batch_size: int = number(8, 1, 65_536)
+    """Images that are read and segmented together."""
+    max_pixels: int = number(100_000_000, 1, 10**10)
+    """Images with more pixels are skipped: they would fill the memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(Config):
+    """Compare start weights over label budgets, encoders, decoders, schedules and seeds; make a report.
+
+    Finished runs are not repeated: the same command continues after an interruption.
+    """
+
+    MAIN = ("data", "preset", "weights", "labels", "seeds", "unlabeled", "encoders", "out", "jobs", "devices")
+    INPUTS: ClassVar = {"data": require_labeled, "unlabeled": require_images, "experiment": require_name}
+
+    data: PathLike | None = field(default=None, kw_only=False)
+    """A labeled data set: images/ and masks/, or the Oxford-IIIT Pets layout. The preset quick brings its own."""
+    preset: Literal["own", "quick", "sample", "full", "smp"] = "own"
+    """quick: drawn pets, minutes on a CPU. sample: a few hundred images, hours on a CPU. full: all Oxford-IIIT Pets, a
+    day on a GPU. smp: a published protocol of segmentation_models_pytorch."""
+    weights: tuple[str, ...] = (
+        *("random", "imagenet", "random+pseudo_masks+decoder", "imagenet+pseudo_masks:features+decoder"),
+    )
+    """random, imagenet, a file or name; +METHOD pretrains from there, +decoder transfers the decoder too; @frozen,
+    @linear (one layer on frozen features) or @long (four times the full epochs) changes the fine-tuning."""
+    labels: tuple[int | float, ...] = number((0.1, 0.3, 1.0), 0, 10**9, open_low=True)
+    """Labeled training images: numbers (30) or shares (0.1). Each budget gets the same number of steps."""
+    seeds: int = number(3, 1, 1000)
+    """Seeds per variant: seed, seed + 1, ..."""
+    encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
+    """Convolutional networks of timm."""
+    decoders: tuple[str, ...] = ("unet",)
+    """Decoders of segmentation_models_pytorch, or linear."""
+    schedules: tuple[str, ...] = ("1+3",)
+    """Frozen + full epochs."""
+    unlabeled: tuple[PathLike, ...] = ()
+    """Further folders of images for pretraining."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of their mask values; not needed for Pets or if the folder has a classes.txt."""
+    merge: tuple[str, ...] = ()
+    """Classes to be merged into one, such as foreground=pet+border."""
+    out: PathLike = "runs/bench"
+    """Folder for the runs, the rows and the report."""
+    experiment: str = "bench"
+    """Name of the study in the rows."""
+    rows: PathLike | None = None
+    """CSV file for the rows. Default: <experiment>.csv in the folder of the runs."""
+    split: Literal["test", "val"] = "test"
+    """Split that is scored; val keeps a fifth of the training images apart."""
+    tune: tuple[str, ...] = ()
+    """Settings to choose on validation images for each variant: lr=0.002,0.004 lr_ratio=0.1,1."""
+    tune_seeds: int = number(1, 1, 1000)
+    """Seeds per candidate of the search."""
+    method_args: Mapping[str, Any] = field(default_factory=dict)
+    """Settings by method: --method-args.inpaint.mask-ratio 0.75."""
+    pretrain_seed: int | None = number(None, 0, 2**32 - 1)
+    """Pretrain once, with this seed, for all seeds. Default: once per seed."""
+    allow_near_duplicates: bool = False
+    """Continue if more than 2 % of the test images look like training images; equal images are always refused."""
+    engine: Literal["local", "ray"] = "local"
+    """local: processes of this machine. ray: a Ray cluster whose machines see the same folders."""
+    jobs: int | None = number(None, 1, 1000)
+    """Runs at the same time. Default: one per device."""
+    devices: tuple[str, ...] = ()
+    """Devices of the jobs, in turn, such as cuda:0 cuda:1. Default: the one device of the trainer."""
+    address: str | None = None
+    """Address of a running Ray cluster. Default: start one on this machine."""
+    shard: str | None = None
+    """Run only part i of n of the grid, such as 1/4, for job arrays."""
+    report: bool = True
+    """Write the report at the end."""
+    pretrain: PretrainSettings = field(default_factory=lambda: PretrainSettings(image_size=96, epochs=10))
+    """Settings of every pretraining."""
+    finetune: FinetuneSettings = field(default_factory=lambda: FinetuneSettings(image_size=128))
+    """Settings of every fine-tuning."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """How to compute."""
+
+    @classmethod
+    def expand(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Put the settings of the preset below those that are given."""
+        preset = settings.get("preset", "own")
+        if settings.get("data") is None and preset in ("own", "sample"):
+            raise DataError(f"data must be a labeled data set where the preset is {preset}, got none")
+        return merge_settings(PRESETS.get(preset, {}) if isinstance(preset, str) else {}, settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Config):
+    """Make one self-contained HTML report from result rows."""
+
+    INPUTS: ClassVar = {"rows": require_file}
+
+    rows: PathLike = field(kw_only=False)
+    """CSV file of result rows, such as runs/bench/bench.csv."""
+    out: PathLike | None = None
+    """The HTML file. Default: beside the rows."""
+    experiment: str | None = None
+    """Which study of the file. Default: the only one."""
+    runs: PathLike | None = None
+    """Folder of the runs, for pictures of images and predictions."""
+    figures: PathLike | None = None
+    """Folder that gets every figure as SVG and PDF."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadConfig(Config):
+    """Download a data set: pets is Oxford-IIIT Pets, 7,349 images with masks, about 800 MB.
+
+    Continues after an interruption and verifies checksums.
+    """
+
+    name: Literal["pets"] = field(default="pets", kw_only=False)
+    """Which data set."""
+    root: PathLike = "data/pets"
+    """Folder for it."""
+
+
+_SMP = {  # lr: the full epochs peak at half of it; warmup: one or two steps, then a cosine from its top
+    **{"image_size": 256, "batch_size": 64, "loss": "dice", "augment": False, "lr": 4e-4, "lr_ratio": 1.0},
+    **{"bn_mode": "train", "warmup": 0.002, "recalibrate": False},
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "own": {},
+    "quick": {
+        **{"weights": ("random", "imagenet", "random+pseudo_masks+decoder"), "labels": (0.25, 1.0)},
+        **{"finetune": {"image_size": 64}, "pretrain": {"image_size": 64, "epochs": 3}},
+    },
+    "sample": {"labels": (0.05, 0.1, 0.25, 0.5, 1.0)},
+    "full": {
+        "labels": (0.01, 0.05, 0.1, 0.25, 0.5, 1.0),
+        # as many images as recipes/pretrain_pets.json sees
+        "pretrain": {"image_size": 224, "epochs": 1600, "batch_size": 256, "lr": 2e-3},
+    },
+    "smp": {
+        **{"weights": ("imagenet",), "encoders": ("resnet34",), "decoders": ("fpn",), "labels": (1.0,)},
+        **{"schedules": ("0+10",), "merge": ("foreground=pet+border",), "finetune": _SMP},
+    },
+}
+"""What each preset of a benchmark changes."""
