@@ -1,134 +1,315 @@
-"""Decode and resize every image once; afterwards read uint8 memory maps."""
+"""Decode and resize every image once; afterwards read uint8 memory maps, verified by a checksum.
+
+An entry is a folder named by a hash of what went into it: the contents of the files, in order, and the parameters. A
+changed file gets another entry, and moved files keep theirs. Entries are built by one process, whole or not at all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
 
-from segae.data.cache_store import Decoded, Verdict, fetch_arrays
-from segae.data.fingerprint import default_cache_dir
-from segae.data.images import UnavailableFile, UnreadableImage, read_image, read_mask
-from segae.data.packed import PackedPairs, PackedPaths, Pair
-from segae.data.quarantine import Quarantine
-from segae.data.resize import require_same_size, resize_image, resize_mask, to_class_indices
-from segae.errors import SegaeError
+from segae._io import cache_dir
+from segae.data.file_lists import Pair, PairList, PathList
+from segae.data.image_io import SkippedFiles, UnavailableFile, UnreadableImage, read_bytes, read_pair, read_resized
+from segae.errors import DataError, SegaeError
 
-__all__ = ["CachedImages", "CachedPairs", "cache_images", "cache_pairs", "default_cache_dir"]
+logger = logging.getLogger("segae")
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Values = Sequence[int | tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, ...]]
+
+_FORMAT = 2  # to be raised whenever the same files would give other arrays
+_BATCH = 256
+_MANY = 4096  # facts that are computed before they are written down
+_SETTLED_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class CachedImages:
-    """Unlabelled images: `images` uint8 (N, S, S, 3) RGB, read-only; `paths` the N files they came from."""
+    """Unlabeled images: ``images`` uint8 (N, S, S, 3) RGB, read-only; ``paths`` the N files they came from."""
 
     images: np.ndarray
-    paths: Sequence[Path]
+    paths: PathList
 
 
 @dataclass(frozen=True)
 class CachedPairs:
-    """Labelled images: `images` uint8 (N, S, S, 3), `masks` uint8 (N, S, S) class indices, their `pairs`."""
+    """Labeled images: ``images`` uint8 (N, S, S, 3), ``masks`` uint8 (N, S, S) class indices, their ``pairs``."""
 
     images: np.ndarray
     masks: np.ndarray
-    pairs: Sequence[Pair]
+    pairs: PairList
 
 
-def cache_images(
-    paths: Sequence[Path],
-    size: int,
-    quarantine: Quarantine,
-    cache_dir: Path | None = None,
-    progress: bool = True,
-) -> CachedImages:
-    """Give all images squashed to one size, decoding only what no earlier call has decoded.
+def cache_images(paths: Sequence[Path], size: int, skipped: SkippedFiles) -> CachedImages:
+    """Resize all images to a square of one size, decoding only what no earlier call has decoded.
 
     Args:
         paths: image files.
-        size: side S in pixels; shrinking averages areas, enlarging is bilinear.
-        quarantine: receives the files that cannot be read; the others are returned.
-        cache_dir: where the arrays are kept; `default_cache_dir()` when None.
-        progress: show a bar while decoding.
+        size: side S in pixels.
+        skipped: receives the files that cannot be read; the others are returned.
 
     Raises:
-        SegaeError: none of the images can be read, or the disk is full.
+        SegaeError: none of the images can be read, or the disk is full or refuses writing.
     """
+    packed = PathList.of(paths)
 
-    def decode(position: int) -> Decoded | Verdict:
-        try:
-            return (resize_image(read_image(paths[position]), size),)
-        except UnreadableImage as error:
-            return Verdict(position, error.reason, final=not isinstance(error, UnavailableFile))
+    def decode(place: int) -> tuple[np.ndarray]:
+        return (read_resized(packed[place], size, reduced=False),)
 
-    shapes = {"images": (size, size, 3)}
-    arrays, verdicts = fetch_arrays([paths], (), shapes, decode, cache_dir or default_cache_dir(), progress)
-    kept = _sort_out(paths, verdicts, quarantine)
-    packed = PackedPaths.of(paths)
-    return CachedImages(arrays["images"], packed if kept is None else packed.take(kept))
+    arrays, kept = _fetch([packed], (), {"images": (size, size, 3)}, decode, skipped, False)
+    return CachedImages(arrays["images"], packed.take(kept))
 
 
 def cache_pairs(
-    pairs: Sequence[Pair],
-    size: int,
-    mask_values: Sequence[int | tuple[int, ...]],
-    quarantine: Quarantine,
-    cache_dir: Path | None = None,
-    progress: bool = True,
-    *,
-    none_is_fine: bool = False,
+    pairs: Sequence[Pair], size: int, mask_values: Values, skipped: SkippedFiles, *, allow_empty: bool = False
 ) -> CachedPairs:
-    """Give all images and masks squashed to one size, masks as class indices.
+    """Resize all images and masks to a square of one size, masks as class indices.
 
     Args:
         pairs: image and mask files.
-        size: side S in pixels; a mask's pixel takes the nearest class.
-        mask_values: raw value of each class index in the mask files, or all of them where a class has several.
-        quarantine: receives the image of each pair of which a file cannot be read; the others are returned.
-        cache_dir: where the arrays are kept; `default_cache_dir()` when None.
-        progress: show a bar while decoding.
-        none_is_fine: give no pairs, and no error, where none can be read.
+        size: side S in pixels.
+        mask_values: raw value of each class index in the mask files, or a tuple of them where a class has several.
+        skipped: receives the image of each pair of which a file cannot be read; the others are returned.
+        allow_empty: return no pairs, instead of an error, where none can be read.
 
     Raises:
-        SegaeError: a mask holds a value that is no class, or has another size than its image; there are no
-            classes or more than 256; none of the pairs can be read; the disk is full.
+        SegaeError: a mask holds a value that is no class, or has another size than its image; there are no classes or
+            more than 256; none of the pairs can be read; the disk is full or refuses writing.
     """
     if not 1 <= len(mask_values) <= 256:
-        raise SegaeError(f"{len(mask_values)} classes were given. Wanted 1 to 256; name or merge classes.")
+        raise DataError(f"mask_values must name 1 to 256 classes, got {len(mask_values)}")
+    packed = PairList.of(pairs)
 
-    def decode(position: int) -> Decoded | Verdict:
-        pair = pairs[position]
-        try:
-            image, mask = read_image(pair.image), read_mask(pair.mask)
-        except UnreadableImage as error:
-            which = "" if error.path == pair.image else f"its mask {pair.mask.name}: "
-            return Verdict(position, which + error.reason, final=not isinstance(error, UnavailableFile))
-        require_same_size(image, mask, pair)
-        indices = to_class_indices(mask, mask_values, pair.mask)
-        return resize_image(image, size), resize_mask(indices, size)
+    def decode(place: int) -> tuple[np.ndarray, np.ndarray]:
+        return read_pair(packed.images[place], packed.masks[place], size, mask_values)
 
     shapes = {"images": (size, size, 3), "masks": (size, size)}
-    packed = PackedPairs.of(pairs)
     files = [packed.images, packed.masks]
-    arrays, verdicts = fetch_arrays(
-        files, tuple(mask_values), shapes, decode, cache_dir or default_cache_dir(), progress
-    )
-    kept = _sort_out(packed.images, verdicts, quarantine, none_is_fine)
-    return CachedPairs(arrays["images"], arrays["masks"], packed if kept is None else packed.take(kept))
+    arrays, kept = _fetch(files, tuple(mask_values), shapes, decode, skipped, allow_empty)
+    return CachedPairs(arrays["images"], arrays["masks"], packed.take(kept))
 
 
-def _sort_out(
-    images: Sequence[Path], verdicts: Sequence[Verdict], quarantine: Quarantine, none_is_fine: bool = False
-) -> list[int] | None:
-    """Put what could not be read on the quarantine list and return the places of the rest; None is all of them."""
-    for verdict in verdicts:
-        quarantine.add(images[verdict.position], verdict.reason)
-    if images and len(verdicts) == len(images) and not none_is_fine:
-        first = "; ".join(f"{images[verdict.position]} ({verdict.reason})" for verdict in verdicts[:3])
+def content_hashes(paths: Sequence[Path]) -> list[str]:
+    """Hash the content of each file: 32 hexadecimal digits, or a text with spaces that says why there is no hash."""
+    return remember_facts("blake2b", paths, _content_hash, is_final=lambda fact: " " not in fact)
+
+
+def remember_facts(
+    kind: str, paths: Sequence[Path], compute: Callable[[Path], Any], is_final: Callable[[Any], bool] = bool
+) -> list[Any]:
+    """Look up a fact about each file, and compute it for files that are new or have changed.
+
+    A fact is remembered under the file's path, size, times of change in nanoseconds and inode, so that a file which
+    was replaced by one of the same size and modification time is noticed.
+
+    Args:
+        kind: name of the fact; another meaning needs another name.
+        paths: the files; the facts are returned in their order.
+        compute: path to fact, which JSON can hold; called in threads; its exceptions are passed on.
+        is_final: whether a fact may be remembered.
+    """
+    index, packed = cache_dir() / "facts.sqlite", PathList.of(paths)
+    try:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        return _remember(index, kind, packed, compute, is_final)
+    except (OSError, sqlite3.Error) as error:  # the index only saves time, so nothing stops without it
+        logger.debug("%s cannot be used: %s", index, error)
+        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):  # damaged
+            index.unlink(missing_ok=True)
+        return _remember(":memory:", kind, packed, compute, is_final)
+
+
+def _remember(
+    index: Path | str, kind: str, paths: PathList, compute: Callable[[Path], Any], is_final: Callable[[Any], bool]
+) -> list[Any]:
+    here, now = Path.cwd(), time.time_ns()
+    facts: list[Any] = [None] * len(paths)
+    absent: list[tuple[int, str | None]] = []
+    with closing(sqlite3.connect(index, timeout=60)) as table:
+        table.execute("CREATE TABLE IF NOT EXISTS facts (kind, path, stamp, fact, PRIMARY KEY (kind, path))")
+        for place, path in enumerate(paths):
+            stamp = _stamp(path, now)
+            key = (kind, os.fsencode(here / path), stamp)
+            row = table.execute("SELECT fact FROM facts WHERE kind = ? AND path = ? AND stamp = ?", key).fetchone()
+            if row:
+                facts[place] = json.loads(row[0])
+            else:
+                absent.append((place, stamp))
+        computed = map_in_threads(lambda task: compute(paths[task[0]]), absent, "Reading files")
+        for start in range(0, len(absent), _MANY):
+            rows = []
+            for (place, stamp), fact in zip(absent[start : start + _MANY], computed, strict=False):
+                facts[place] = fact
+                if stamp is not None and is_final(fact):
+                    rows.append((kind, os.fsencode(here / paths[place]), stamp, json.dumps(fact)))
+            with table:
+                table.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?)", rows)
+    return facts
+
+
+def map_in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], progress: str = "") -> Iterator[Result]:
+    """Apply a function in threads (decoding and hashing release the GIL); results come in the order of the tasks.
+
+    Tasks are handed out in batches, so that results never pile up. ``progress`` is the title of a bar on a terminal.
+    """
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        tqdm(total=len(tasks), desc=progress, leave=False, disable=None if progress else True) as bar,
+    ):
+        for start in range(0, len(tasks), _BATCH):
+            for result in pool.map(function, tasks[start : start + _BATCH]):
+                bar.update()
+                yield result
+
+
+def _content_hash(path: Path) -> str:
+    try:
+        return hashlib.blake2b(read_bytes(path), digest_size=16).hexdigest()
+    except UnreadableImage as error:
+        return f"no hash: {error.reason}"
+
+
+def _stamp(path: Path, now: int) -> str | None:
+    """What changes with a file's content; None where a fact must not be remembered."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    # a file of a moment ago may change once more within one tick of the clock
+    if max(status.st_mtime_ns, status.st_ctime_ns) > now - _SETTLED_NS:
+        return None
+    return f"{status.st_size:x} {status.st_mtime_ns:x} {status.st_ctime_ns:x} {status.st_ino:x}"
+
+
+class _Failure(NamedTuple):
+    """An item that could not be read, and whether it could not the next time either."""
+
+    place: int
+    reason: str
+    final: bool
+
+
+Decode = Callable[[int], tuple[np.ndarray, ...]]
+Entry = tuple[dict[str, np.ndarray], list[_Failure]]
+
+
+def _fetch(
+    files: list[PathList], parameters: Values, shapes: Shapes, decode: Decode, skipped: SkippedFiles, allow_empty: bool
+) -> tuple[dict[str, np.ndarray], Sequence[int]]:
+    """Read the arrays of a set of items from the cache, building the entry first if it is not there.
+
+    ``files`` holds one path per item for each kind of file (image, mask), ``shapes`` the name and shape of one item's
+    arrays, in the order in which ``decode`` gives them; ``parameters`` are whatever else the arrays depend on.
+
+    Returns:
+        Read-only uint8 arrays (N, *shape) of the items that could be read, and their indices.
+    """
+    count = len(files[0])
+    if not count:
+        return {name: np.empty((0, *shape), np.uint8) for name, shape in shapes.items()}, ()
+    contents = [content_hashes(paths) for paths in files]
+    recipe = json.dumps([_FORMAT, parameters, dict(shapes), contents])
+    entry = cache_dir() / hashlib.blake2b(recipe.encode(), digest_size=16).hexdigest()
+
+    def attempt(place: int) -> tuple[np.ndarray, ...] | _Failure:
+        try:
+            return decode(place)
+        except UnreadableImage as error:
+            which = "" if error.path == files[0][place] else f"its mask {error.path.name}: "
+            # a file that was there when it was hashed and is not now may be there the next time
+            hashed = all(" " not in hashes[place] for hashes in contents)
+            return _Failure(place, which + error.reason, not (hashed and isinstance(error, UnavailableFile)))
+
+    try:
+        arrays, failures = _open(entry, shapes) or _build(entry, count, shapes, attempt)
+    except OSError as error:
+        need = count * sum(int(np.prod(shape)) for shape in shapes.values()) / 1e6
         raise SegaeError(
-            f"None of the {len(images)} images can be read: {first}. Wanted image files that Pillow can open; "
-            f"name another folder or replace the files, then type the command again."
-        )
-    left_out = {verdict.position for verdict in verdicts}
-    return [place for place in range(len(images)) if place not in left_out] if left_out else None
+            f"{count} decoded images ({need:.0f} MB) cannot be stored in {cache_dir()}: {error}. Make room, or set the "
+            "environment variable SEGAE_CACHE to another folder."
+        ) from error
+    reasons = {failure.place: failure.reason for failure in failures}
+    skipped.extend((files[0][place], reason) for place, reason in reasons.items())
+    if len(reasons) == count and not allow_empty:
+        first = "; ".join(f"{files[0][place]} ({reason})" for place, reason in list(reasons.items())[:3])
+        raise DataError(f"None of the {count} images can be read: {first}. Replace the files or name another folder.")
+    return arrays, [place for place in range(count) if place not in reasons]
+
+
+def _open(entry: Path, shapes: Shapes, *, built: bool = False) -> Entry | None:
+    """Open an entry; None if it is not there, its bytes have changed, or it lacks what may be there another time."""
+    try:
+        info = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
+        failures = [_Failure(*failure) for failure in info["failures"]]
+        if not built and not all(failure.final for failure in failures):
+            return None
+        arrays = {}
+        for name, shape in shapes.items():
+            path, whole = entry / name, (info["count"], *shape)
+            # an empty file cannot be mapped
+            arrays[name] = np.memmap(path, np.uint8, "r", shape=whole) if whole[0] else np.empty(whole, np.uint8)
+            if zlib.crc32(arrays[name].data) != info["checksums"][name]:  # 4 GB/s; blake2b has 1
+                logger.warning("%s is damaged: the images are decoded again", path)
+                return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return arrays, failures
+
+
+def _build(
+    entry: Path, count: int, shapes: Shapes, attempt: Callable[[int], tuple[np.ndarray, ...] | _Failure]
+) -> Entry:
+    """Decode all items into a folder beside the entry and move it into place when it is whole.
+
+    One process builds; another that needs the same entry waits and then finds it built.
+    """
+    partial = entry.with_suffix(".partial")
+    kept, failures, checksums = 0, [], dict.fromkeys(shapes, 0)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(entry.with_suffix(".lock")):
+        if found := _open(entry, shapes):
+            return found
+        shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+        partial.mkdir()
+        try:
+            with ExitStack() as stack:
+                # plain writes, not a memory map: on a full disk a store to a map kills the process
+                outputs = {name: stack.enter_context((partial / name).open("wb")) for name in shapes}
+                for result in map_in_threads(attempt, range(count), "Decoding images"):
+                    if isinstance(result, _Failure):
+                        failures.append(result)
+                        continue
+                    kept += 1
+                    for (name, output), array in zip(outputs.items(), result, strict=True):
+                        data = np.ascontiguousarray(array).data
+                        output.write(data)
+                        checksums[name] = zlib.crc32(data, checksums[name])
+            info = {"count": kept, "checksums": checksums, "failures": failures}
+            (partial / "entry.json").write_text(json.dumps(info), encoding="utf-8")
+            shutil.rmtree(entry, ignore_errors=True)  # an entry that is there cannot be used
+            partial.rename(entry)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        if found := _open(entry, shapes, built=True):
+            return found
+    raise OSError(f"{entry} cannot be read back")

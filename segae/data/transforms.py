@@ -1,8 +1,8 @@
-"""Image and mask transforms; the only module that imports albumentations.
+"""Image and mask augmentation on the CPU; the only module that imports albumentations.
 
-Every pipeline takes the cached uint8 arrays, `image` (S, S, 3) and, where there is one, `mask` (S, S), and
-gives `image` as float32 tensor (3, S, S), normalised as (x / 255 - mean) / std, and `mask` as uint8 tensor
-(S, S). Masks are only ever resampled by taking the nearest pixel.
+Transforms take uint8 arrays, `image` (H, W, 3) and optionally `mask` (H, W), and return `image` as float32 tensor
+(3, S, S), normalized to (x / 255 - mean) / std, and `mask` as uint8 tensor (S, S), resampled by nearest pixel. `size`
+is the side S in pixels; `mean` and `std` are per channel, for values in [0, 1].
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import cv2
 
-# albumentations asks a server for its latest version when it is imported, unless told not to before
+# albumentations asks a server for its latest version when it is imported, unless this is set before
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations
 from albumentations.pytorch import ToTensorV2
@@ -23,31 +23,20 @@ _NEAREST = cv2.INTER_NEAREST_EXACT
 def pretrain_transform(
     size: int, mean: Sequence[float], std: Sequence[float], *, crop: bool = True
 ) -> albumentations.Compose:
-    """Random crop of half to the whole area, resized back, and a horizontal flip.
+    """Random resized crop and horizontal flip, as in masked autoencoders (2111.06377).
 
-    Crop and flip only, as in masked autoencoding: the corruption is the objective's business.
-
-    Args:
-        size: side S of the result in pixels.
-        mean: per channel, for values in [0, 1].
-        std: per channel, for values in [0, 1].
-        crop: False leaves the image whole, for an objective that crops by itself.
+    The crop has half to the whole of the area. With `crop=False` there is none, for methods that crop by themselves.
     """
-    cut = albumentations.RandomResizedCrop(
+    resized_crop = albumentations.RandomResizedCrop(
         (size, size), scale=(0.5, 1.0), interpolation=cv2.INTER_LINEAR, mask_interpolation=_NEAREST
     )
-    return _compose([cut if crop else _resize(size), albumentations.HorizontalFlip(p=0.5)], mean, std)
+    return _compose([resized_crop if crop else _resize(size), albumentations.HorizontalFlip(p=0.5)], mean, std)
 
 
 def train_transform(size: int, mean: Sequence[float], std: Sequence[float]) -> albumentations.Compose:
-    """Horizontal flip, mild affine change, mild brightness and contrast; image and mask in step.
+    """Horizontal flip, mild affine change, mild brightness and contrast, with the mask in step.
 
-    The border is reflected in both, so that no undefined class appears where the image was moved away.
-
-    Args:
-        size: side S of the result in pixels.
-        mean: per channel, for values in [0, 1].
-        std: per channel, for values in [0, 1].
+    The border is reflected in image and mask, so that no undefined class appears at the edges.
     """
     affine = albumentations.Affine(
         scale=(0.9, 1.1),
@@ -59,18 +48,11 @@ def train_transform(size: int, mean: Sequence[float], std: Sequence[float]) -> a
         p=0.5,
     )
     light = albumentations.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5)
-    steps = [_resize(size), albumentations.HorizontalFlip(p=0.5), affine, light]
-    return _compose(steps, mean, std)
+    return _compose([_resize(size), albumentations.HorizontalFlip(p=0.5), affine, light], mean, std)
 
 
 def eval_transform(size: int, mean: Sequence[float], std: Sequence[float]) -> albumentations.Compose:
-    """Nothing random: normalise only (and resize, if the input has another size).
-
-    Args:
-        size: side S of the result in pixels.
-        mean: per channel, for values in [0, 1].
-        std: per channel, for values in [0, 1].
-    """
+    """Resize and normalize; nothing random."""
     return _compose([_resize(size)], mean, std)
 
 
@@ -81,5 +63,5 @@ def _resize(size: int) -> albumentations.BasicTransform:
 def _compose(
     steps: list[albumentations.BasicTransform], mean: Sequence[float], std: Sequence[float]
 ) -> albumentations.Compose:
-    normalise = albumentations.Normalize(tuple(mean), tuple(std), max_pixel_value=255.0)
-    return albumentations.Compose([*steps, normalise, ToTensorV2()])
+    normalize = albumentations.Normalize(tuple(mean), tuple(std), max_pixel_value=255.0)
+    return albumentations.Compose([*steps, normalize, ToTensorV2()])

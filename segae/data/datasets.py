@@ -1,0 +1,523 @@
+"""Labeled data sets (``images/`` and ``masks/``, or the Oxford-IIIT Pet layout) and folders of unlabeled images."""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import logging
+import os
+import sys
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pooch
+
+from segae._io import check_range, package_data
+from segae.data.cache import remember_facts
+from segae.data.file_lists import Pair, PairList, PathList
+from segae.data.image_io import UnreadableImage, few, image_size, read_mask, require_same_size, to_class_indices
+from segae.errors import DataError
+
+logger = logging.getLogger("segae")
+
+PETS_CLASSES = ("pet", "background", "border")
+PETS_PALETTE = ((230, 85, 13), (49, 54, 80), (255, 221, 87))
+_TRIMAP_VALUES = (1, 2, 3)
+_PETS_URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/data/"
+_PETS_ARCHIVES = {
+    "images.tar.gz": "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c",
+    "annotations.tar.gz": "md5:95a8c909bbe2e81eed6a22bccdf3f68f",
+}
+
+_PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".jp2", ".avif")
+_BITMAPS = (".png", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+IMAGE_EXTENSIONS = frozenset([*_PHOTOGRAPHS, *_BITMAPS])
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+_MOST_VALUES = 64
+_VALUES_REMEMBERED = 1024  # per mask; a photograph taken for a mask must not fill the index
+_LAYOUTS = "images/ and masks/ with files of equal names, or images/, annotations/trimaps/, trainval.txt and test.txt"
+
+
+@dataclass(frozen=True)
+class SegmentationDataset:
+    """A labeled data set: where the files are, what the classes are called, which image is in which split.
+
+    Attributes:
+        name: short name of the data set, for tables.
+        root: its folder.
+        classes: names, in the order of the class indices.
+        palette: one RGB color (0..255) per class.
+        mask_values: the raw value in a mask file of each class, or a tuple of them where a class has several.
+        splits: "train", "test" and, where the data set has one, "val": disjoint lists of pairs.
+        missing: number of names that a split file lists and that are not on the disk.
+    """
+
+    name: str
+    root: Path
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    mask_values: tuple[int | tuple[int, ...], ...]
+    splits: Mapping[str, PairList]
+    missing: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "splits", {split: PairList.of(pairs) for split, pairs in self.splits.items()})
+
+    def replace(self, **changes: Any) -> SegmentationDataset:
+        """Copy the data set with some attributes changed; the folder is not read again."""
+        return SegmentationDataset(**{field.name: getattr(self, field.name) for field in fields(self)} | changes)
+
+
+class SegmentationFolder(SegmentationDataset):
+    """A data set of ``images/`` and ``masks/`` whose files are matched by name without extension.
+
+    Class names come from the argument, else from ``classes.txt`` (one per line), else they are ``class_<value>`` for
+    each value found in the masks. With K names the values 0..K-1 are meant, unless exactly K other values are found
+    (such as 0 and 255), which then count in ascending order. Images without a mask are left out with a warning.
+
+    The splits come from ``train.txt`` or ``trainval.txt``, ``val.txt`` and ``test.txt`` in the folder itself or in
+    ``annotations/``: one name per line, with or without extension; what follows it is ignored. Where the list for
+    training or for test is missing, that split is the rest; without both, a seeded hash of each name decides, with
+    ``test_fraction`` for the test. Images of ``val.txt`` are in no other split. What is wrong with a folder is a
+    DataError.
+    """
+
+    def __init__(self, root: Path, classes: Sequence[str] = (), test_fraction: float = 0.2, seed: int = 0) -> None:
+        pairs, unlabeled = _match(root)
+        splits = _split(root, pairs, test_fraction, seed)
+        unused = len(pairs) - sum(map(len, splits.values()))
+        for count, why in ((unlabeled, "images have no mask"), (unused, "labeled images are in no split file")):
+            if count:
+                logger.warning("%s: %d %s and are left out", root, count, why)
+        names = tuple(classes) or tuple(_lines(root / "classes.txt") if (root / "classes.txt").is_file() else ())
+        values = _mask_values(root, names, values_in_masks(pairs))
+        classes = names or tuple(f"class_{value}" for value in values)
+        super().__init__(root.resolve().name, root, classes, make_palette(len(values)), values, splits)
+
+
+class OxfordPets(SegmentationDataset):
+    """The Oxford-IIIT Pet data set (Parkhi et al., CVPR 2012) in its official layout, whole or in part.
+
+    ``root`` holds images/<name>.jpg, annotations/trimaps/<name>.png, annotations/trainval.txt and annotations/test.txt.
+    Of a partial copy the listed files that are there are used; ``missing`` counts the others, with a warning. Images of
+    a val.txt are the split "val" and not in "train". What is wrong with a folder is a DataError.
+    """
+
+    def __init__(self, root: Path) -> None:
+        images, trimaps = root / "images", root / "annotations" / "trimaps"
+        for part in (images, trimaps, trimaps.with_name("trainval.txt"), trimaps.with_name("test.txt")):
+            if not part.exists():
+                raise DataError(f"{root} is no Oxford-IIIT Pet data set: {part} is missing. It has {_LAYOUTS}.")
+        listed, splits = _read_lists(root), {}
+        for split, names in listed.items():
+            pairs = (Pair(name, images / f"{name}.jpg", trimaps / f"{name}.png") for name in names)
+            splits[split] = PairList(pair for pair in pairs if pair.image.is_file() and pair.mask.is_file())
+        count, there = sum(map(len, listed.values())), sum(map(len, splits.values()))
+        if not there:
+            raise DataError(f"{root} has none of its {count} listed images with a trimap. It has {_LAYOUTS}.")
+        if there < count:
+            logger.warning("%s: using %d of %d listed images, %d missing", root, there, count, count - there)
+        name = root.resolve().name
+        super().__init__(name, root, PETS_CLASSES, PETS_PALETTE, _TRIMAP_VALUES, splits, count - there)
+
+
+class ImageFolder(PathList):
+    """The images in one or more folders and all their subfolders, without labels; see `find_images`."""
+
+    def __init__(self, *roots: Path) -> None:
+        super().__init__(find_images(roots))
+
+
+def open_dataset(root: Path, *, classes: Sequence[str] = (), merge: Sequence[str] = ()) -> SegmentationDataset:
+    """Detect the format of a labeled data set and load its index: `SegmentationFolder` or `OxfordPets`.
+
+    Args:
+        root: the data set's folder.
+        classes: class names of an images/ + masks/ folder; left empty, its classes.txt or the masks decide.
+        merge: classes to be taken as one, such as ``["foreground=pet+border"]``; see `map_classes`.
+
+    Raises:
+        DataError: the folder is missing or has neither layout, its files are wrong, or ``merge`` is.
+
+    Example:
+        ``open_dataset(Path("pets")).splits["test"][0].image``
+    """
+    if not root.is_dir():
+        raise DataError(f"There is no folder {root}. Name the folder of a data set: {_LAYOUTS}.")
+    is_pets, is_folder = (root / "annotations" / "trimaps").is_dir(), (root / "masks").is_dir()
+    if not is_pets and not is_folder:
+        is_pets = any((root / "annotations" / name).exists() for name in ("list.txt", "trainval.txt", "test.txt"))
+        if not is_pets:
+            found = few(sorted(child.name for child in root.iterdir())) or "nothing"
+            raise DataError(f"{root} is no labeled data set: it holds {found}. Name a folder with {_LAYOUTS}.")
+    if is_pets and classes and tuple(classes) != PETS_CLASSES:
+        raise DataError(f"classes must be empty or {', '.join(PETS_CLASSES)} for {root}, got {', '.join(classes)}")
+    return map_classes(OxfordPets(root) if is_pets else SegmentationFolder(root, classes), merge)
+
+
+def open_dataset_like(
+    root: Path,
+    *,
+    classes: Sequence[str] = (),
+    merge: Sequence[str] = (),
+    model_classes: Sequence[str],
+    model_mask_values: Sequence[int | Sequence[int]],
+    model_merge: Sequence[str] = (),
+    model_name: str = "the model",
+) -> SegmentationDataset:
+    """Open a data set so that its classes are those of a trained model.
+
+    Which value is which class is inferred where only names are given, so a data set that lacks a class may be read
+    another way than the one that the model was trained on; its mask values are therefore read as the model's were.
+
+    Args:
+        root: the data set's folder.
+        classes: as in `open_dataset`.
+        merge: as in `open_dataset`; none takes what the model was trained with, if the data set needs it.
+        model_classes: class names of the model.
+        model_mask_values: raw mask values of its classes.
+        model_merge: the ``merge`` that it was trained with.
+        model_name: what messages call it.
+
+    Raises:
+        DataError: as `open_dataset`, or the merged classes, the classes or the values are not the model's.
+    """
+    if merge and model_merge and parse_merge(merge) != parse_merge(model_merge):
+        raise DataError(f"merge must be empty or {list(model_merge)}, as {model_name} was trained, got {list(merge)}")
+    dataset = open_dataset(root, classes=classes, merge=merge)
+    if model_merge and not merge and dataset.classes != tuple(model_classes):  # it may have the classes without it
+        dataset = map_classes(dataset, model_merge)
+    if dataset.classes != tuple(model_classes):
+        raise DataError(
+            f"classes must be {', '.join(model_classes)}, as {model_name} was trained, got "
+            f"{', '.join(dataset.classes)} from {root}. If they mean the same, name the model's."
+        )
+    model_values = tuple(value if isinstance(value, int) else tuple(value) for value in model_mask_values)
+    if model_values == dataset.mask_values or not (root / "masks").is_dir():
+        return dataset
+    found = set(values_in_masks(PairList(pair for split in dataset.splits.values() for pair in split)))
+    if found <= set(_flat(model_values)):
+        return dataset.replace(mask_values=model_values)
+    if found <= set(_flat(dataset.mask_values)):  # another coding of the same classes, such as 0 and 255 for 0 and 1
+        return dataset
+    raise DataError(
+        f"The masks of {root} hold the values {few(sorted(found))}, and {model_name} was trained with "
+        f"{few(_flat(model_values))} for {', '.join(model_classes)}. Correct the masks."
+    )
+
+
+def map_classes(dataset: SegmentationDataset, merge: Sequence[str]) -> SegmentationDataset:
+    """Take several classes as one, such as a pet and its border as the foreground.
+
+    The new classes are in the order in which the first of their members comes; a merged one has the color of that
+    member. ``merge`` are texts ``name=class+class``; none returns the data set itself.
+
+    Raises:
+        DataError: a text or a class is wrong, a new name is that of a class which stays, or only one class is left.
+
+    Example:
+        ``map_classes(dataset, ["foreground=pet+border"])``
+    """
+    if not merge:
+        return dataset
+    new_name = {part: name for name, parts in parse_merge(merge).items() for part in parts}
+    if unknown := [part for part in new_name if part not in dataset.classes]:
+        raise DataError(f"merge must name classes of {dataset.root} ({', '.join(dataset.classes)}), got {few(unknown)}")
+    members: dict[str, list[int]] = {}
+    for index, name in enumerate(dataset.classes):
+        if name in new_name.values() and name not in new_name:
+            raise DataError(f"merge makes a class {name}, and {dataset.root} has one that stays; choose another name")
+        members.setdefault(new_name.get(name, name), []).append(index)
+    if len(members) < 2:
+        raise DataError(f"merge must leave two or more classes, got one of {', '.join(dataset.classes)}")
+    values = [tuple(_flat(dataset.mask_values[index] for index in indices)) for indices in members.values()]
+    return dataset.replace(
+        classes=tuple(members),
+        palette=tuple(dataset.palette[indices[0]] for indices in members.values()),
+        mask_values=tuple(value[0] if len(value) == 1 else value for value in values),
+    )
+
+
+def parse_merge(merge: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Read ``name=class+class`` texts as names and their classes; a wrong form or a repeated class is a DataError."""
+    groups: dict[str, frozenset[str]] = {}
+    seen: set[str] = set()
+    for text in merge:
+        name, _, listed = (part.strip() for part in text.partition("="))
+        parts = [part.strip() for part in listed.split("+")]
+        if not name or not all(parts):
+            raise DataError(f"merge must be of the form foreground=pet+border, got {text!r}")
+        if name in groups or len(parts) > len(set(parts)) or seen & set(parts):
+            raise DataError(f"merge must name each class once, got {', '.join(merge)}")
+        groups[name] = frozenset(parts)
+        seen |= groups[name]
+    return groups
+
+
+def check_masks(dataset: SegmentationDataset) -> None:
+    """Check before training what would fail or mislead at its end, in all splits; unreadable files are passed over.
+
+    Raises:
+        DataError: a mask has another size than its image or holds a value that is no class, or all training masks
+            together hold fewer than two classes.
+    """
+    for pairs in dataset.splits.values():
+        sizes = [_facts("size", paths, image_size) for paths in (pairs.images, pairs.masks)]
+        values_of_each = _facts("mask_values", pairs.masks, _values_in)
+        for pair, image, mask, values in zip(pairs, *sizes, values_of_each, strict=True):
+            if image and mask:
+                require_same_size(pair.image, image, pair.mask, mask)
+            to_class_indices(np.array([values], np.int32), dataset.mask_values, pair.mask)
+    found = values_in_masks(dataset.splits["train"])
+    if found and sum(not set(_flat([value])).isdisjoint(found) for value in dataset.mask_values) < 2:
+        raise DataError(f"The training masks of {dataset.root} hold one class only, value {few(found)}. Correct them.")
+
+
+def find_images(roots: Iterable[Path]) -> PathList:
+    """Collect the image files in folders and all their subfolders, for training without labels: sorted, each once.
+
+    A file counts by its extension or by its first bytes. Hidden files and folders are passed over; so are ``masks`` and
+    ``annotations`` beside a folder ``images``, since masks are no pictures. A root may also be a file. A root that is
+    missing or holds no image is a DataError.
+    """
+    found: set[str] = set()
+    for root in roots:
+        if not root.exists():
+            raise DataError(f"There is no folder {root}. Name a folder of images.")
+        paths = (folder / name for folder, _, files in walk_folders(root) for name in files)
+        images = {str(root)} if root.is_file() else {str(path) for path in paths if _is_image(path)}
+        if not images:
+            raise DataError(f"There is no image in {root} or its subfolders. Name a folder with files such as .jpg.")
+        found |= images
+    # the order of Path objects, which compare folder by folder
+    return PathList(sorted(found, key=lambda path: path.replace(os.sep, "\0")))
+
+
+def download_pets(root: Path, *, base_url: str = _PETS_URL, archives: Mapping[str, str] = _PETS_ARCHIVES) -> Path:
+    """Download the Oxford-IIIT Pet data set from its official site (about 810 MB), check it and unpack it.
+
+    Returns ``root``. What was fetched before is not fetched again. ``archives`` are file names and checksums,
+    ``md5:<hex>`` or ``sha256:<hex>``; they stay in ``root`` and may be deleted.
+
+    Raises:
+        DataError: no connection, a wrong checksum, a damaged archive, or a folder that cannot be written to.
+    """
+    for name, checksum in archives.items():
+        done = root / f".{name}.unpacked"
+        if done.is_file() and done.read_text() == checksum:
+            continue
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            archive = pooch.retrieve(base_url + name, checksum, fname=name, path=root, progressbar=sys.stderr.isatty())
+            with tarfile.open(archive) as tar:
+                tar.extractall(root, filter="data")
+            done.write_text(checksum)  # last: it says that every member is on the disk
+        except (OSError, ValueError, EOFError, tarfile.TarError) as error:  # pooch reports a checksum as ValueError
+            advice = "Check the connection and the free space and try again, or put the data set there by other means."
+            raise DataError(f"{base_url}{name} could not be downloaded to {root}: {error}. {advice}") from error
+    return root
+
+
+def drawn_pets() -> Path:
+    """Folder of the drawn pets that come with segae: a small data set in the Oxford-IIIT Pet layout."""
+    return package_data("drawn-pets")
+
+
+def make_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
+    """Make RGB colors (0..255) that are easy to tell apart: a dark first class, then hues a golden angle apart."""
+    colors = [(49, 54, 80)]
+    for index in range(classes - 1):
+        rgb = colorsys.hsv_to_rgb((0.05 + 0.618034 * index) % 1, 0.85 - 0.25 * (index % 2), 0.95)
+        colors.append((round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])))
+    return tuple(colors[:classes])
+
+
+def values_in_masks(pairs: Sequence[Pair]) -> tuple[int, ...]:
+    """All values in all masks, ascending. Unreadable masks are passed over."""
+    found = _facts("mask_values", PairList.of(pairs).masks, _values_in)
+    return tuple(sorted({value for values in found for value in values}))
+
+
+def held_out_images(root: Path) -> list[Path]:
+    """Every image that a folder keeps for testing, whether or not its mask is there; none if it is no data set."""
+    if (root / "masks").is_dir():
+        return list(_split(root, _match(root)[0])["test"].images)
+    images = (root / "images" / f"{name}.jpg" for name in _listed(root, "test"))
+    return [image for image in images if image.is_file()]
+
+
+def walk_folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """A folder and all below, hidden ones and masks beside images passed over, with the names of folders and files."""
+    visited = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:  # a link that leads back up
+            subfolders.clear()
+            continue
+        visited.add(real)
+        labels = {"masks", "annotations"} if "images" in subfolders else set()
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in labels]
+        yield Path(folder), subfolders, files
+
+
+def choose_by_hash(names: Sequence[str], fraction: float, seed: int, purpose: str) -> frozenset[str]:
+    """Choose about a fraction of unique names, each by its own seeded hash; at least one, and never all.
+
+    Further names never change the choice among the first ones, and a smaller fraction is a part of a larger one.
+    ``purpose`` is mixed into the hash, so that choices for different purposes are independent.
+
+    Raises:
+        SegaeError: the fraction is outside [0, 1), or is above 0 with fewer than two names.
+    """
+    check_range("fraction", fraction, low=0, high=1, high_open=True)
+    if fraction == 0:
+        return frozenset()
+    if len(names) < 2:
+        raise DataError(f"{len(names)} image(s) cannot be divided into training and {purpose} images: add some")
+    ranked = sorted(names, key=lambda name: hash_rank(name, seed, purpose))
+    below = sum(hash_rank(name, seed, purpose)[0] < fraction * 2**64 for name in ranked)
+    return frozenset(ranked[: min(max(below, 1), len(ranked) - 1)])
+
+
+def hash_rank(name: str, seed: int, purpose: str) -> tuple[int, str]:
+    """A pseudo-random 64-bit number of a name, and the name, to sort by."""
+    digest = hashlib.blake2b(f"{purpose}\0{seed}\0{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big"), name
+
+
+def _is_image(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    if path.suffix.lower() in IMAGE_EXTENSIONS:
+        return True
+    try:
+        if not path.is_file():  # to open a FIFO would block
+            return False
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:
+        return False
+    return start.startswith(_SIGNATURES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+
+
+def _match(root: Path) -> tuple[PairList, int]:
+    """The pairs of an images/ + masks/ folder, and the number of images without a mask."""
+    images, masks = _by_stem(root / "images"), _by_stem(root / "masks")
+    if orphans := [masks[stem] for stem in sorted(masks.keys() - images.keys())]:
+        raise DataError(f"{root / 'masks'} has masks without an image: {few(orphans)}. Add the images or remove them.")
+    pairs = (Pair(stem, root / "images" / images[stem], root / "masks" / masks[stem]) for stem in sorted(masks))
+    return PairList(pairs), len(images) - len(masks)
+
+
+def _by_stem(folder: Path) -> dict[str, str]:
+    """Name of each image file in a folder, by the name without extension; texts, since there may be many."""
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}. A data set has {_LAYOUTS}.")
+    if nested := [child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]:
+        raise DataError(f"{folder} has subfolders: {few(nested)}. Move their files up, all into one level.")
+    files: dict[str, str] = {}
+    for file in sorted(path.name for path in folder.iterdir() if _is_image(path)):
+        stem = Path(file).stem
+        if stem in files:
+            raise DataError(f"{files[stem]} and {file} in {folder} differ in the extension only. Rename one of them.")
+        files[stem] = file
+    if not files:
+        raise DataError(f"There is no image file in {folder}. A data set has {_LAYOUTS}.")
+    return files
+
+
+def _split(root: Path, pairs: PairList, test_fraction: float = 0.2, seed: int = 0) -> dict[str, PairList]:
+    """The splits of an images/ + masks/ folder, from its lists or a hash of the names; see `SegmentationFolder`."""
+    places = {name: place for place, name in enumerate(pairs.names)}
+    listed = _read_lists(root, places)
+    known = {name for names in listed.values() for name in names}
+    rest = [name for name in places if name not in known]
+    if "train" not in listed and "test" not in listed:
+        test = choose_by_hash(rest, test_fraction, seed, "test")
+        listed["train"], rest = [name for name in rest if name not in test], [name for name in rest if name in test]
+    splits = {"train": rest, "test": rest} | listed
+    return {split: pairs.take(places[name] for name in names) for split, names in splits.items()}
+
+
+def _read_lists(root: Path, places: Mapping[str, int] | None = None) -> dict[str, list[str]]:
+    """Names in the split files that are there; ``places`` has the names that may be in them, any where it is None."""
+    listed = {split: _listed(root, split, places) for split in ("train", "trainval", "val", "test")}
+    listed = {split: names for split, names in listed.items() if names}
+    trainval, val = listed.pop("trainval", None), set(listed.get("val", ()))
+    if trainval and not (val and "train" in listed):
+        listed["train"] = [name for name in trainval if name not in val]
+    seen: dict[str, str] = {}
+    for split, names in listed.items():
+        if both := [name for name in names if name in seen]:
+            raise DataError(f"{root} lists {few(both)} for {seen[both[0]]} and for {split}. Correct its split files.")
+        seen |= dict.fromkeys(names, split)
+    return listed
+
+
+def _listed(root: Path, split: str, places: Mapping[str, int] | None = None) -> list[str]:
+    """Names in a split file; none where there is no file."""
+    path = root / f"{split}.txt"
+    path = path if path.is_file() else root / "annotations" / path.name
+    if not path.is_file():
+        return []
+    names = [line.split()[0] if places is None else _find(line, places) for line in _lines(path)]
+    if unknown := [name for name in names if places is not None and name not in places]:
+        raise DataError(f"{path} lists {len(unknown)} name(s) without an image and a mask: {few(unknown)}. Correct it.")
+    return list(dict.fromkeys(names))
+
+
+def _find(line: str, places: Mapping[str, int]) -> str:
+    """The name meant by a line: names with spaces and names with dots must be tried whole first."""
+    first = line.split()[0]
+    return next((name for name in (line, Path(line).stem, first) if name in places), Path(first).stem)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a list that are neither empty nor comments."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a text in UTF-8 ({error}). Save it as UTF-8.") from error
+    if lines := [line for line in lines if line and not line.startswith("#")]:
+        return lines
+    raise DataError(f"{path} is empty. Write one name per line or remove it.")
+
+
+def _mask_values(root: Path, names: tuple[str, ...], found: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(names)) < len(names):
+        raise DataError(f"classes must be different names, got {', '.join(names)}")
+    if names:
+        expected = tuple(range(len(names)))
+        return found if len(found) == len(names) and found != expected else expected
+    if len(found) > _MOST_VALUES:
+        raise DataError(
+            f"{root / 'masks'} holds more than {_MOST_VALUES} values ({few(found)}), as photographs and JPEG files do. "
+            "Convert the masks to PNG with one number per class, or name all classes in classes.txt."
+        )
+    if not found:
+        raise DataError(f"None of the masks in {root / 'masks'} can be read. Replace them by index masks.")
+    return found
+
+
+def _values_in(path: Path) -> list[int]:
+    return np.unique(read_mask(path))[:_VALUES_REMEMBERED].tolist()
+
+
+def _facts(kind: str, paths: PathList, read: Callable[[Path], Iterable[int]]) -> list[list[int]]:
+    """What ``read`` gives for each file; nothing for a file that cannot be read."""
+
+    def compute(path: Path) -> list[int]:
+        try:
+            return list(read(path))
+        except UnreadableImage:
+            return []
+
+    return remember_facts(kind, paths, compute)
+
+
+def _flat(mask_values: Iterable[int | Sequence[int]]) -> list[int]:
+    return [value for values in mask_values for value in ([values] if isinstance(values, int) else values)]

