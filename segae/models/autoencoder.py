@@ -1,160 +1,221 @@
-"""A convolutional autoencoder around a shared encoder: encode, decode, reconstruct, and no skips."""
+"""The model that is pretrained: an encoder, a decoder that predicts every pixel, and three ways to hide pixels."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from segae._io import check_range
 from segae.errors import SegaeError
-from segae.models.encoder import require_size
+from segae.models.checkpoint import Info, PathLike, load_described, load_strictly, save_described
+from segae.models.decoders import (
+    SMP_DECODERS,
+    DeepestDecoder,
+    HierarchicalDecoder,
+    LinearDecoder,
+    MaskTokens,
+    PlainDecoder,
+    build_smp,
+    require_choice,
+)
+from segae.models.encoder import Encoder, EncoderInfo, evaluation_mode, make_encoder, require_image_size
+from segae.models.spark import SparseEncoder, make_trial
 
-Upsampling = Literal["nearest", "transposed"]
-OutputActivation = Literal["none", "sigmoid", "tanh"]
-# Light on purpose: on a CPU a training step spends 40 % as long here as in tf_efficientnet_lite0 at 128 px.
-DECODER_CHANNELS = (128, 64, 32, 16, 16)
+
+@dataclass(frozen=True)
+class AutoencoderInfo(Info):
+    """What an autoencoder consists of, stored in the header of its file: the arguments of `build_autoencoder`."""
+
+    encoder: EncoderInfo
+    out_channels: int = 3
+    masking: str = "dense"
+    decoder: str = "plain"
+    upsampling: str = "nearest"
+    bottleneck: int | None = None
+    output_activation: str = "none"
+
+    def __post_init__(self) -> None:
+        require_choice("masking", self.masking, ("dense", "sparse", "token"))
+        require_choice("decoder", self.decoder, ("plain", "linear", "hierarchical", *SMP_DECODERS))
+        require_choice("upsampling", self.upsampling, ("nearest", "transposed"))
+        require_choice("output_activation", self.output_activation, ("none", "sigmoid", "tanh"))
+        check_range("out_channels", self.out_channels, low=1, high=4096, integer=True)
+        if self.bottleneck is not None:
+            check_range("bottleneck", self.bottleneck, low=1, high=1 << 16, integer=True)
+        if self.decoder != "plain" and (self.bottleneck, self.upsampling) != (None, "nearest"):
+            given = f"bottleneck={self.bottleneck} and upsampling={self.upsampling}"
+            raise SegaeError(f"decoder must be plain, which alone can have {given}, got {self.decoder}")
 
 
 class Autoencoder(nn.Module):
-    """Encoder, optional bottleneck, and a decoder that sees nothing but the code.
+    """An encoder with a decoder that predicts something for every pixel, hidden ones included.
 
-    There are no skip connections: with them the decoder copies the input and the encoder learns nothing.
-    Input and output live in the normalised image space (x - mean) / std of x in [0, 1].
+    Made by `build_autoencoder`. The encoder stays a plain dense module: pixels are hidden from it by hooks that exist
+    while `forward` runs, and by parameters that are not its own. A mask is (B, 1, H, W), 1 = hidden, 0 = visible.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: nn.Module, head: nn.Module, info: AutoencoderInfo) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.head, self.info = encoder, decoder, head, info
+        self.masking, self.stride = info.masking, encoder.output_stride
+        self.mask_tokens: MaskTokens | None = None
+        if self.masking == "sparse":
+            self.spatial = SparseEncoder(encoder).spatial
+            if not self.has_skips:
+                self.mask_tokens = MaskTokens(encoder.out_channels[-1:])
+            elif not isinstance(decoder, HierarchicalDecoder):  # which has its own
+                self.mask_tokens = MaskTokens([count for count in encoder.out_channels[1:] if count > 0])
+        elif self.masking == "token":
+            self.token_module = find_token_module(encoder)
+            self.mask_tokens = MaskTokens(encoder.out_channels[-2:-1])
+        for name, values in (("mean_1c11", info.encoder.mean), ("std_1c11", info.encoder.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def has_skips(self) -> bool:
+        """Whether the decoder is given more than the deepest feature map."""
+        return not isinstance(self.decoder, DeepestDecoder)
+
+    def forward(
+        self, images: Tensor, mask: Tensor | None = None, *, drop_skips: Tensor | None = None, visible: Any = None
+    ) -> Tensor:
+        """Predict (B, out_channels, H, W) from normalized images (B, C, H, W).
+
+        Args:
+            images: sides are multiples of the encoder's stride.
+            mask: 1 = hidden, 0 = visible. None is an ordinary dense pass without tokens.
+            drop_skips: (B,), true where the decoder gets zeros in place of all maps but the deepest; None drops none.
+            visible: for sparse masking, how many blocks of the stride every image shows, or an object with the `count`
+                and `side` in pixels of whole patches; None counts them, which a GPU waits for.
+        """
+        features = self.encode(images, mask, visible)
+        if drop_skips is not None:
+            dropped = drop_skips.view(-1, 1, 1, 1)
+            features = [*(one.masked_fill(dropped, 0.0) for one in features[:-1]), features[-1]]
+        return self.decode(features, mask)
+
+    def encode(self, images: Tensor, mask: Tensor | None = None, visible: Any = None) -> list[Tensor]:
+        """Compute the feature maps for the decoder, from the input to the deepest; arguments as in `forward`."""
+        for side in images.shape[-2:]:
+            require_image_size(side, self.stride)
+        if mask is None or self.masking == "dense":
+            return self.encoder(images)
+        if self.masking == "token":
+            with self._token_added(mask):
+                return self.encoder(images)
+        if visible is not None and not isinstance(visible, int):
+            blocks, rest = divmod(visible.side, self.stride)
+            visible = None if rest else visible.count * blocks**2
+        # made for each call: kept, it would register the encoder twice
+        features = SparseEncoder(self.encoder, self.spatial)(images, mask, visible)
+        if self.mask_tokens is not None:
+            count = len(self.mask_tokens.tokens_1c11)
+            features[-count:] = self.mask_tokens(features[-count:], mask)
+        return features
+
+    def decode(self, features: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
+        """Predict (B, out_channels, H, W) from what `encode` returned for the same mask."""
+        hierarchical = isinstance(self.decoder, HierarchicalDecoder) and self.masking == "sparse"
+        output = self.head(self.decoder(features, mask) if hierarchical else self.decoder(features))
+        if self.info.output_activation == "none":
+            return output
+        pixels = output.sigmoid() if self.info.output_activation == "sigmoid" else (output.tanh() + 1) / 2
+        return (pixels - self.mean_1c11) / self.std_1c11
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Predict from whole normalized images (B, C, H, W), in evaluation mode and without gradients."""
+        with evaluation_mode(self), torch.no_grad():
+            return self(images)
+
+    @contextmanager
+    def _token_added(self, mask: Tensor) -> Iterator[None]:
+        """Add the token to the map of stride 16 where it was hidden; the encoder then goes on from there."""
+        tokens: Any = self.mask_tokens
+        module = self.encoder.get_submodule(self.token_module)
+        handle = module.register_forward_hook(lambda _module, _inputs, output: tokens([output], mask, add=True)[0])
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@torch.no_grad()
+def find_token_module(encoder: nn.Module) -> str:
+    """Name the outermost module whose output is the encoder's map of stride 16, from which the deepest one comes."""
+    copied, images = make_trial(encoder)
+    outputs: dict[str, Any] = {}
+    for name, module in copied.named_modules():
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: outputs.update({name: output}))
+    *_, stage, deepest = copied(images)
+    # outer modules come before the inner ones that end with them
+    names = [name for name, _ in copied.named_modules() if outputs.get(name) is stage]
+    if names:
+        # swapping the images changes what follows, whatever normalization comes next
+        copied.get_submodule(names[0]).register_forward_hook(lambda _module, _inputs, output: output.flip(0))
+        if not torch.equal(copied(images)[-1], deepest):
+            return names[0]
+    raise SegaeError(
+        "encoder must have a layer that makes the whole map of stride 16 for masking token: use another one"
+    )
+
+
+def build_autoencoder(
+    encoder: Encoder,
+    *,
+    out_channels: int = 3,
+    masking: str = "dense",
+    decoder: str = "plain",
+    upsampling: str = "nearest",
+    bottleneck: int | None = None,
+    output_activation: str = "none",
+) -> Autoencoder:
+    """Join an encoder with a random decoder for pretraining; `segae.create_autoencoder` chooses by the method.
 
     Args:
-        encoder: A module of `segae.models.encoder.create_encoder`; its deepest map is the code.
-        mean: Per channel, of the encoder's description.
-        std: Per channel, of the encoder's description.
-        upsampling: `nearest` (nearest neighbour, then a 3x3 convolution) or `transposed` (4x4, stride 2).
-        output_activation: `none`, or `sigmoid` / `tanh` to bound the output to images in [0, 1].
-        code_channels: Channels after a 1x1 bottleneck convolution; None keeps the encoder's.
-        decoder_channels: Channels after each doubling, from the code to full resolution.
+        encoder: becomes ``.encoder`` itself; a decoder that dilates it (pan, deeplabv3, deeplabv3plus) gets a copy.
+        out_channels: channels of the prediction.
+        masking: `dense` (the encoder sees the corrupted image), `sparse` (it sees visible positions only, and learned
+            tokens fill the holes before decoding; SparK, arXiv 2301.03580) or `token` (a learned token is added to
+            hidden positions at stride 16; A2MIM, arXiv 2205.13943).
+        decoder: `plain` (no skips), `linear`, `hierarchical` (SparK's), or one of smp's, for a segmenter later.
+        upsampling: of decoder `plain`: `nearest` or `transposed`.
+        bottleneck: of decoder `plain`: channels after a 1x1 convolution; None for no bottleneck.
+        output_activation: `none`, or `sigmoid` or `tanh`, which bound the output to images in [0, 1].
 
     Raises:
-        SegaeError: An unknown choice, or a number of decoder stages that does not undo the stride.
+        SegaeError: an unknown or impossible choice.
     """
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        upsampling: Upsampling = "nearest",
-        output_activation: OutputActivation = "none",
-        code_channels: int | None = None,
-        decoder_channels: Sequence[int] = DECODER_CHANNELS,
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.stride: int = encoder.output_stride  # type: ignore[assignment]
-        _check(upsampling, output_activation, code_channels, decoder_channels, self.stride)
-        deepest: int = encoder.out_channels[-1]  # type: ignore[index,assignment]
-        self.code_channels = code_channels or deepest
-        self.bottleneck = nn.Conv2d(deepest, code_channels, 1) if code_channels else nn.Identity()
-        self.decoder = plain_decoder(self.code_channels, len(mean), decoder_channels, upsampling)
-        self.image_range = ImageRange(output_activation, mean, std)
-
-    def encode(self, image_bchw: Tensor) -> Tensor:
-        """Map normalised images (B, C, H, W) to codes (B, code_channels, H/stride, W/stride).
-
-        Raises:
-            SegaeError: A side is not a multiple of the stride; names the next valid size.
-        """
-        for side in image_bchw.shape[-2:]:
-            require_size(side, self.stride)
-        return self.bottleneck(self.encoder(image_bchw)[-1])
-
-    def decode(self, code_bchw: Tensor) -> Tensor:
-        """Map codes to images (B, C, H, W) in normalised image space."""
-        return self.image_range(self.decoder(code_bchw))
-
-    def forward(self, image_bchw: Tensor) -> Tensor:
-        """Reconstruct normalised images (B, C, H, W) through the code."""
-        return self.decode(self.encode(image_bchw))
-
-
-class ImageRange(nn.Module):
-    """Bound an output to images in [0, 1], expressed in normalised image space.
-
-    Args:
-        activation: `sigmoid`, `tanh`, or `none` to leave the output as it is.
-        mean: Per channel, of the encoder's description.
-        std: Per channel, of the encoder's description.
-    """
-
-    mean_1c11: Tensor
-    std_1c11: Tensor
-
-    def __init__(self, activation: OutputActivation, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.activation = activation
-        self.register_buffer("mean_1c11", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std_1c11", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-
-    def forward(self, output_bchw: Tensor) -> Tensor:
-        """Map any (B, C, H, W) into the range."""
-        if self.activation == "none":
-            return output_bchw
-        pixels_bchw = output_bchw.sigmoid() if self.activation == "sigmoid" else (output_bchw.tanh() + 1) / 2
-        return (pixels_bchw - self.mean_1c11) / self.std_1c11
-
-
-def plain_decoder(
-    code_channels: int,
-    out_channels: int,
-    decoder_channels: Sequence[int] = DECODER_CHANNELS,
-    upsampling: Upsampling = "nearest",
-) -> nn.Sequential:
-    """Build the decoder without skips: (B, code_channels, H, W) to (B, out_channels, 2**n H, 2**n W).
-
-    Args:
-        code_channels: Channels of the code.
-        out_channels: Channels of the output.
-        decoder_channels: Channels after each of the n doublings.
-        upsampling: `nearest` or `transposed`, as in `Autoencoder`.
-    """
-    widths = (code_channels, *decoder_channels)
-    return nn.Sequential(
-        *(upsampling_block(inside, outside, upsampling) for inside, outside in pairwise(widths)),
-        nn.Conv2d(widths[-1], out_channels, 3, padding=1),
-    )
-
-
-def upsampling_block(in_channels: int, out_channels: int, upsampling: Upsampling) -> nn.Sequential:
-    """Double the resolution: (B, in, H, W) to (B, out, 2H, 2W), with BatchNorm and ReLU."""
-    layers: list[nn.Module]
-    if upsampling == "nearest":
-        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        layers = [nn.Upsample(scale_factor=2, mode="nearest"), conv]
+    about = encoder.info
+    info = AutoencoderInfo(about, out_channels, masking, decoder, upsampling, bottleneck, output_activation)
+    if decoder in SMP_DECODERS:
+        model: Any = build_smp(about.architecture, decoder, out_channels, about.in_channels)
+        encoder = encoder.with_stride(model.encoder.output_stride)
+        return Autoencoder(encoder, model.decoder, model.segmentation_head, info)
+    own: nn.Module
+    if decoder == "hierarchical":
+        own = HierarchicalDecoder(encoder.out_channels, out_channels, tokens=masking == "sparse")
+    elif decoder == "linear":
+        own = LinearDecoder(encoder.out_channels, out_channels, encoder.output_stride)
     else:
-        # kernel 4 at stride 2: every output pixel gets as many terms, so no checkerboard is built in
-        layers = [nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)]
-    return nn.Sequential(*layers, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+        own = PlainDecoder(encoder.out_channels, out_channels, encoder.output_stride, upsampling, bottleneck)
+    return Autoencoder(encoder, own, nn.Identity(), info)
 
 
-def _check(
-    upsampling: str,
-    output_activation: str,
-    code_channels: int | None,
-    decoder_channels: Sequence[int],
-    stride: int,
-) -> None:
-    choices = (
-        ("upsampling", upsampling, ("nearest", "transposed")),
-        ("output activation", output_activation, ("none", "sigmoid", "tanh")),
-    )
-    for what, seen, valid in choices:
-        if seen not in valid:
-            raise SegaeError(f'unknown {what} "{seen}". Use {" or ".join(valid)}.')
-    if code_channels is not None and code_channels < 1:
-        raise SegaeError(f"code_channels is {code_channels}; use 1 or more, or None for the encoder's own.")
-    stages = int(math.log2(stride))
-    if len(decoder_channels) != stages or min(decoder_channels) < 1:
-        raise SegaeError(
-            f"decoder_channels {tuple(decoder_channels)} does not undo the encoder's stride of {stride}: "
-            f"give {stages} numbers of 1 or more, such as {DECODER_CHANNELS[-stages:]}."
-        )
+def save_autoencoder(model: Autoencoder, path: PathLike) -> Path:
+    """Write an autoencoder with its info as `segae.models.save_encoder` does."""
+    return save_described(path, "autoencoder", model.state_dict(), replace(model.info, encoder=model.encoder.info))
+
+
+def load_autoencoder(path: PathLike) -> Autoencoder:
+    """Rebuild an autoencoder from its file alone, every tensor checked; errors as in `segae.models.load_encoder`."""
+    state, info = load_described(path, "autoencoder", AutoencoderInfo)
+    encoder = make_encoder(info.encoder.architecture, info.encoder.in_channels, info.encoder)
+    model = build_autoencoder(encoder, **{name: value for name, value in vars(info).items() if name != "encoder"})
+    load_strictly(model, state, str(path))
+    return model

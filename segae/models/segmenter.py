@@ -1,201 +1,218 @@
-"""Encoder, decoder and per-pixel softmax head: any smp decoder by name, or a linear probe."""
+"""Segmenters: an encoder, a decoder of smp or a linear one, and logits per pixel; they know classes and image size."""
 
 from __future__ import annotations
 
 import copy
-import difflib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import segmentation_models_pytorch as smp
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segae._io import check_range
+from segae.data.datasets import make_palette
+from segae.data.image_io import read_image, resize_image
 from segae.errors import SegaeError
-from segae.models.described import load_described, save_described
-from segae.models.encoder import build_encoder
-from segae.models.weights import load_strictly
-
-# name: what smp.create_model needs beyond its defaults so that the encoder is the one of every other stage
-DECODERS: dict[str, dict[str, Any]] = {
-    "linear": {},
-    "unet": {},
-    "unetplusplus": {},
-    "manet": {},
-    "linknet": {},
-    "fpn": {},
-    "pspnet": {"encoder_depth": 5, "upsampling": 32},  # smp's default cuts the encoder at stride 8
-    "pan": {},  # this and the next two dilate the encoder's last stages; the weights stay the same
-    "deeplabv3": {},
-    "deeplabv3plus": {},
-    "upernet": {},
-    "segformer": {},
-}
-
-# smp's PAN halves its stride-16 map three times more
-_SMALLEST_IMAGE = {"pan": 128}
+from segae.models.checkpoint import Info, PathLike, load_decoder_into, load_described, load_strictly, save_described
+from segae.models.decoders import build_smp, list_decoders, require_choice, require_decoder_size
+from segae.models.encoder import Encoder, EncoderInfo, create_encoder, evaluation_mode, make_encoder, require_image_size
 
 
-class LinearSegmenter(nn.Module):
-    """A 1x1 convolution on the encoder's upsampled feature maps: how linear are the classes already?
+@dataclass(frozen=True)
+class SegmenterInfo(Info):
+    """What prediction and evaluation must know about a segmenter; stored in the header of its file.
 
-    A 1x1 convolution commutes with bilinear upsampling, so each stage is mapped to class scores first and
-    only these few channels are upsampled and summed: the same function as one 1x1 convolution on the
-    concatenation of all upsampled maps, at a fraction of the memory.
-
-    Args:
-        encoder: A module of `segae.models.encoder.create_encoder`.
-        classes: Number of classes.
+    Attributes:
+        encoder: what its encoder is and began with.
+        decoder: a name of `list_decoders`.
+        classes: names, in the order of the class indices, 256 at most.
+        palette: one RGB color in 0-255 per class.
+        mask_values: per class, its value in the data set's mask files; all of them if it was merged.
+        image_size: side in pixels that it was made for.
+        training: provenance: data set, seed, epochs, commit and the like.
     """
 
-    def __init__(self, encoder: nn.Module, classes: int) -> None:
+    encoder: EncoderInfo
+    decoder: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    mask_values: tuple[int | tuple[int, ...], ...]
+    image_size: int
+    training: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        require_choice("decoder", self.decoder, list_decoders())
+        check_range("num_classes", len(self.classes), low=1, high=256, integer=True)
+        check_range("image_size", self.image_size, low=1, high=1 << 16, integer=True)
+        for name, values in (("palette", self.palette), ("mask_values", self.mask_values)):
+            if len(values) != len(self.classes):
+                raise SegaeError(f"{name} must have one entry per class ({len(self.classes)}), got {len(values)}")
+        for value in (value for color in self.palette for value in color):
+            check_range("palette", value, low=0, high=255, integer=True)
+
+
+class Segmenter(nn.Module):
+    """An encoder, a decoder and a head, made by `create_segmenter`; its tensors have the names that smp gives them."""
+
+    def __init__(self, encoder: Encoder, decoder: nn.Module, segmentation_head: nn.Module, info: SegmenterInfo) -> None:
         super().__init__()
-        self.encoder = encoder
-        channels: list[int] = encoder.out_channels[1:]  # type: ignore[index,assignment]
-        self.stages = [index for index, count in enumerate(channels, start=1) if count > 0]
+        self.encoder, self.decoder, self.segmentation_head, self.info = encoder, decoder, segmentation_head, info
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.info.classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalized images (B, C, H, W) to logits (B, K, H, W); sides are multiples of the encoder's stride."""
+        for side in images.shape[-2:]:
+            require_image_size(side, self.encoder.output_stride)
+        return self._decode(self.encoder(images), images.shape[-2:])
+
+    def _decode(self, features: list[Tensor], size: Sequence[int]) -> Tensor:  # noqa: ARG002
+        return self.segmentation_head(self.decoder(features))
+
+    def predict(self, images: Any, *, return_probabilities: bool = False, batch_size: int = 8) -> Any:
+        """Segment images, each at its own size, in evaluation mode on the device of the model.
+
+        Args:
+            images: an image file, a uint8 array (H, W, C), RGB, or a PIL image; or a sequence of them.
+            return_probabilities: return softmax values, float32 (K, H, W), and not class indices, uint8 (H, W).
+            batch_size: images per forward pass.
+
+        Returns:
+            An array, or a list of them for a sequence.
+
+        Example:
+            >>> mask = load_segmenter("model.safetensors").predict("cat.jpg")  # doctest: +SKIP
+        """
+        check_range("batch_size", batch_size, low=1, integer=True)
+        one = isinstance(images, str | Path) or (not isinstance(images, list | tuple) and np.ndim(images) <= 3)
+        given, results = [images] if one else list(images), []
+        for start in range(0, len(given), batch_size):
+            read = [self._as_array(image) for image in given[start : start + batch_size]]
+            with evaluation_mode(self), torch.inference_mode():
+                for image, logits in zip(read, self(self._normalized(read)).float(), strict=True):
+                    # logits and not labels are resized: contours come out smooth, and probabilities stay probabilities
+                    size = image.shape[:2]
+                    large = functional.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+                    # max and not argmax, which over this axis is twelve times slower on a CPU
+                    found = large.softmax(dim=0) if return_probabilities else large.max(dim=0).indices.to(torch.uint8)
+                    results.append(found.cpu().numpy())
+        return results[0] if one else results
+
+    def _as_array(self, image: Any) -> NDArray[np.uint8]:
+        array = read_image(Path(image)) if isinstance(image, str | Path) else np.asarray(image)
+        channels = self.info.encoder.in_channels
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != channels or not array.size:
+            raise SegaeError(f"images must be uint8 (H, W, {channels}), got {array.dtype} {array.shape}")
+        return array
+
+    def _normalized(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Resize to the model's size, then (x / 255 - mean) / std: (B, C, S, S)."""
+        about, device, side = self.info.encoder, next(self.parameters()).device, self.info.image_size
+        small = np.stack([resize_image(image, side).reshape(side, side, about.in_channels) for image in images])
+        scaled = torch.from_numpy(small).to(device).permute(0, 3, 1, 2).float() / 255
+        mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (about.mean, about.std))
+        return (scaled - mean) / std
+
+
+class LinearSegmenter(Segmenter):
+    """A 1x1 convolution on the encoder's upsampled feature maps: a test of how linear the classes already are.
+
+    A 1x1 convolution commutes with bilinear upsampling, so each stage is mapped to class scores first and only these
+    few channels are upsampled and summed: the same function as one 1x1 convolution on the concatenation of all
+    upsampled maps, at a fraction of the memory.
+    """
+
+    def __init__(self, encoder: Encoder, info: SegmenterInfo) -> None:
+        super().__init__(encoder, nn.Identity(), nn.Identity(), info)
+        channels = encoder.out_channels
+        self.stages = [stage for stage, count in enumerate(channels) if stage > 0 and count > 0]
         self.heads = nn.ModuleList(
             # one bias is enough for a sum
-            nn.Conv2d(channels[stage - 1], classes, 1, bias=stage == self.stages[-1])
+            nn.Conv2d(channels[stage], len(info.classes), 1, bias=stage == self.stages[-1])
             for stage in self.stages
         )
 
-    def forward(self, image_bchw: Tensor) -> Tensor:
-        """Map normalised images (B, C, H, W) to logits (B, K, H, W)."""
-        features = self.encoder(image_bchw)
-        size = image_bchw.shape[-2:]
+    def _decode(self, features: list[Tensor], size: Sequence[int]) -> Tensor:
         scores = [
-            functional.interpolate(head(features[stage]), size=size, mode="bilinear", align_corners=False)
+            functional.interpolate(head(features[stage]), size=list(size), mode="bilinear", align_corners=False)
             for stage, head in zip(self.stages, self.heads, strict=True)
         ]
         return sum(scores[1:], start=scores[0])
 
 
-@dataclass(frozen=True)
-class SegmenterDescription:
-    """What prediction and evaluation must know about a segmenter; stored in the header of its file.
-
-    Attributes:
-        encoder: timm's name of the encoder.
-        decoder: A name of `DECODERS`.
-        classes: Names, in the order of the class indices.
-        palette: One RGB colour in 0..255 per class.
-        mask_values: Per class, its raw value in the data set's mask files; all of them if it was merged.
-        in_channels: Channels of an input image.
-        mean: Per channel, subtracted from images in [0, 1].
-        std: Per channel, images are divided by it after that.
-        image_size: Side in pixels it was trained at.
-        details: Provenance: init, dataset, seed, epochs, commit and the like.
-    """
-
-    encoder: str
-    decoder: str
-    classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    mask_values: tuple[int | tuple[int, ...], ...]
-    in_channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: int
-    details: dict[str, str | int | float]
-
-
-def create_segmenter(encoder: nn.Module, architecture: str, decoder: str, classes: int) -> nn.Module:
-    """Build a segmenter whose encoder starts from the weights of `encoder`, every tensor of it.
+def create_segmenter(
+    encoder: Encoder | PathLike,
+    *,
+    num_classes: int | Sequence[str],
+    decoder: str = "unet",
+    decoder_weights: PathLike | None = None,
+    palette: Sequence[tuple[int, int, int]] | None = None,
+    mask_values: Sequence[int | tuple[int, ...]] | None = None,
+    image_size: int | None = None,
+) -> Segmenter:
+    """Build a segmenter that starts from an encoder's weights, with a random or a pretrained decoder.
 
     Args:
-        encoder: A module of `segae.models.encoder.create_encoder`; it is copied, not changed.
-        architecture: timm's name of the encoder.
-        decoder: A name of `DECODERS`.
-        classes: Number of classes.
-
-    Returns:
-        A module with attribute `encoder`, from normalised images (B, C, H, W) to logits (B, K, H, W).
-
-    Raises:
-        SegaeError: The decoder is unknown, or does not work with this encoder.
-    """
-    _check_decoder(decoder)
-    if decoder == "linear":
-        return LinearSegmenter(copy.deepcopy(encoder), classes)
-    # not from the first convolution: some networks fold pixels into channels before it
-    segmenter = build_smp(architecture, decoder, classes, encoder._in_channels)  # type: ignore[arg-type]
-    load_strictly(segmenter.encoder, encoder.state_dict(), f"the encoder {architecture}")  # type: ignore[arg-type]
-    return segmenter
-
-
-def _check_decoder(decoder: str) -> None:
-    if decoder in DECODERS:
-        return
-    if decoder == "dpt":
-        reason = "needs a vision transformer, and the encoders here are convolutional"
-    else:
-        close = difflib.get_close_matches(decoder, DECODERS, n=1)
-        reason = "is not known" + (f"; did you mean {close[0]}?" if close else "")
-    raise SegaeError(f'decoder "{decoder}" {reason}. Use one of {", ".join(DECODERS)}.'.replace("?.", "?"))
-
-
-def require_decoder_size(decoder: str, image_size: int) -> None:
-    """Check that an image side in pixels is large enough for the decoder.
+        encoder: is copied; or an encoder's file, a published name, or a timm name for random weights.
+        num_classes: how many, or their names.
+        decoder: a name of `list_decoders`.
+        decoder_weights: file of a decoder that was pretrained with this encoder, or the published name of both.
+        palette: one RGB color in 0-255 per class; None for hues that are easy to distinguish.
+        mask_values: per class, its value or values in mask files; None for the class indices.
+        image_size: side in pixels; None for the encoder's.
 
     Raises:
-        SegaeError: It is smaller than the decoder's own pooling allows; names the smallest one.
+        SegaeError: the decoder is unknown, or does not work with this encoder or image size.
+
+    Example:
+        >>> model = create_segmenter("test_resnet", num_classes=["background", "pet"], image_size=64)
+        >>> model.predict(np.zeros((48, 80, 3), np.uint8)).shape
+        (48, 80)
     """
-    smallest = _SMALLEST_IMAGE.get(decoder, 0)
-    if image_size < smallest:
-        raise SegaeError(
-            f"decoder {decoder} needs images of {smallest} px or more, and the image size is {image_size}. "
-            f"Use image size {smallest}, or another decoder such as unet."
-        )
+    if not isinstance(encoder, Encoder):
+        is_network = timm.is_model(str(encoder)) and not Path(encoder).is_file()
+        encoder = create_encoder(str(encoder)) if is_network else create_encoder(weights=encoder)
+    if isinstance(num_classes, int):
+        check_range("num_classes", num_classes, low=1, high=256, integer=True)
+        num_classes = [f"class_{index}" for index in range(num_classes)]
+    colors = make_palette(len(num_classes)) if palette is None else tuple(palette)
+    values = tuple(range(len(num_classes)) if mask_values is None else mask_values)
+    size = encoder.info.image_size if image_size is None else image_size
+    info = SegmenterInfo(encoder.info, decoder, tuple(num_classes), colors, values, size)
+    require_decoder_size(decoder, size)
+    model = _build(encoder, info)
+    if decoder_weights is not None:
+        load_decoder_into(decoder_weights, model)
+    return model
 
 
-def build_smp(architecture: str, decoder: str, classes: int, in_channels: int) -> nn.Module:
-    """Build smp's randomly initialised segmenter, with attributes `encoder`, `decoder` and `segmentation_head`.
-
-    Raises:
-        SegaeError: The decoder does not work with this encoder.
-    """
-    try:
-        return smp.create_model(
-            decoder,
-            encoder_name=f"tu-{architecture}",
-            encoder_weights=None,  # never False: smp reads that as "pretrained"
-            in_channels=in_channels,
-            classes=classes,
-            **DECODERS[decoder],
-        )
-    except Exception as error:  # whatever timm or smp raise for a pair they cannot join
-        raise SegaeError(
-            f"decoder {decoder} does not work with encoder {architecture} ({error!r}). "
-            "Use unet, fpn or linear, or another encoder."
-        ) from error
+def _build(encoder: Encoder, info: SegmenterInfo) -> Segmenter:
+    if info.decoder == "linear":
+        return LinearSegmenter(copy.deepcopy(encoder), info)
+    about = encoder.info
+    model: Any = build_smp(about.architecture, info.decoder, len(info.classes), about.in_channels)
+    whole = copy.deepcopy(encoder).with_stride(model.encoder.output_stride)
+    return Segmenter(whole, model.decoder, model.segmentation_head, info)
 
 
-def probabilities(logits_bkhw: Tensor) -> Tensor:
-    """Softmax over the classes: (B, K, H, W) logits to values in [0, 1] that sum to one at each pixel."""
-    return logits_bkhw.float().softmax(dim=1)
+def save_segmenter(model: Segmenter, path: PathLike) -> Path:
+    """Write a segmenter with its info as `segae.models.save_encoder` does."""
+    return save_described(path, "segmenter", model.state_dict(), model.info)
 
 
-def save_segmenter(path: Path, model: nn.Module, description: SegmenterDescription) -> None:
-    """Write a segmenter with its description in the header, and the same JSON beside it; all or nothing.
-
-    Raises:
-        SegaeError: It cannot be written; the old files survive.
-    """
-    save_described(path, "segmenter", model.state_dict(), description)
-
-
-def load_segmenter(path: Path) -> tuple[nn.Module, SegmenterDescription]:
-    """Rebuild a segmenter from its file alone, every tensor checked.
-
-    Raises:
-        SegaeError: No such file, a pickle, a damaged file, a file without description, an unknown encoder
-            or decoder, or a tensor missing, unknown or of another shape.
-    """
-    state, description = load_described(path, "segmenter", SegmenterDescription)
-    _check_decoder(description.decoder)
-    classes = len(description.classes)
-    encoder = build_encoder(description.encoder, description.in_channels)
-    model = create_segmenter(encoder, description.encoder, description.decoder, classes)
+def load_segmenter(path: PathLike) -> Segmenter:
+    """Rebuild a segmenter from its file alone, every tensor checked; errors as in `segae.models.load_encoder`."""
+    state, info = load_described(path, "segmenter", SegmenterInfo)
+    encoder = make_encoder(info.encoder.architecture, info.encoder.in_channels, info.encoder)
+    model = _build(encoder, info)
     load_strictly(model, state, str(path))
-    return model, description
+    return model
