@@ -1,0 +1,234 @@
+"""Autoencoding methods: give back the image, or something computed from it, after a corruption."""
+
+# ruff: noqa: ARG002 - every method has the signatures of Method, and few need all arguments
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Generator, Tensor
+
+from segae.errors import SegaeError
+from segae.methods.base import Masking, Method, register_method, setting
+from segae.methods.corruptions import (
+    Corrupted,
+    PatchDifficulty,
+    add_noise,
+    add_scaled_noise,
+    blur,
+    hide_patches,
+    reduce_resolution,
+    remove_color,
+)
+from segae.methods.losses import (
+    HOG_BINS,
+    denormalize_patches,
+    frequency_loss,
+    hog_loss,
+    normalize_patches,
+    pixel_loss,
+)
+
+_LOSSES = {"pixels": pixel_loss, "patch_normalized": pixel_loss, "hog": hog_loss, "frequency": frequency_loss}
+TARGETS = tuple(_LOSSES)
+_TARGET_PATCH = 16  # of target patch_normalized, for methods without patches
+
+
+class ImageMethod(Method):
+    """A method whose target is the clean image; a subclass has a setting ``target`` and maybe ``patch_size``.
+
+    Attributes:
+        judges_hidden: Whether only hidden pixels count.
+        target: What the prediction is compared with: ``pixels``, ``patch_normalized`` (every patch brought to mean 0
+            and variance 1), ``hog`` (pixels and histograms of oriented gradients) or ``frequency`` (pixels and their
+            spectrum).
+    """
+
+    judges_hidden: ClassVar[bool] = False
+    target: str
+
+    @property
+    def predicts_pixels(self) -> bool:
+        """Whether the target is the image's own pixels."""
+        return self.target == "pixels"
+
+    @property
+    def mask_patch(self) -> int | None:
+        """Side of a hidden patch in pixels; None without a mask."""
+        return getattr(self, "patch_size", None)
+
+    def out_channels(self, in_channels: int) -> int:
+        """Those of the image, and for target ``hog`` one more for each orientation."""
+        return in_channels + (HOG_BINS if self.target == "hog" else 0)
+
+    def loss(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Compare the prediction with what ``target`` names, at hidden pixels or at all."""
+        if self.judges_hidden and mask is None:
+            raise SegaeError(f"mask must be given to method {self.name}, which judges hidden pixels, got None")
+        return _LOSSES[self.target](prediction, self._transformed(target), mask if self.judges_hidden else None)
+
+    def squared_error(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Squared error of each value, to normalized patches where the loss looks at those."""
+        return super().squared_error(prediction, self._transformed(target), mask)
+
+    def to_image(self, prediction: Tensor, seen: Tensor, clean: Tensor) -> Tensor:
+        """Compute the image that the prediction means; normalized patches get the clean image's contrast again."""
+        image = super().to_image(prediction, seen, clean)
+        return denormalize_patches(image, clean, self._target_patch) if self._target_patch else image
+
+    @property
+    def _target_patch(self) -> int:
+        return (self.mask_patch or _TARGET_PATCH) if self.target == "patch_normalized" else 0
+
+    def _transformed(self, target: Tensor) -> Tensor:
+        return normalize_patches(target, self._target_patch) if self._target_patch else target
+
+
+@register_method("reconstruct")
+@dataclass(frozen=True)
+class Reconstruct(ImageMethod):
+    """Give back the image as it is (the plain autoencoder)."""
+
+    target: str = setting("pixels", choices=TARGETS)
+
+    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
+        """Return the images as they are."""
+        return Corrupted(images)
+
+
+@register_method("denoise")
+@dataclass(frozen=True)
+class Denoise(ImageMethod):
+    """Remove Gaussian noise (the denoising autoencoder, Vincent et al., 2008).
+
+    Attributes:
+        sigma: Standard deviation of the noise in normalized image space, > 0. 0.5 is 64 gray levels of 255 where an
+            encoder divides by 0.5 (tf_efficientnet_lite0), and 29 where it divides by ImageNet's deviation.
+        target: See `ImageMethod`.
+    """
+
+    sigma: float = setting(0.5, low=0, low_open=True)
+    target: str = setting("pixels", choices=TARGETS)
+
+    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
+        """Add noise."""
+        return Corrupted(add_noise(images, generator, self.sigma))
+
+
+@register_method("inpaint")
+@dataclass(frozen=True)
+class Inpaint(ImageMethod):
+    """Fill hidden patches; the network sees zeros in their place.
+
+    Attributes:
+        patch_size: Side of a hidden patch in pixels, >= 1.
+        mask_ratio: Share of the patches that is hidden, in (0, 1).
+        target: See `ImageMethod`; only hidden pixels count.
+    """
+
+    judges_hidden: ClassVar[bool] = True
+    fill: ClassVar[Literal["zero", "mean"]] = "zero"
+    patch_size: int = setting(16, low=1)
+    mask_ratio: float = setting(0.6, low=0, high=1, low_open=True, high_open=True)
+    target: str = setting("pixels", choices=TARGETS)
+
+    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
+        """Hide patches, the difficult ones first where a difficulty is given."""
+        return hide_patches(images, generator, self.patch_size, self.mask_ratio, fill=self.fill, difficulty=difficulty)
+
+
+@register_method("spark")
+@dataclass(frozen=True)
+class Spark(Inpaint):
+    """Fill hidden patches that no convolution of the encoder sees (SparK, arXiv 2301.03580).
+
+    The settings are those of `Inpaint`; patches have to be multiples of the encoder's stride and divide the image.
+    """
+
+    masking: ClassVar[Masking] = "sparse"
+    decoder: ClassVar[str] = "hierarchical"
+    patch_size: int = setting(32, low=1)
+    target: str = setting("patch_normalized", choices=TARGETS)
+
+    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
+        """Hide patches; refuse those that do not divide the image."""
+        corrupted = super().corrupt(images, generator, difficulty)
+        if corrupted.visible is None:
+            sides = " x ".join(map(str, images.shape[2:]))
+            raise SegaeError(f"patch_size must divide images of {sides} px for method spark, got {self.patch_size}")
+        return corrupted
+
+
+@register_method("a2mim")
+@dataclass(frozen=True)
+class A2MIM(Inpaint):
+    """Fill patches hidden behind the mean color, judged by pixels and frequencies (A2MIM, arXiv 2205.13943).
+
+    The settings are those of `Inpaint`.
+    """
+
+    masking: ClassVar[Masking] = "token"
+    decoder: ClassVar[str] = "linear"
+    fill: ClassVar[Literal["zero", "mean"]] = "mean"
+    patch_size: int = setting(32, low=1)
+    target: str = setting("frequency", choices=TARGETS)
+
+
+@register_method("mixture")
+@dataclass(frozen=True)
+class Mixture(ImageMethod):
+    """Undo hidden patches, noise, missing color, blur and low resolution at once, and find the edges.
+
+    Mixing corruptions beat every single one in Models Genesis (arXiv 2004.07882).
+
+    Attributes:
+        patch_size: Side of a hidden patch in pixels, >= 1.
+        mask_ratio: Share of the patches that is hidden, in [0, 1).
+        sigma: Standard deviation of the noise in normalized image space, > 0.
+        target: See `ImageMethod`; all pixels count.
+    """
+
+    decoder: ClassVar[str] = "unet"
+    patch_size: int = setting(16, low=1)
+    mask_ratio: float = setting(0.4, low=0, high=1, high_open=True)
+    sigma: float = setting(0.22, low=0, low_open=True)
+    target: str = setting("hog", choices=TARGETS)
+
+    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
+        """Apply all corruptions; three images of ten lose color, three sharpness, three resolution."""
+        # the mask first: a blur would carry hidden pixels to their neighbors
+        hidden = hide_patches(images, generator, self.patch_size, self.mask_ratio, fill="mean", difficulty=difficulty)
+        seen = remove_color(hidden.image, generator, 0.3)
+        seen = blur(seen, generator, 0.3, (0.5, 2.0))
+        seen = reduce_resolution(seen, generator, 0.3, (2, 4))
+        return Corrupted(add_scaled_noise(seen, generator, self.sigma)[0], hidden.mask)
+
+
+@register_method("ddep")
+@dataclass(frozen=True)
+class DDeP(Method):
+    """Train the decoder alone to predict the noise of standard deviation ``sigma`` (DDeP, arXiv 2205.11423)."""
+
+    decoder: ClassVar[str] = "unet"
+    frozen_encoder: ClassVar[bool] = True
+    sigma: float = setting(0.22, low=0, low_open=True)
+
+    @property
+    def predicts_pixels(self) -> bool:
+        """False: the prediction is noise."""
+        return False
+
+    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
+        """Add noise, which is the target, and scale back to the variance of the images."""
+        noisy, noise = add_scaled_noise(images, generator, self.sigma)
+        return Corrupted(noisy, target=noise)
+
+    def loss(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Mean squared error of the noise."""
+        return pixel_loss(prediction, target)
+
+    def to_image(self, prediction: Tensor, seen: Tensor, clean: Tensor) -> Tensor:
+        """Take the predicted noise away from what the model saw."""
+        return seen * math.sqrt(1 + self.sigma**2) - self.sigma * prediction[:, : clean.shape[1]]

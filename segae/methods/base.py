@@ -1,0 +1,269 @@
+"""What a pretraining method is, the registry of methods, and the autoencoder that a method trains."""
+
+# ruff: noqa: ARG002 - the defaults of Method do not need all arguments
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from segae._io import check_range, require_name
+from segae.errors import SegaeError
+from segae.methods.corruptions import Corrupted, PatchDifficulty
+from segae.models import Autoencoder, Encoder, build_autoencoder, create_encoder
+
+Family = Literal["autoencoding", "pseudo_masks"]
+Masking = Literal["dense", "sparse", "token"]
+
+
+def setting(default: Any, *, choices: tuple[str, ...] = (), **limits: float) -> Any:
+    """Declare a setting of a method with its default (an integer allows integers only) and allowed values.
+
+    Args:
+        default: value where none is given.
+        choices: allowed names, for a setting that is no number.
+        limits: of a number: ``low`` and ``high``; ``low_open`` or ``high_open`` true refuses the limit itself.
+    """
+    return field(default=default, metadata={"rule": choices or limits})
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A pretraining task: how images are corrupted, and what the prediction is compared with.
+
+    The fields of a subclass, a frozen dataclass, are its settings. Only `corrupt` and `loss` have to be written.
+
+    Attributes:
+        name: Registered name.
+        family: ``autoencoding``: predicts pixels or what is computed from them; ``pseudo_masks``: predicts a mask.
+        lr: Peak learning rate of AdamW that suits the method.
+        masking: How the encoder treats hidden pixels: ``dense`` (it reads what the corruption put there), ``sparse``
+            (it skips them) or ``token`` (a learned value is added to their features inside the encoder).
+        decoder: Name of the decoder that suits the method.
+        frozen_encoder: Whether only the decoder is trained.
+        crops: Whether the corruption crops by itself and so has to be given whole images.
+
+    Raises:
+        SegaeError: a setting is out of its range.
+    """
+
+    name: ClassVar[str] = ""
+    family: ClassVar[Family] = "autoencoding"
+    lr: ClassVar[float] = 1e-3
+    masking: ClassVar[Masking] = "dense"
+    decoder: ClassVar[str] = "plain"
+    frozen_encoder: ClassVar[bool] = False
+    crops: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value, rule = getattr(self, one.name), one.metadata.get("rule", {})
+            number = isinstance(one.default, int | float) and not isinstance(one.default, bool)
+            if isinstance(rule, tuple):
+                if value not in rule:
+                    raise SegaeError(f"{one.name} must be one of {', '.join(rule)}, got {value!r}")
+            elif number or (rule and value is not None):
+                check_range(one.name, value, integer=isinstance(one.default, int), **rule)
+
+    @property
+    def needs_pretrained_encoder(self) -> bool:
+        """Whether the method asks the encoder that it starts from and so cannot start from random weights."""
+        return False
+
+    @property
+    def predicts_pixels(self) -> bool:
+        """Whether the prediction is an image, whose values an output activation can bound."""
+        return self.family == "autoencoding"
+
+    @property
+    def mask_patch(self) -> int | None:
+        """Side in pixels of the patches that `corrupt` hides; None where it hides none."""
+        return None
+
+    @abstractmethod
+    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
+        """Corrupt normalized images (B, C, H, W), which stay as they are, with random numbers of the generator alone.
+
+        The generator may live on another device. Masks may prefer difficult patches; other corruptions ignore them.
+        """
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Compare a prediction (B, `out_channels`, H, W) with its target: a scalar, smaller is better.
+
+        The target is that of `Corrupted`, or the clean images where that is None; the mask is 1 where hidden.
+        """
+
+    def squared_error(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Squared error of each value, float32, for the difficulty of patches; with a mask 0 at visible pixels."""
+        error = (prediction[:, : target.shape[1]].float() - target.float()).square()
+        return error if mask is None else torch.where(mask > 0, error, 0.0)
+
+    def out_channels(self, in_channels: int) -> int:
+        """Count the channels of the prediction for images of ``in_channels`` channels."""
+        return in_channels
+
+    def to_image(self, prediction: Tensor, seen: Tensor, clean: Tensor) -> Tensor:
+        """Compute the image (B, C, H, W) that a prediction means, from what the model saw and the clean images."""
+        return prediction[:, : clean.shape[1]]
+
+    def object_probability(self, prediction: Tensor) -> Tensor | None:
+        """Probability (B, 1, H, W) of the object by a prediction; None where a method does not predict masks."""
+        return None
+
+    def prepare(self, encoder: nn.Module, batches: Iterable[Tensor]) -> None:  # noqa: B027
+        """Look at clean, whole, normalized images (B, C, H, W) with the encoder as it starts, once before training."""
+
+
+_METHODS: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=Method)
+
+
+def register_method(name: str) -> Callable[[type[M]], type[M]]:
+    """Class decorator that registers a subclass of `Method` under a name, your own included.
+
+    Raises:
+        SegaeError: the name is taken or has other characters than ``a-z A-Z 0-9 . _ -``, or the class lacks something.
+
+    Example:
+        >>> @register_method("zeros")
+        ... class Zeros(Method):
+        ...     '''Predict the image from nothing.'''
+        ...     def corrupt(self, images, generator, difficulty=None):
+        ...         return Corrupted(torch.zeros_like(images))
+        ...     def loss(self, prediction, target, mask):
+        ...         return (prediction - target).abs().mean()
+    """
+    require_name("name", name)
+
+    def register(cls: type[M]) -> type[M]:
+        if not (isinstance(cls, type) and issubclass(cls, Method)) or inspect.isabstract(cls):
+            raise SegaeError(f"method {name} must be a subclass of Method with corrupt and loss, got {cls!r}")
+        other = _METHODS.get(name)
+        # a notebook's cell that runs again defines the same class again
+        if other and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise SegaeError(f"name must be one that is not taken, got {name!r}, which is {other.__qualname__}")
+        check_range("lr", cls.lr, low=0, low_open=True)
+        if "__dataclass_fields__" not in vars(cls):
+            cls = dataclass(frozen=True)(cls)
+        for one in fields(cls):
+            if one.default is MISSING:
+                raise SegaeError(f"{one.name} must have a default in method {name}, got none")
+        cls.name = name
+        _METHODS[name] = cls
+        return cls
+
+    return register
+
+
+def create_method(name: str, **settings: Any) -> Method:
+    """Create a pretraining method by its name.
+
+    Args:
+        name: one of `list_methods`.
+        settings: the method's own settings; None keeps the default.
+
+    Raises:
+        SegaeError: the method does not exist, it does not have a setting, or a value is out of its range.
+
+    Example:
+        >>> create_method("denoise", sigma=0.2)
+        Denoise(sigma=0.2, target='pixels')
+    """
+    cls = _find(name)
+    known = [one.name for one in fields(cls)]
+    for key, value in settings.items():
+        if key not in known:
+            choice = f"one of {', '.join(known)}" if known else "left out"
+            raise SegaeError(f"a setting of method {name} must be {choice}, got {key}={value!r}")
+    return cls(**{key: value for key, value in settings.items() if value is not None})
+
+
+def _find(name: str) -> type[Method]:
+    if isinstance(name, str) and name in _METHODS:
+        return _METHODS[name]
+    close = difflib.get_close_matches(str(name), _METHODS, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise SegaeError(f"method must be one of {', '.join(_METHODS)}, got {name!r}{hint}")
+
+
+def method_names() -> dict[str, str | None]:
+    """Return the names of all registered methods, each with its first setting: ``known_methods`` of `Weights.parse`."""
+    return {name: next((one.name for one in fields(cls)), None) for name, cls in _METHODS.items()}
+
+
+def list_methods() -> list[str]:
+    """List the names of all pretraining methods, sorted."""
+    return sorted(_METHODS)
+
+
+def method_summary(name: str) -> str:
+    """Return the first line of a method's docstring."""
+    return (inspect.getdoc(_find(name)) or "").partition("\n")[0]
+
+
+class MethodRow(NamedTuple):
+    """A method, its family, the first line of its docstring, and its settings with their defaults."""
+
+    name: str
+    family: str
+    summary: str
+    settings: dict[str, Any]
+
+
+def method_table() -> list[MethodRow]:
+    """Tabulate all registered methods with their settings and defaults."""
+    return [
+        MethodRow(name, cls.family, method_summary(name), {one.name: one.default for one in fields(cls)})
+        for name, cls in _METHODS.items()
+    ]
+
+
+def create_autoencoder(
+    encoder: Encoder | str,
+    *,
+    method: str | Method | None = None,
+    decoder: str | None = None,
+    bottleneck: int | None = None,
+    upsampling: Literal["nearest", "transposed"] = "nearest",
+    output_activation: Literal["none", "sigmoid", "tanh"] = "none",
+) -> Autoencoder:
+    """Join an encoder with the decoder that a pretraining method trains.
+
+    Args:
+        encoder: from `segae.create_encoder`, or an architecture's name for random weights.
+        method: decides the masking and the output channels; None is ``reconstruct``.
+        decoder: ``plain`` (no skips), ``linear``, ``hierarchical`` or one of smp's; None takes the method's own.
+        bottleneck: channels after a 1x1 convolution before decoder ``plain``; None for none.
+        upsampling: of decoder ``plain``: ``nearest`` (then a 3x3 convolution) or ``transposed`` (4x4, stride 2).
+        output_activation: ``sigmoid`` or ``tanh`` bounds the output to images in [0, 1]; only for predicted pixels.
+
+    Raises:
+        SegaeError: a choice is unknown or impossible.
+
+    Example:
+        >>> model = create_autoencoder("resnet18", method="spark")
+    """
+    if not isinstance(method, Method):
+        method = create_method(method or "reconstruct")
+    if output_activation != "none" and not method.predicts_pixels:
+        raise SegaeError(
+            f"output_activation must be none for {method!r}, which predicts no image, got {output_activation!r}"
+        )
+    encoder = create_encoder(encoder) if isinstance(encoder, str) else encoder
+    return build_autoencoder(
+        encoder,
+        out_channels=method.out_channels(encoder.info.in_channels),
+        masking=method.masking,
+        decoder=decoder or method.decoder,
+        upsampling=upsampling,
+        bottleneck=bottleneck,
+        output_activation=output_activation,
+    )

@@ -1,0 +1,173 @@
+"""Losses that compare a prediction with its target: pixels, spectra, edges, pseudo-masks.
+
+Predictions and targets are (B, C, H, W) and are compared in float32. A ``mask`` (B, 1, H, W) is 1 where the input was
+hidden; with a mask only hidden pixels count, with None all of them do.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from segae.errors import SegaeError
+from segae.methods.corruptions import average_patches, luminance, spread_patches
+
+HOG_CELL, HOG_BINS = 8, 9  # side of a cell in pixels; orientations between 0 and 180 degrees
+# one to three gray levels of 255, by the encoder's normalization: fainter gradients are quantization, not edges
+CONTRAST_FLOOR = 0.02
+_FREQUENCY_WEIGHT = 0.5
+_PIXEL_WEIGHT = 0.1  # of the pixels beside a pseudo-mask
+
+
+def mean_error(error: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Average an error (B, C, H, W) over all pixels, or over hidden ones."""
+    if mask is None:
+        return error.mean()
+    # where, not a product: an infinite error at a visible pixel times 0 would be NaN
+    hidden = torch.where(mask > 0, error, 0.0)
+    return hidden.sum() / (mask.float().sum() * error.shape[1]).clamp(min=1)
+
+
+def pixel_loss(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error of pixel values; over hidden pixels as in MAE (arXiv 2111.06377)."""
+    _check_shape(prediction, target)
+    return mean_error((prediction.float() - target.float()).square(), mask)
+
+
+def frequency_loss(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean absolute error of pixels plus half a focal frequency loss, as in A2MIM (arXiv 2205.13943).
+
+    A mean over pixels is content with blur; the second term asks for the frequencies that are furthest off. Over
+    hidden pixels, the spectrum is that of the image with the prediction put in its holes.
+    """
+    _check_shape(prediction, target)
+    difference = prediction.float() - target.float()
+    loss = mean_error(difference.abs(), mask)
+    if mask is not None:
+        difference = torch.where(mask > 0, difference, 0.0)
+    return loss + _FREQUENCY_WEIGHT * focal_frequency(difference)
+
+
+def hog_loss(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error of pixels plus that of histograms of oriented gradients (HOG).
+
+    Locally contrast-normalized gradients are a better target than colors (MaskFeat, arXiv 2112.09133). The prediction
+    (B, C + 9, H, W) has a channel for each orientation after the image's; their means over each cell of 8 px are
+    compared with its histogram by squared distance. With a mask, a cell counts by the share of it that is hidden.
+    """
+    _check_shape(prediction, target, more_channels=HOG_BINS)
+    pixels, gradients = prediction.float().split([target.shape[1], HOG_BINS], dim=1)
+    loss = mean_error((pixels - target.float()).square(), mask)
+    error = (average_patches(gradients, HOG_CELL) - oriented_gradients(target)).square().sum(dim=1, keepdim=True)
+    if mask is None:
+        return loss + error.mean()
+    share = average_patches(mask.float(), HOG_CELL)
+    return loss + (error * share).sum() / share.sum().clamp(min=1e-6)  # nothing hidden, no error
+
+
+def pseudo_mask_loss(prediction: Tensor, target: Tensor, boundary: float) -> Tensor:
+    """Kullback-Leibler divergence of mask logits from a pseudo-mask, plus a tenth of the squared error of the pixels.
+
+    Args:
+        prediction: (B, C + classes, H, W): the image, then logits of the classes of `mask_classes`.
+        target: (B, C + 1, H, W): the image, then 1 where the object is and 0 elsewhere.
+        boundary: as in `mask_classes`.
+    """
+    channels = target.shape[1] - 1
+    classes = mask_classes(target[:, channels:].float(), boundary)
+    _check_shape(prediction, target, more_channels=classes.shape[1] - 1)
+    log_probability = prediction[:, channels:].float().log_softmax(dim=1)
+    # the gradient of the cross-entropy, and 0 at best
+    loss = functional.kl_div(log_probability, classes, reduction="none").sum(dim=1).mean()
+    error = prediction[:, :channels].float() - target[:, :channels].float()
+    return loss + _PIXEL_WEIGHT * error.square().mean()
+
+
+def mask_classes(mask: Tensor, boundary: float) -> Tensor:
+    """Turn an object mask into class probabilities: background, object and, for ``boundary`` > 0, boundary.
+
+    Args:
+        mask: (B, 1, H, W), 1 = object, 0 = background, and between them on its edge.
+        boundary: how far the boundary reaches to either side, as a share of the image's side in [0, 0.5).
+
+    Returns:
+        (B, 2 or 3, H, W), which sum to 1 over the classes.
+    """
+    both = torch.cat([1 - mask, mask], dim=1)
+    if not boundary:
+        return both
+    reach = max(1, round(boundary * mask.shape[3]))
+    wider = functional.max_pool2d(both, 2 * reach + 1, stride=1, padding=reach)
+    near_both = (wider.sum(dim=1, keepdim=True) - 1).clamp(0, 1)
+    return torch.cat([both * (1 - near_both), near_both], dim=1)
+
+
+def normalize_patches(images: Tensor, patch_size: int) -> Tensor:
+    """Give every patch mean 0 and variance 1 over its pixels and channels, in float32; an even patch becomes 0.
+
+    As a target this takes brightness and contrast away, so that structure decides (arXiv 2111.06377, 2301.03580).
+    """
+    images = images.float()
+    height, width = images.shape[2:]
+    mean = average_patches(images.mean(dim=1, keepdim=True), patch_size)
+    centered = images - spread_patches(mean, patch_size, height, width)
+    variance = average_patches(centered.square().mean(dim=1, keepdim=True), patch_size)
+    return centered * spread_patches((variance + 1e-6).rsqrt(), patch_size, height, width)
+
+
+def denormalize_patches(prediction: Tensor, images: Tensor, patch_size: int) -> Tensor:
+    """Give patches of mean 0 and variance 1 the mean and variance of those of ``images``: to look at, not to score."""
+    height, width = images.shape[2:]
+    grid = average_patches(images.mean(dim=1, keepdim=True), patch_size)
+    mean = spread_patches(grid, patch_size, height, width)
+    variance = average_patches((images - mean).square().mean(dim=1, keepdim=True), patch_size)
+    return prediction * spread_patches(variance.sqrt(), patch_size, height, width) + mean
+
+
+def focal_frequency(difference: Tensor) -> Tensor:
+    """Focal frequency loss (arXiv 2012.12821, exponent 1) of two images with this difference, a scalar.
+
+    The transform is linear and keeps the sum of squares: the unweighted mean would be the pixels' mean squared error.
+    """
+    spectrum = torch.fft.fft2(difference.float(), norm="ortho")
+    squared = spectrum.real.square() + spectrum.imag.square()
+    with torch.no_grad():  # the weight chooses frequencies and must not be minimized itself
+        distance = squared.sqrt()
+        tiny = torch.finfo(distance.dtype).tiny  # equal images have nothing to divide by
+        weight = distance / distance.amax(dim=(2, 3), keepdim=True).clamp(min=tiny)
+    return (weight * squared).mean()
+
+
+@torch.no_grad()
+def oriented_gradients(images: Tensor, cell: int = HOG_CELL, bins: int = HOG_BINS) -> Tensor:
+    """Compute contrast-normalized histograms of the luminance's gradients: float32 (B, bins, rows, columns).
+
+    Every pixel votes with the size of its gradient for the two orientations next to its own; bin k means 180 k / bins
+    degrees. A cell's histogram is divided by the root mean square length of the histograms of the up to 3 x 3 cells
+    around it, and so tells where an edge is besides where it points.
+    """
+    padded = functional.pad(luminance(images.float()), (1, 1, 1, 1), mode="replicate")
+    across = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
+    down = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
+    size = torch.hypot(across, down)
+    position = torch.atan2(down, across) * (bins / math.pi)  # of the orientation among the bins, not rounded
+    votes = []
+    for index in range(bins):  # one after another: all at once would take `bins` times the memory
+        distance = (position - index).remainder(bins)  # a turn of 180 degrees comes back to the same bin
+        distance = torch.minimum(distance, bins - distance)
+        votes.append(average_patches(size * (1 - distance).clamp(min=0), cell))
+    histogram = torch.cat(votes, dim=1)
+    length = histogram.square().sum(dim=1, keepdim=True)
+    around = functional.avg_pool2d(length, 3, stride=1, padding=1, count_include_pad=False)
+    return histogram * (around + CONTRAST_FLOOR**2).rsqrt()
+
+
+def _check_shape(prediction: Tensor, target: Tensor, more_channels: int = 0) -> None:
+    """Refuse a prediction that is not shaped like the target (with more channels): it would be broadcast silently."""
+    batch, channels, height, width = target.shape
+    expected = (batch, channels + more_channels, height, width)
+    if prediction.shape != expected:
+        raise SegaeError(f"prediction must have shape {expected}, got {tuple(prediction.shape)}")
