@@ -1,48 +1,48 @@
-"""What segae adds to fastai's training loop, one small callback for each thing."""
+"""fastai callbacks of every training: epochs and seeds, encoder mode, NaN stop, log, progress, pictures."""
 
-from __future__ import annotations
+# ruff: noqa: D102 - fastai's names of the events say when a method runs, and the class what for
 
+import logging
 import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelFitException, CancelTrainException
+from fastai.metrics import Metric
+from fastai.torch_core import find_bs
+from tqdm import tqdm
 
+from segae._io import check_range, write_atomically
+from segae.data.loaders import set_epoch
 from segae.errors import SegaeError
-from segae.training.distributed import sum_gradients, summed, this_place
-from segae.training.micro_batches import completes_step
+from segae.evaluation.metrics import confusion_matrix, mean_iou
+from segae.evaluation.segmentation import argmax_classes
+from segae.training.cost import peak_memory_mb
+from segae.training.distributed import all_reduce, rank, run_on_main, world_size
 from segae.training.run import epoch_seed, seed_everything
 from segae.training.schedule import set_encoder_mode
-from segae.training.sharing import part_of_batch, sampler_of
-from segae.training.synchronised_batchnorm import Meeting
+
+logger = logging.getLogger("segae")
 
 
 class EpochClock(Callback):
-    """Counts epochs across phases and seeds each, so that a resumed run equals an uninterrupted one.
-
-    Attributes:
-        phase: name of the running phase.
-        offset: epochs finished in earlier phases.
-        epochs: epochs of all phases together; 0 where only the running phase is known.
-        log: one dict per finished epoch, what log.csv holds.
-        extra: further columns of the running epoch's row; callbacks fill it in ``after_validate``, or in
-            ``after_epoch`` with an order below EpochLog's.
-        failure: what stopped the training, to be raised once fastai has cleaned up.
-    """
+    """Counts epochs across phases and seeds each, so that a resumed run equals an uninterrupted one."""
 
     order = -20
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed, self.phase, self.offset, self.epochs = seed, "full", 0, 0
-        self.log: list[dict[str, Any]] = []
-        self.extra: dict[str, Any] = {}
+        check_range("seed", seed, low=0, high=2**32 - 1, integer=True)
+        self.seed, self.phase = seed, "full"
+        self.offset = self.epochs = self.steps = 0  # epochs of earlier phases, of all phases; optimizer steps so far
+        self.log: list[dict[str, Any]] = []  # a row per finished epoch
+        self.extra: dict[str, Any] = {}  # further columns of this epoch's row, from callbacks before EpochLog
+        self.mean_loss = float("nan")  # mean training loss of the epoch when it was last read
+        self.running = self.cut = False  # the epoch will be logged; it ended before its last step
         self.failure: SegaeError | None = None
-        self.running = False
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the first parameter group, the encoder, is frozen; the optimizer knows."""
-        return self.learn.opt.frozen_idx > 0
 
     @property
     def now(self) -> int:
@@ -51,146 +51,217 @@ class EpochClock(Callback):
 
     @property
     def end(self) -> int:
-        """How many epochs there will have been, as far as is known."""
+        """Number of epochs of all phases, as far as is known."""
         return max(self.epochs, self.offset + self.learn.n_epoch)
 
     def before_train(self) -> None:
-        """Seed everything that draws numbers in this epoch."""
-        self.running = True
-        self.extra = {}
-        # the processes draw other numbers for dropout; whatever else is random has a generator of its own
-        seed_everything(epoch_seed(self.seed, self.now, this_place().rank))
-        loader = self.learn.dls.train
-        for part in (loader.dataset, sampler_of(loader)):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(self.now)
+        self.running, self.cut, self.extra = True, False, {}
+        # each rank draws other numbers for dropout; whatever else is random has a generator of its own
+        seed_everything(epoch_seed(self.seed, self.now, rank()))
+        set_epoch(self.learn.dls.train, self.now)
+
+    def after_step(self) -> None:
+        self.steps += 1
 
     def stop(self, failure: SegaeError) -> None:
-        """End the fit; ``segae.fit`` raises ``failure`` afterwards (fastai would rewrite its message)."""
-        self.failure = failure
+        """End the fit without keeping this epoch; ``fit`` raises ``failure``, whose message fastai would rewrite."""
+        self.running, self.failure = False, failure
         raise CancelFitException
 
 
 class EncoderMode(Callback):
-    """Keeps the encoder's BatchNorm layers in the mode that was asked for, after fastai set the model's."""
+    """Keeps the encoder's BatchNorm layers in their mode."""
 
-    order = -9  # right after fastai's TrainEvalCallback
+    order = -9  # right after fastai's TrainEvalCallback, which sets the mode of the whole model
 
     def __init__(self, bn_mode: str) -> None:
         self.bn_mode = bn_mode
 
     def before_train(self) -> None:
-        """Apply the mode for this epoch."""
-        set_encoder_mode(self.learn.model, self.bn_mode, frozen=self.learn.epoch_clock.frozen)
-
-
-class Bfloat16Autocast(Callback):
-    """Runs forward and loss under bfloat16 autocast; weights and optimizer stay in float32."""
-
-    order = 10
-
-    context: Any = None
-
-    def before_batch(self) -> None:
-        """Enter autocast."""
-        self.context = torch.autocast(next(self.learn.model.parameters()).device.type, dtype=torch.bfloat16)
-        self.context.__enter__()
-
-    def after_loss(self) -> None:
-        """Leave autocast before the backward pass."""
-        self.leave()
-
-    def leave(self) -> None:
-        """Leave autocast, also when a batch was interrupted inside it."""
-        if self.context is not None:
-            self.context.__exit__(None, None, None)
-            self.context = None
-
-
-class SumGradients(Callback):
-    """Makes a step of several processes that of a single one on their images together.
-
-    A loss is a mean over images, so each process weighs its own by its share of the global batch's images, and the
-    gradients are summed before anything else looks at them. Not by DistributedDataParallel: it would wrap the model,
-    whose names, hooks and ``encoder`` are used everywhere, anew for each phase, for parameters freeze and thaw.
-
-    Args:
-        meeting: of the model's BatchNorm layers.
-    """
-
-    order = -4  # before DistancePenalty, which must be added once; after StopOnNaN, which quotes the loss
-
-    def __init__(self, meeting: Meeting) -> None:
-        self.meeting = meeting
-
-    def before_batch(self) -> None:
-        """Let the BatchNorm layers meet."""
-        self.meeting.open = self.learn.training
-        self.meeting.counts = part_of_batch(self.learn).count > 0
-
-    def after_loss(self) -> None:
-        """Weigh the loss."""
-        if self.learn.training:
-            part = part_of_batch(self.learn)
-            self.learn.loss_grad = self.learn.loss_grad * (part.count / part.total)
-
-    def after_backward(self) -> None:
-        """Sum the gradients, those of accumulated batches together."""
-        if completes_step(self.learn):
-            sum_gradients(self.learn.model.parameters())
-
-    def after_batch(self) -> None:
-        """Close the meeting: what comes between steps may run in one process alone."""
-        self.meeting.open = False
+        set_encoder_mode(self.learn.model, self.bn_mode, frozen=self.learn.opt.frozen_idx > 0)
 
 
 class StopOnNaN(Callback):
-    """Ends the training when the loss is not a number, before a bad epoch could be saved.
-
-    Looks every ``every`` steps, because reading a loss makes a GPU wait.
-    """
+    """Ends the training when the loss is not a number, before a bad epoch could be saved."""
 
     order = -5
 
     def __init__(self, every: int = 20) -> None:
-        self.every = every
+        self.every = every  # steps between two looks: reading a loss makes a GPU wait
 
     def before_train(self) -> None:
-        """Start a new epoch's sum."""
-        self.total = 0.0
-        self.steps = 0
+        self.total, self.batches = torch.zeros(()), 0
 
     def after_loss(self) -> None:
-        """Add up; look now and then."""
-        if not self.learn.training:
-            return
-        self.total = self.total + self.learn.loss_grad.detach()
-        self.steps += 1
-        if self.steps % self.every == 0:
-            self._look()
+        if self.learn.training:
+            loss = self.learn.loss_grad.detach()
+            self.total, self.batches = self.total.to(loss.device) + loss, self.batches + 1
+            if self.batches % self.every == 0:
+                self._look()
 
     def after_train(self) -> None:
-        """Look once more, and at the weights too, before the epoch counts as finished."""
         self._look()
-        # one answer for all parameters: each would make a GPU wait; what is no number is least and most at once
-        weights = [parameter.detach() for parameter in self.learn.model.parameters() if parameter.numel()]
-        if not torch.isfinite(torch.stack([end for weight in weights for end in torch.aminmax(weight)])).all():
-            self._stop("the weights became infinite or no number in the last step")
+        if all_reduce(torch.tensor(float(not all_finite(self.learn.model.state_dict().values())))):
+            self._stop("the weights became infinite or NaN in the last step")
 
     def _look(self) -> None:
-        # of all processes, so that they stop together; a sum with an infinite or no number in it stays one
-        if not math.isfinite(float(summed(torch.as_tensor(self.total)))):
-            self._stop(f"the loss became {float(self.learn.loss_grad.detach()):g} by step {self.steps}")
+        # of all ranks, so that they stop together; a sum that contains NaN or infinity stays so
+        total = float(all_reduce(self.total))
+        self.learn.epoch_clock.mean_loss = total / max(self.batches * world_size(), 1)
+        if not math.isfinite(total):
+            self._stop(f"the loss became {float(self.learn.loss_grad.detach()):g} by step {self.batches}")
 
     def _stop(self, what: str) -> None:
-        clock = self.learn.epoch_clock
-        clock.running = False
-        clock.stop(
-            SegaeError(
-                f"{what} of epoch {clock.now + 1}; training stopped and the checkpoint of the last good epoch is kept. "
-                f"Start again with a smaller learning rate (it was {self._rate():g}; try --lr with a third of yours)."
-            )
-        )
+        clock, lr = self.learn.epoch_clock, max(float(group["lr"]) for group in self.learn.opt.hypers)
+        message = f"{what} of epoch {clock.now + 1}, at a learning rate of {lr:g}; the last good epoch is kept. "
+        clock.stop(SegaeError(f"{message}lr must be smaller for this training: start again with a third of yours"))
 
-    def _rate(self) -> float:
-        return max(group["lr"] for group in self.learn.opt.hypers)
+
+def all_finite(values: Iterable[Any]) -> bool:
+    """Tell whether all tensors are finite, with one wait for the GPU; other values count as finite."""
+    floating = [v.detach() for v in values if isinstance(v, torch.Tensor) and v.is_floating_point() and v.numel()]
+    # NaN is both the minimum and the maximum of its tensor
+    ends = [end.float() for value in floating for end in torch.aminmax(value)]
+    return not ends or bool(torch.isfinite(torch.stack(ends)).all())
+
+
+class StopAfterSteps(Callback):
+    """Ends the training cleanly after a number of optimizer steps; an epoch cut short is logged but not saved."""
+
+    order, run_valid = 200, False  # after all others have seen the batch, and after the epoch was logged
+
+    def __init__(self, max_steps: int) -> None:
+        check_range("max_steps", max_steps, low=1, integer=True)
+        self.max_steps = max_steps
+
+    @property
+    def reached(self) -> bool:
+        return self.learn.epoch_clock.steps >= self.max_steps
+
+    def after_batch(self) -> None:
+        if self.reached and self.learn.iter + 1 < self.learn.n_iter:
+            self.learn.epoch_clock.cut = True
+            raise CancelTrainException
+
+    def after_epoch(self) -> None:
+        if self.reached:
+            raise CancelFitException
+
+
+class EpochLog(Callback):
+    """Keeps a row per finished epoch, of all ranks together, in log.csv and for ``report``; and a bar on a terminal."""
+
+    order = 60
+
+    def __init__(self, path: Path | None, report: Callable[[dict[str, Any]], object]) -> None:
+        self.path, self.report, self.bar = path, report, tqdm(disable=True)
+
+    def before_train(self) -> None:
+        clock, batches = self.learn.epoch_clock, len(self.learn.dls.train)
+        if self.bar.disable and rank() == 0:  # disable=None: unless standard error is a terminal
+            self.bar = tqdm(total=(clock.end - clock.now) * batches, unit="batch", disable=None, leave=False)
+        self.bar.set_description(f"epoch {clock.now + 1}/{clock.end} ({clock.phase})", refresh=False)
+        self.started = time.perf_counter()
+        self.sums: dict[bool, list[Any]] = {True: [0.0, 0], False: [0.0, 0]}  # of losses and images, by training
+
+    def after_batch(self) -> None:
+        size, sums = find_bs(self.learn.xb), self.sums[self.learn.training]
+        sums[:] = sums[0] + self.learn.loss.detach() * size, sums[1] + size
+        if self.learn.training and not self.bar.disable:
+            speed = sums[1] * world_size() / max(time.perf_counter() - self.started, 1e-9)
+            self.bar.set_postfix_str(
+                f"{speed:.0f} images/s, loss {self.learn.epoch_clock.mean_loss:.4f}", refresh=False
+            )
+            self.bar.update()
+
+    def after_train(self) -> None:
+        self.seconds = time.perf_counter() - self.started
+
+    def after_epoch(self) -> None:
+        clock = self.learn.epoch_clock
+        if not clock.running:
+            return
+        own = [[float(loss), count] for loss, count in self.sums.values()]
+        sums = all_reduce(torch.tensor(own, dtype=torch.float64)).tolist()
+        metrics = self.learn.recorder.metrics if sums[1][1] else []
+        for metric in metrics:
+            if isinstance(metric, MeanIoU):
+                metric.confusion = all_reduce(metric.confusion.cpu())
+        clock.log.append(run_on_main(lambda: self._row(sums, metrics)))
+        text, path = pd.DataFrame(clock.log).to_csv(index=False).encode(), self.path
+        try:
+            if path is not None:
+                run_on_main(lambda: write_atomically(path, lambda file: file.write(text)))
+        except SegaeError as failure:
+            clock.stop(failure)
+        if rank() == 0:
+            self.report(clock.log[-1])
+
+    def _row(self, sums: list[list[float]], metrics: Sequence[Metric]) -> dict[str, Any]:
+        clock, rates = self.learn.epoch_clock, [float(group["lr"]) for group in self.learn.opt.hypers]
+        # in a frozen epoch bn_mode "train" still moves BatchNorm's affine parameters, at the encoder's rate
+        trained = any(parameter.requires_grad for parameter in self.learn.opt.param_lists[0])
+        (loss, images), (valid_loss, valid_images) = sums
+        row = {
+            "epoch": clock.now + 1,
+            "phase": clock.phase,
+            "train_loss": loss / max(images, 1),
+            "lr_encoder": rates[0] if trained else 0.0,
+            "lr_head": rates[-1],
+            "images": int(images),
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(images / max(self.seconds, 1e-9), 2),
+            "peak_memory_mb": round(peak_memory_mb(self.learn.dls.device), 1),
+        }
+        if valid_images:
+            row["valid_loss"] = valid_loss / valid_images
+            row.update({metric.name: float(metric.value) for metric in metrics})
+        return {**row, **clock.extra}
+
+
+def epoch_line(row: dict[str, Any]) -> str:
+    """Describe a finished epoch, a row of the log, in one line."""
+    names = {"train_loss": "train loss", "valid_loss": "valid loss", "miou": "mIoU", "probe_miou": "probe mIoU"}
+    parts = [f"{name} {row[column]:.4f}" for column, name in names.items() if column in row]
+    speed = f"{row['images_per_second']:.0f} images/s  {row['peak_memory_mb']:.0f} MB"
+    return "  ".join([f"epoch {row['epoch']:3d} {row['phase']:<8}", *parts, speed])
+
+
+class DrawPictures(Callback):
+    """Calls functions that draw the training as it is after an epoch, at most once in ``every`` seconds."""
+
+    order = 90
+
+    def __init__(self, draws: Sequence[Callable[[], object]], every: float = 60.0) -> None:
+        self.draws, self.every, self.drawn_at = list(draws), every, time.monotonic()
+
+    def after_epoch(self) -> None:
+        if rank() or time.monotonic() - self.drawn_at < self.every:
+            return
+        for draw in self.draws:
+            try:
+                draw()
+            except (OSError, RuntimeError, ValueError) as error:
+                logger.warning("a picture could not be drawn (%s); the training goes on without it", error)
+        self.drawn_at = time.monotonic()
+
+
+class MeanIoU(Metric):
+    """Mean IoU over the whole validation set as a fastai metric; classes from the logits."""
+
+    name = "miou"
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.reset()
+
+    def reset(self) -> None:
+        self.confusion = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
+
+    def accumulate(self, learn: Any) -> None:
+        seen = confusion_matrix(argmax_classes(learn.pred), learn.yb[0], self.num_classes)
+        self.confusion = self.confusion.to(seen.device) + seen
+
+    @property
+    def value(self) -> float:
+        return mean_iou(self.confusion)

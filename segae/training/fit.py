@@ -1,24 +1,31 @@
-"""Run phases on a Learner, and take them up again where an interrupted run stopped."""
+"""Run the phases of a training on a Learner, and resume an interrupted run bit for bit."""
 
-from __future__ import annotations
-
+import hashlib
+import io
+import logging
+import pickle
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from segae.errors import SegaeError
-from segae.training.batchnorm import batches_of_several
-from segae.training.callbacks import Bfloat16Autocast, EpochClock, SumGradients
-from segae.training.checkpoint import load_resume_file
-from segae.training.distributed import make_equal, once, this_place
-from segae.training.memory import training_memory
-from segae.training.recording import EpochLog, ProgressBar, SaveResume
+import numpy as np
+import pandas as pd
+import torch
+from fastai.callback.core import Callback
+from fastai.learner import Learner
+from torch.utils._pytree import tree_leaves, tree_map
+
+from segae._io import write_atomically
+from segae.errors import CheckpointError, SegaeError
+from segae.training.callbacks import EpochClock, EpochLog, StopAfterSteps, all_finite, epoch_line
+from segae.training.distributed import broadcast_state, run_on_main, sync_batchnorm
+from segae.training.memory import out_of_memory_as_error
 from segae.training.schedule import Phase
-from segae.training.synchronised_batchnorm import synchronised_batchnorm
 
-if TYPE_CHECKING:
-    from fastai.learner import Learner
+logger = logging.getLogger("segae")
+
+_MAGIC = b"segae-resume-2 "  # then the hexadecimal digest of what follows the line's end
+_KEYS = {"epochs_done", "steps", "model", "optimizer", "log"}
 
 
 def fit(
@@ -28,97 +35,127 @@ def fit(
     log_csv: Path | None = None,
     resume_file: Path | None = None,
     resume: bool = False,
-    report: Callable[[dict[str, Any]], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Train a Learner through the phases.
+    report: Callable[[dict[str, Any]], object] | None = None,
+) -> pd.DataFrame:
+    """Train a Learner through the phases, with a progress bar on a terminal.
+
+    Several processes, joined by ``segae.training.init_distributed``, train one model: all call this with the same
+    arguments, and rank 0 reads and writes the files.
 
     Args:
         learner: from ``pretraining_learner`` or ``segmentation_learner``.
-        phases: from ``make_phases``.
-        log_csv: where the per-epoch log goes; None writes none.
+        phases: from ``pretraining_phases`` or ``freeze_finetune_phases``.
+        log_csv: where the log goes after every epoch; None writes none.
         resume_file: written after every epoch; None writes none.
         resume: go on after the last epoch in ``resume_file``. On a CPU the result is bit for bit that of an
-            uninterrupted run with as many processes.
-        report: called with each epoch's row.
-
-    Several processes, joined by ``segae.training.distributed.joined``, train one model: all call this with the same
-    arguments, the first one reads and writes the files, and the result is that of one process but for rounding.
+            uninterrupted run with as many threads and processes.
+        report: called with each epoch's row; None logs its ``epoch_line`` at INFO.
 
     Returns:
-        The log: a dict per epoch with epoch (1-based), phase, train_loss, lr_encoder, lr_head, images, seconds,
-        images_per_second and, with validation images, valid_loss and miou.
+        The log, a row per epoch: epoch (1-based), phase, train_loss, lr_encoder, lr_head, images, seconds,
+        images_per_second, peak_memory_mb; with validation images valid_loss, and miou or what pretraining measures.
 
     Raises:
         SegaeError: the loss is not a number, the memory is full, or a file could not be written. What was saved stays.
+        CheckpointError: the resume file is missing, damaged or of another model.
     """
     clock: EpochClock = learner.epoch_clock
-    done, optimizer_state = 0, None
+    done, optimizer = 0, None
     if resume and resume_file is not None:
-        state = once(lambda: load_resume_file(resume_file))
-        done, optimizer_state, clock.log = state["epochs_done"], state["optimizer"], state["log"]
-        _load_model(learner, state["model"], resume_file)
-        if "streams" in state:
-            streams = state["streams"]
-            learner.dls.train.dataset.load_state_dict(streams[this_place().rank % len(streams)], streams)
-    extra = [EpochLog(log_csv, report), ProgressBar()]
-    if resume_file is not None:
-        extra.append(SaveResume(resume_file))
+        state = run_on_main(lambda: load_resume_file(resume_file))
+        done, optimizer, clock.log, clock.steps = (state[key] for key in ("epochs_done", "optimizer", "log", "steps"))
+        try:
+            learner.model.load_state_dict(state["model"], strict=True)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise CheckpointError(f"resume_file must be of this model, got {resume_file}: {reason}") from error
+    log = EpochLog(log_csv, report or (lambda row: logger.info(epoch_line(row))))
     clock.offset = 0 if done else len(clock.log)  # a second fit of the same learner counts on
     clock.epochs = clock.offset + sum(phase.epochs for phase in phases)
-    make_equal(learner.model)
+    learner.model = sync_batchnorm(learner.model, learner.dls.device)
+    broadcast_state(learner.model.state_dict().values())
+    limit: StopAfterSteps | None = getattr(learner, "stop_after_steps", None)
+    saving = [SaveResume(resume_file)] if resume_file is not None else []
     try:
-        with training_memory(learner, resume_file), batches_of_several(), ExitStack() as stack:
-            if this_place().world > 1:
-                extra.append(SumGradients(stack.enter_context(synchronised_batchnorm(learner.model))))
-            for context in (learner.added_cbs(extra), learner.no_logging(), learner.no_bar()):
-                stack.enter_context(context)
+        with out_of_memory_as_error(), learner.added_cbs([log, *saving]), learner.no_logging(), learner.no_bar():
             for phase in phases:
                 start = min(max(done - clock.offset, 0), phase.epochs)
-                if start < phase.epochs:
-                    _run_phase(learner, phase, start, optimizer_state)
+                if start < phase.epochs and not (limit and limit.reached):
+                    clock.phase, clock.failure = phase.name, None
+                    (learner.unfreeze if phase.train_encoder else learner.freeze)()  # both create the optimizer
+                    if start and optimizer is not None:
+                        learner.opt.load_state_dict(optimizer)
+                    rates = [phase.lr_encoder, phase.lr_head][-len(learner.opt.param_lists) :]
+                    curve = {"pct_start": phase.warmup, "div": phase.start_divisor}
+                    learner.fit_one_cycle(phase.epochs, rates, **curve, start_epoch=start)
+                    if clock.failure is not None:
+                        raise clock.failure
                 clock.offset += phase.epochs
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        # torch's BatchNorm, which cannot estimate a variance
+        raise SegaeError(f"batch_size must be >= 2 in every training batch, or images larger ({error})") from error
     finally:
-        for callback in learner.cbs:
-            if isinstance(callback, Bfloat16Autocast):
-                callback.leave()
-    return clock.log
+        log.bar.close()
+    if limit and limit.reached and clock.log:
+        line = epoch_line(clock.log[-1])
+        logger.info(f"stopped after {clock.steps} optimizer steps (max_steps {limit.max_steps}): {line}")
+    return pd.DataFrame(clock.log)
 
 
-def print_epoch(row: dict[str, Any]) -> None:
-    """One line for a finished epoch."""
-    parts = [f"epoch {row['epoch']:3d} {row['phase']:<8}", f"train loss {row['train_loss']:.4f}"]
-    if "valid_loss" in row:
-        parts.append(f"valid loss {row['valid_loss']:.4f}")
-    if "miou" in row:
-        parts.append(f"valid mIoU {row['miou']:.3f}")
-    if "probe_miou" in row:
-        parts.append(f"probe mIoU {row['probe_miou']:.3f}")
-    print("  ".join([*parts, f"{row['images_per_second']:.0f} images/s"]), flush=True)
+class SaveResume(Callback):
+    """Writes model, optimizer, log and position after every finished epoch."""
+
+    order = 70  # after the log has its row
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def after_epoch(self) -> None:
+        """Save, unless this epoch was skipped, cut short or failed."""
+        clock, learn = self.learn.epoch_clock, self.learn
+        if not clock.running or clock.cut:
+            return
+        clock.running = False
+        content = {"epochs_done": clock.now + 1, "steps": clock.steps, "log": clock.log}
+        content |= {"model": learn.model.state_dict(), "optimizer": learn.opt.state_dict()}
+        try:
+            run_on_main(lambda: save_resume_file(self.path, content))
+        except SegaeError as failure:
+            clock.stop(failure)
 
 
-def _run_phase(learner: Learner, phase: Phase, start: int, optimizer_state: dict[str, Any] | None) -> None:
-    clock: EpochClock = learner.epoch_clock
-    clock.phase, clock.failure = phase.name, None
-    (learner.unfreeze if phase.train_encoder else learner.freeze)()  # both start with a fresh optimizer state
-    if start and optimizer_state is not None:
-        learner.opt.load_state_dict(optimizer_state)
-    groups = len(learner.opt.param_lists)
-    rates = [phase.lr_encoder, phase.lr_head][-groups:]
-    learner.fit_one_cycle(
-        phase.epochs,
-        rates,
-        pct_start=phase.warmup,
-        div=phase.start_divisor,
-        start_epoch=start,
-    )
-    if clock.failure is not None:
-        raise clock.failure
+def save_resume_file(path: Path, content: dict[str, Any]) -> None:
+    """Write finite tensors and plain values with a checksum, atomically; reading them back runs no code."""
+    _require_finite(path, content)
+    buffer = io.BytesIO()  # in memory: writing to a full disk itself, torch would raise a RuntimeError
+    # fastai's schedules leave NumPy scalars
+    torch.save(tree_map(lambda value: value.item() if isinstance(value, np.generic) else value, content), buffer)
+    data = buffer.getbuffer()
+    header = _MAGIC + hashlib.blake2b(data, digest_size=16).hexdigest().encode() + b"\n"
+    write_atomically(path, lambda file: (file.write(header), file.write(data)))
 
 
-def _load_model(learner: Learner, state: dict[str, Any], path: Path) -> None:
+def load_resume_file(path: Path) -> dict[str, Any]:
+    """Read what ``save_resume_file`` wrote, tensors on the CPU.
+
+    Raises:
+        CheckpointError: no such file, a changed byte, a pickle of code, another format, or tensors that are not finite.
+    """
     try:
-        learner.model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise SegaeError(
-            f"{path} is of another model: {str(error).splitlines()[-1].strip()}. Start again with --overwrite."
-        ) from error
+        header, _, body = path.read_bytes().partition(b"\n")
+        if header != _MAGIC + hashlib.blake2b(body, digest_size=16).hexdigest().encode():
+            raise CheckpointError(f"resume_file must be undamaged, got {path}, whose checksum differs")
+        content = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise CheckpointError(f"resume_file must be one that fit wrote, got {path}: {error}") from error
+    if not isinstance(content, dict) or not content.keys() >= _KEYS:
+        raise CheckpointError(f"resume_file must be one that fit wrote, got {path} with other content")
+    _require_finite(path, content)
+    return content
+
+
+def _require_finite(path: Path, content: dict[str, Any]) -> None:
+    if not all_finite(tree_leaves([content.get("model"), content.get("optimizer")])):
+        raise CheckpointError(f"{path} must hold finite weights, got infinite or NaN ones")

@@ -1,93 +1,134 @@
-"""Tell a full memory from a fault, and say what to type then."""
+"""Out-of-memory errors, and the largest batch that a device has the memory for."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
+from fastai.learner import Learner
+from torch import Tensor
 
-from segae.errors import SegaeError
-from segae.training.distributed import this_place
+from segae.errors import OutOfMemoryError
+from segae.training.distributed import gather_objects, world_size
+from segae.training.schedule import set_encoder_mode
 
-# what torch says where it has no type of its own for it: its allocators for the CPU (Linux and Windows) and for MPS
-_FULL = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "MPS backend out of")
+logger = logging.getLogger("segae")
+
+_FULL = (  # messages where torch has no error type: its CPU allocators (Linux and Windows), MPS, CUDA outside its cache
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+_ADVICE = "Use a smaller batch_size or image_size, gradient accumulation, gradient checkpointing, or a smaller encoder."
 
 
-def full_memory(error: BaseException) -> str | None:
-    """What an exception says about a full memory; None where it speaks of anything else."""
-    lines = str(error).splitlines() or [""]
-    known = [line for line in lines if any(words in line for words in _FULL)]
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell an error of a full memory, of the device or of the machine, from all others."""
+    return isinstance(error, OutOfMemoryError) or _reason(error) is not None
+
+
+def _reason(error: BaseException) -> str | None:
+    """The line of an error's message that is about memory; None for other errors."""
+    lines = [line.strip() for line in str(error).splitlines()] or [""]
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         # fastai puts lines of its own before the message of an error in a callback
-        known = [line for line in lines if "memory" in line.lower()] or [lines[0] or type(error).__name__]
-    elif not isinstance(error, RuntimeError):
-        return None
-    return known[0].strip()[:300] if known else None
+        found = next((line for line in lines if "memory" in line.lower()), lines[0])
+        return (found or type(error).__name__)[:300]
+    full = (line[:300] for line in lines if any(words in line for words in _FULL))
+    return next(full, None) if isinstance(error, RuntimeError) else None
 
 
 @contextmanager
-def training_memory(learner: Any, resume_file: Path | None) -> Iterator[None]:
-    """Turn a memory that is full in the middle of a training into advice; the finished epochs stay as they are.
+def out_of_memory_as_error(advice: str = _ADVICE) -> Iterator[None]:
+    """Raise a full memory within as ``segae.errors.OutOfMemoryError``, with ``advice``; other errors pass unchanged."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise OutOfMemoryError(f"the memory is full ({reason}). {advice}") from error
+
+
+def largest_batch(make_learner: Callable[[int], Learner], batch_size: int, *, image_size: int) -> tuple[Learner, int]:
+    """Make a Learner with the largest batch that fits into the GPU's memory: ``batch_size``, its half, its quarter ...
+
+    Other devices do not report a full memory reliably, so all of ``batch_size`` is taken there.
 
     Args:
-        learner: what is trained.
-        resume_file: where finished epochs are saved, in a run folder; None if they are not.
+        make_learner: makes a Learner from the images of a loader's batch, of all ranks together.
+        batch_size: images of an optimizer step, of all ranks together.
+        image_size: side in pixels.
 
-    Raises:
-        SegaeError: in place of an error that says that the memory is full; every other one passes.
+    Returns:
+        The Learner and the images of its batch, a divisor of ``batch_size``, so that every step has equal parts.
     """
+    learner, world = make_learner(batch_size), world_size()
+    if learner.dls.device.type != "cuda":
+        return learner, batch_size
+    own = halve_until_fit(batch_size // world, lambda count: trial_step(learner, count, image_size))
+    count = min(gather_objects(own)) * world  # all ranks must agree
+    if count == batch_size:
+        return learner, batch_size
+    logger.warning("%d images do not fit into the GPU's memory at once: %d at a time", batch_size, count)
+    return make_learner(count), count
+
+
+def halve_until_fit(count: int, attempt: Callable[[int], object]) -> int:
+    """Call ``attempt`` with a number of images, its half, its quarter ... until it raises no torch.OutOfMemoryError."""
+    while True:
+        try:
+            attempt(count)
+        except torch.OutOfMemoryError as error:
+            reason = _reason(error)
+        else:
+            return count
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # blocks of the larger sizes would stay in the way
+        if count % 2 or count == 2:  # a single image has no variance for BatchNorm
+            raise OutOfMemoryError(f"batch_size must split into parts that fit, got {count} ({reason}). {_ADVICE}")
+        count //= 2
+
+
+def trial_step(learner: Learner, count: int, image_size: int) -> None:
+    """Run forward and backward of a Learner's whole model on black images, with AdamW's two moments allocated.
+
+    The moments stay from the first optimizer step to the end of a training, so every batch has to fit beside them.
+    Weights, BatchNorm statistics, gradients and random numbers are restored. The Learner must not be fitted yet.
+    """
+    model, device = learner.model, learner.dls.device
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    learner.unfreeze()
+    model.train()
+    set_encoder_mode(model, learner.encoder_mode.bn_mode, frozen=False)
+    moments: list[Tensor] = []
     try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        reason = full_memory(error)
-        if reason is None:
-            raise
-        raise SegaeError(_advice(learner, resume_file, reason)) from error
+        moments += [torch.empty_like(weight) for weight in model.parameters() if weight.requires_grad for _ in range(2)]
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            _trial_loss(learner, torch.zeros(count, 3, image_size, image_size, device=device)).backward()
+    finally:
+        moments.clear()
+        model.zero_grad()
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+        learner.opt = None  # the first phase makes another one
 
 
-@contextmanager
-def prediction_memory(images: int) -> Iterator[None]:
-    """The same for a forward pass, or what follows it, over so many images at once."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        reason = full_memory(error)
-        if reason is None:
-            raise
-        fewer = f"--batch-size {images // 2} (segae evaluate and segae predict), or " if images > 1 else ""
-        raise SegaeError(
-            f"the memory is full: {images} image(s) at once are too many ({reason}). Wanted fewer at once, or more "
-            f"memory. Repeat the command with {fewer}--device cpu."
-        ) from error
-
-
-def _advice(learner: Any, resume_file: Path | None, reason: str) -> str:
-    clock, world = learner.epoch_clock, this_place().world
-    each = getattr(learner.dls.train.batch_sampler, "batch_size", 1)
-    at_once, parts = each * world, learner.accumulate.batches if hasattr(learner, "accumulate") else 1
-    flags = ["--activation-checkpointing"]
-    if each % 2 == 0 and each > 2:  # a single image has no variance for BatchNorm
-        flags.insert(0, f"--micro-batch {at_once // 2}")
-    done = len(clock.log)
-    kept = f"The {done} finished epoch(s) are kept. " if done and resume_file is not None else ""
-    return (
-        f"the memory is full in epoch {done + 1}: {at_once} images at once, in batches of {at_once * parts}, are too "
-        f"many ({reason}). Wanted fewer at once, or less kept of each. {kept}{_how(resume_file, flags)}"
-    )
-
-
-def _how(resume_file: Path | None, flags: list[str]) -> str:
-    """The line to type; by the run's configuration, because segae compare trains too and has no such flags."""
-    if resume_file is None:
-        return f"Train with {' or '.join(flags)}, a smaller image size or a smaller encoder."
-    config = resume_file.parent / "config.json"
-    try:
-        task = str(json.loads(config.read_text())["task"]).lower()
-    except (OSError, ValueError, KeyError):
-        return f"Repeat the command with --resume and {' or '.join(flags)}."
-    more = f" (or {flags[1]})" if len(flags) > 1 else ""
-    return f"Type segae {task} --config {config} --resume {flags[0]}{more}."
+def _trial_loss(learner: Learner, images: Tensor) -> Tensor:
+    """Loss of a Learner's model on images, computed as in its training."""
+    images, corrupt = images.contiguous(memory_format=torch.channels_last), getattr(learner, "corrupt_input", None)
+    inputs: tuple[Any, ...] = (images,)
+    targets: tuple[Any, ...] = (images[:, 0].long(),)
+    named: dict[str, Any] = {}
+    if corrupt is not None:
+        corrupted = corrupt.method.corrupt(images, torch.Generator(images.device).manual_seed(0))
+        inputs = (corrupted.image, corrupted.mask) if corrupt.takes_mask else (corrupted.image,)
+        named = {"visible": corrupted.visible} if corrupt.takes_visible else {}
+        targets = (images if corrupted.target is None else corrupted.target, corrupted.mask)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=hasattr(learner, "bfloat16_autocast")):
+        return learner.loss_func(learner.model(*inputs, **named), *targets)

@@ -1,160 +1,266 @@
-"""What pretraining adds to a step of fastai's training loop: the corrupted input, and a pull to the start."""
+"""fastai callbacks of pretraining: corrupted input, L2-SP penalty, collapse monitor, diagnostics, early stopping."""
 
-from __future__ import annotations
+# ruff: noqa: D102 - fastai's names of the events say when a method runs, and the class what for
 
+import inspect
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from torch import Tensor, nn
 
+from segae._io import check_range
 from segae.errors import SegaeError
-from segae.objectives.corruption import Corrupted, Hardness
-from segae.objectives.presets import Objective
-from segae.training.forward import evaluating, model_inputs, sparse_stride, takes_hidden, visible_blocks
-from segae.training.hard_masks import mask_patch, patch_errors, share_at, squared_error
-from segae.training.micro_batches import completes_step
-from segae.training.pretraining_checks import check_skip_dropout
+from segae.evaluation.probe import feature_std, pooled_features, rankme
+from segae.methods.base import Method
+from segae.methods.corruptions import Corrupted, PatchDifficulty, average_patches
+from segae.models.encoder import evaluation_mode
+from segae.training.distributed import all_reduce, broadcast_state, gather_objects, rank, run_on_main, world_size
 from segae.training.run import epoch_seed
-from segae.training.sharing import part_of_batch, shared_draws
+
+logger = logging.getLogger("segae")
+
+_VALIDATION = 2**31  # in place of an epoch's index: the one stream of random numbers that all validations share
 
 
 class CorruptInput(Callback):
-    """Shows the model a corrupted image and asks for the clean one, or for what the corruption names as target.
+    """Gives the model a corrupted image, and the loss the clean one or the target that the corruption names.
 
-    A validation epoch always draws the same corruption, so its losses can be compared between epochs.
+    The model is called as model(image, mask) where its forward takes ``mask`` (1 = hidden), else as model(image). All
+    validations draw the same corruption, so that their losses can be compared.
 
-    Args:
-        objective: corruption and loss.
-        model: called as model(image, hidden) where its forward takes ``hidden_b1hw``, else as model(image).
-        seed: decides the corruptions, together with the epoch.
-        hard_mask_share: share of the hidden patches, in [0, 1], that the last epoch chooses by their loss
-            (arXiv 2512.06981); it rises from 0 in the first. Each training batch then costs two more forward
-            passes; where the mask hides less than half, a patch may be unmeasured and then counts as easy.
-        skip_dropout: share of the images of a training batch, in [0, 1], whose skip connections are cut, so that
-            the encoder's deepest map has to say what the decoder needs.
+    In the last epoch ``hard_mask_fraction`` of the hidden patches are chosen by their loss (arXiv 2512.06981), which
+    costs two more forward passes; the share rises from 0, because early losses say more about the network than about
+    the image. Where a mask hides less than half, a patch may be unmeasured and then counts as easy.
+    ``skip_dropout`` is the share of the training images whose skip connections are cut, so that the decoder needs the
+    encoder's deepest map.
     """
 
     def __init__(
-        self,
-        objective: Objective,
-        model: nn.Module,
-        seed: int = 0,
-        hard_mask_share: float = 0.0,
-        skip_dropout: float = 0.0,
+        self, method: Method, model: nn.Module, seed: int = 0, hard_mask_fraction: float = 0, skip_dropout: float = 0
     ) -> None:
-        if not 0 <= hard_mask_share <= 1:
-            raise SegaeError(
-                f"hard_mask_share is {hard_mask_share}; a share in [0, 1] is wanted, for example --hard-mask-share 0.5."
-            )
-        check_skip_dropout(model, skip_dropout)
-        self.objective, self.corruption_seed, self.hard_mask_share = objective, seed, hard_mask_share
-        self.skip_dropout = skip_dropout
-        self.with_hidden, self.stride = takes_hidden(model), sparse_stride(model)
-        self.patch = mask_patch(objective.corruption) if hard_mask_share > 0 else 0
-        self.share = 0.0
+        check_range("hard_mask_fraction", hard_mask_fraction, low=0, high=1)
+        check_range("skip_dropout", skip_dropout, low=0, high=1)
+        if hard_mask_fraction and method.mask_patch is None:
+            raise SegaeError(f"hard_mask_fraction must be 0 for a method without patches, got {method.name}")
+        if skip_dropout and not getattr(model, "has_skips", False):
+            raise SegaeError(f"skip_dropout must be 0 for a decoder without skip connections, got {skip_dropout}")
+        self.method, self.corruption_seed, self.skip_dropout = method, seed, skip_dropout
+        self.hard_mask_fraction, self.fraction = hard_mask_fraction, 0.0
+        inputs = inspect.signature(model.forward).parameters
+        self.takes_mask, self.takes_visible = "mask" in inputs, "visible" in inputs
 
     def _seed(self, epoch: int) -> None:
         device = next(self.learn.model.parameters()).device
-        self.generator = torch.Generator(device).manual_seed(epoch_seed(self.corruption_seed, epoch))
+        self.generator = torch.Generator(device).manual_seed(epoch_seed(self.corruption_seed, epoch, rank()))
 
     def before_train(self) -> None:
-        """Start this epoch's own stream of random numbers; refuse to train an encoder that must rest."""
         clock = self.learn.epoch_clock
-        if self.objective.frozen_encoder and not clock.frozen:
-            clock.running = False
-            clock.stop(
-                SegaeError(
-                    f"objective {self.objective.name} trains the decoder alone, and this phase would train the encoder "
-                    "too. Use make_pretraining_phases(..., frozen_encoder=True)."
-                )
-            )
+        if self.method.frozen_encoder and self.learn.opt.frozen_idx == 0:
+            clock.stop(SegaeError(f"phases must keep the encoder frozen for {self.method.name}, got {clock.phase}"))
         self._seed(clock.now)
-        self.share = share_at(clock.now, clock.end, self.hard_mask_share)
+        self.fraction = self.hard_mask_fraction * min(clock.now / (clock.end - 1) if clock.end > 1 else 1.0, 1.0)
 
     def before_validate(self) -> None:
-        """Start the one stream that all validation epochs share; their masks never follow the loss."""
-        self._seed(2**31)
-        self.share = 0.0
+        self._seed(_VALIDATION)
+        self.fraction = 0.0
 
     def before_batch(self) -> None:
-        """Replace (image,) by input (corrupted, hidden) and target (target, hidden)."""
-        clean_bchw = self.learn.xb[0]
-        hardness = self._hardness(clean_bchw) if self.share > 0 else None
-        corrupted = self._corrupt(clean_bchw, hardness)
-        self.learn.xb = self.inputs(corrupted, self._cut(len(clean_bchw)) if self.learn.training else None)
-        target_bchw = clean_bchw if corrupted.target_bchw is None else corrupted.target_bchw
-        self.learn.yb = (target_bchw, corrupted.hidden_b1hw)
+        clean = self.learn.xb[0]
+        difficulty = self._difficulty(clean) if self.fraction > 0 else None
+        corrupted = self.method.corrupt(clean, self.generator, difficulty)
+        self.learn.xb, self.learn.model_kwargs = self._inputs(corrupted)
+        if self.skip_dropout and self.learn.training:
+            drawn = torch.rand(len(clean), generator=self.generator, device=self.generator.device)
+            self.learn.model_kwargs["drop_skips"] = drawn < self.skip_dropout
+        self.learn.yb = (clean if corrupted.target is None else corrupted.target, corrupted.mask)
 
-    def inputs(self, corrupted: Corrupted, cut_b: Tensor | None = None) -> tuple[Any, ...]:
-        """What the model is called with."""
-        return model_inputs(
-            corrupted.image_bchw,
-            corrupted.hidden_b1hw,
-            with_hidden=self.with_hidden,
-            cut_b=cut_b,
-            visible=visible_blocks(corrupted.visible, self.stride),
-        )
+    def after_batch(self) -> None:
+        self.learn.model_kwargs = {}
 
-    def _cut(self, images: int) -> Tensor | None:
-        """Which images have to do without skip connections, (B,) on the model's device."""
-        if not self.skip_dropout:
-            return None
-        with shared_draws(self.generator, part_of_batch(self.learn)):
-            drawn_b = torch.rand(images, generator=self.generator, device=self.generator.device)
-        return drawn_b < self.skip_dropout
+    def _inputs(self, corrupted: Corrupted) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        images = (corrupted.image, corrupted.mask) if self.takes_mask else (corrupted.image,)
+        return images, {"visible": corrupted.visible} if self.takes_visible else {}
 
-    def _corrupt(self, clean_bchw: Tensor, hardness: Hardness | None) -> Corrupted:
-        with shared_draws(self.generator, part_of_batch(self.learn)):
-            return self.objective.corruption(clean_bchw, self.generator, hardness)
-
-    def _hardness(self, clean_bchw: Tensor) -> Hardness:
-        """The error of every patch, from two masks: with one alone, a share of 1 would hide the same patches again."""
-        first_brc = self._trial(clean_bchw, None)
-        rest = Hardness(torch.where(first_brc.isnan(), 1.0, float("nan")), 1.0)  # hides first what was visible
-        both_tbrc = torch.stack([first_brc, self._trial(clean_bchw, rest)])
-        return Hardness(both_tbrc.nanmean(dim=0), self.share)
+    def _difficulty(self, clean: Tensor) -> PatchDifficulty:
+        # from two masks: one alone would choose the patches that it hid again
+        first = self._trial(clean, None)
+        rest = PatchDifficulty(torch.where(first.isnan(), 1.0, float("nan")), 1.0)  # hides first what was visible
+        return PatchDifficulty(torch.stack([first, self._trial(clean, rest)]).nanmean(dim=0), self.fraction)
 
     @torch.no_grad()
-    def _trial(self, clean_bchw: Tensor, hardness: Hardness | None) -> Tensor:
-        """The error of the patches that one mask hides, measured without leaving a trace in the model."""
-        trial = self._corrupt(clean_bchw, hardness)
-        assert trial.hidden_b1hw is not None  # mask_patch found a mask
-        inputs = self.inputs(trial)
-        halved = hasattr(self.learn, "bfloat16_autocast")
-        with evaluating(self.learn.model), torch.autocast(clean_bchw.device.type, torch.bfloat16, enabled=halved):
-            prediction_bchw = self.learn.model(*inputs)
-        target_bchw = clean_bchw if trial.target_bchw is None else trial.target_bchw
-        error_bchw = squared_error(self.objective.reconstruction, prediction_bchw, target_bchw)
-        return patch_errors(error_bchw, trial.hidden_b1hw, self.patch)
+    def _trial(self, clean: Tensor, difficulty: PatchDifficulty | None) -> Tensor:
+        """The error (B, rows, columns) of the patches that one mask hides, NaN of visible ones."""
+        trial, patch = self.method.corrupt(clean, self.generator, difficulty), self.method.mask_patch
+        assert trial.mask is not None  # the method has a mask_patch
+        assert patch is not None
+        (inputs, more), model = self._inputs(trial), self.learn.model
+        with evaluation_mode(model), self.learn.autocast():
+            prediction = model(*inputs, **more)
+        error = self.method.squared_error(prediction, clean if trial.target is None else trial.target)
+        mean = average_patches(error.mean(dim=1, keepdim=True), patch)
+        return torch.where(average_patches(trial.mask.float(), patch) > 0, mean, float("nan"))[:, 0]
 
 
 class DistancePenalty(Callback):
     """Holds the encoder near its start: L2-SP (arXiv 1802.01483).
 
-    The gradient is that of loss + weight/2 * sum (p - p_start)^2 over the encoder's parameters. It is added after
-    the backward pass, so the loss in the log stays the objective's; AdamW scales it together with the rest of the
-    gradient. The start is the encoder as it is at construction, which a resumed run repeats before it loads
-    the resume file. A frozen encoder is left alone.
-
-    Args:
-        encoder: already on its device; its weights are copied.
-        weight: above 0.
+    The gradient is that of loss + weight/2 * sum (p - p_start)^2 over the encoder's parameters, added after the
+    backward pass: the loss in the log stays the method's. The start is the encoder (on its device) at construction,
+    which a resumed run repeats before it loads the resume file. A frozen encoder is left alone.
     """
 
     def __init__(self, encoder: nn.Module, weight: float) -> None:
         self.weight = weight
         self.parameters = list(encoder.parameters())
         self.start = [parameter.detach().clone() for parameter in self.parameters]
+        broadcast_state(self.start)
 
     @torch.no_grad()
     def after_backward(self) -> None:
-        """Add weight * (p - p_start) to every gradient, once to a step."""
-        if not completes_step(self.learn):
-            return
-        moving = [
-            (p.grad, p, start) for p, start in zip(self.parameters, self.start, strict=True) if p.grad is not None
-        ]
-        if moving:
+        pairs = zip(self.parameters, self.start, strict=True)
+        moving = [(p.grad, p, start) for p, start in pairs if p.grad is not None]
+        averaging = getattr(self.learn, "average_gradients", None)
+        if moving and (averaging is None or averaging.completes_step):
             gradients, parameters, starts = (list(part) for part in zip(*moving, strict=True))
             torch._foreach_add_(gradients, torch._foreach_sub(parameters, starts), alpha=self.weight)
+
+
+class RankMeMonitor(Callback):
+    """Columns ``rankme`` and ``feature_std``: whether the encoder still tells clean images apart.
+
+    Both are of the first 256 validation images, through the encoder in evaluation mode. A warning is logged once when
+    the rank falls below 2, or the spread below a thousandth of its first value. With fewer than 2 validation images
+    there are no columns, with fewer than 8 no warning: so few show no collapse.
+    """
+
+    order = -1  # before CorruptInput: the clean images
+    images, warned = 256, False
+
+    def before_validate(self) -> None:
+        self.pooled: list[Tensor] = []
+        self.left = -(-self.images // world_size()) if self.learn.epoch_clock.running else 0
+
+    def before_batch(self) -> None:
+        if not self.learn.training and self.left > 0:
+            with evaluation_mode(encoder := self.learn.model.encoder), torch.no_grad():
+                self.pooled.append(pooled_features(encoder, self.learn.xb[0][: self.left]))
+            self.left -= len(self.pooled[-1])
+
+    def after_validate(self) -> None:
+        pooled = [features for parts in gather_objects([part.cpu() for part in self.pooled]) for features in parts]
+        if sum(map(len, pooled)) < 2:
+            return
+        features, clock = torch.cat(pooled), self.learn.epoch_clock
+        score, spread = rankme(features), feature_std(features)
+        clock.extra.update(rankme=round(score, 4), feature_std=float(f"{spread:.4g}"))
+        first = next((row["feature_std"] for row in clock.log if "feature_std" in row), spread)
+        if len(features) >= 8 and not self.warned and (score < 2 or spread < 1e-3 * first):
+            self.warned = True
+            logger.warning(
+                f"the encoder's features have collapsed in epoch {clock.now + 1}: RankMe {score:.2f}, feature_std "
+                f"{spread:.3g} (first {first:.3g}). Pretrain with a smaller learning rate."
+            )
+
+
+class BottleneckDiagnostics(Callback):
+    """Columns ``r2`` and ``bottleneck_ratio``: whether predictions are any good, and whether they need the deepest map.
+
+    Both are of the first validation batch, with the corruption that all validations share; low values after the last
+    epoch are logged as a warning.
+
+    r2: 1 - loss / loss of a prediction of zeros. 0 means that nothing was learned.
+    bottleneck_ratio: the loss with the images' deepest feature maps exchanged, over the loss. 1 means that the decoder
+    does without them, because its skip connections carry enough: the encoder's last stage then learns nothing. A model
+    without ``encode`` and ``decode``, or a single image, has no such column.
+    """
+
+    def before_validate(self) -> None:
+        self.sums = torch.zeros(4, dtype=torch.float64)  # loss, that of zeros; loss, that with exchanged maps
+
+    @torch.no_grad()
+    def after_loss(self) -> None:
+        if self.learn.training or self.learn.iter or not self.learn.epoch_clock.running:
+            return
+        model, (images, *mask), loss = self.learn.model, self.learn.xb, float(self.learn.loss)
+        terms = [loss, self._loss(torch.zeros_like(self.learn.pred)), 0.0, 0.0]
+        if hasattr(model, "decode") and hasattr(model, "has_skips") and len(images) > 1:
+            with self.learn.autocast():
+                *others, deepest = model.encode(images, *mask)
+                terms[2:] = loss, self._loss(model.decode([*others, deepest.roll(1, 0)], *mask))
+        self.sums = torch.tensor(terms, dtype=torch.float64) * len(images)
+
+    def _loss(self, prediction: Tensor) -> float:
+        return float(self.learn.loss_func(prediction, *self.learn.yb))
+
+    def after_validate(self) -> None:
+        clock = self.learn.epoch_clock
+        loss, zeros, same, exchanged = all_reduce(self.sums).tolist()
+        found = {"r2": 1 - loss / zeros} if zeros > 0 else {}
+        found |= {"bottleneck_ratio": exchanged / same} if same > 0 else {}
+        clock.extra.update({name: round(value, 4) for name, value in found.items()})
+        if clock.now + 1 < clock.end or rank():
+            return
+        if found.get("r2", 1.0) < 0.02:
+            logger.warning(
+                f"the predictions are no better than zeros (r2 {found['r2']:.3f}): nothing was learned. Pretrain "
+                "longer, start from ImageNet weights, or take another method."
+            )
+        elif found.get("bottleneck_ratio", 2.0) < 1.01:
+            logger.warning(
+                f"the decoder does without the encoder's deepest feature map (ratio {found['bottleneck_ratio']:.3f}): "
+                "the encoder's last stage was not trained. Try skip_dropout 0.5, or a decoder without skips."
+            )
+
+
+class ProbeCallback(Callback):
+    """Column ``probe_miou``: a probe's score after every ``every``-th epoch and the last one.
+
+    Training is not disturbed: modes are restored, and each epoch seeds itself before it draws a number. The probe maps
+    the model's encoder to a score, for example ``segae.evaluation.linear_probe`` on a labeled split.
+    """
+
+    order = 55  # before EpochLog
+
+    def __init__(self, probe: Callable[[nn.Module], float], every: int = 1) -> None:
+        check_range("probe_every", every, low=1, integer=True)
+        self.probe, self.every = probe, every
+
+    def after_epoch(self) -> None:
+        clock = self.learn.epoch_clock
+        if clock.running and ((clock.now + 1) % self.every == 0 or clock.now + 1 == clock.end):
+            with evaluation_mode(self.learn.model):
+                clock.extra["probe_miou"] = run_on_main(lambda: round(float(self.probe(self.learn.model.encoder)), 6))
+
+
+class EarlyStopping(Callback):
+    """Ends a phase cleanly once the validation loss no longer falls; the last phase ends the training.
+
+    It does after ``patience`` epochs of the phase without a relative improvement of ``min_delta``: a decoder that has
+    learned all it can beside a frozen encoder does not keep the encoder from being trained. Unlike with fastai's
+    EarlyStoppingCallback, a resumed run finds the plateau in its log again and trains no further.
+    """
+
+    order = 75  # after SaveResume, so that the last epoch is kept
+
+    def __init__(self, patience: int, min_delta: float = 1e-3) -> None:
+        check_range("patience", patience, low=1, integer=True)
+        check_range("min_delta", min_delta, low=0)
+        self.patience, self.min_delta = patience, min_delta
+
+    def before_fit(self) -> None:
+        best, since, clock = float("inf"), 0, self.learn.epoch_clock
+        for row in clock.log:
+            if row["phase"] == clock.phase and "valid_loss" in row:
+                falls = best == float("inf") or best - row["valid_loss"] > self.min_delta * abs(best)
+                best, since = (row["valid_loss"], 0) if falls else (best, since + 1)
+        if since >= self.patience:
+            logger.info(f"the validation loss no longer falls: phase {clock.phase} ends after epoch {len(clock.log)}")
+            raise CancelFitException
+
+    def after_epoch(self) -> None:
+        clock = self.learn.epoch_clock
+        if clock.log and clock.log[-1]["epoch"] == clock.now + 1:
+            self.before_fit()

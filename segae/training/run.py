@@ -1,191 +1,279 @@
-"""A run: its seed, its folder and its frozen configuration."""
+"""A run: its seed, its locked folder with its settings, and where its numbers come from."""
 
-from __future__ import annotations
-
-import dataclasses
+import hashlib
 import json
+import logging
+import os
+import platform
 import random
-import re
-from collections.abc import Iterable, Sequence
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
+from segae._io import check_range, process_runs, read_json, remove_stale_temporaries, write_json
 from segae.errors import SegaeError
-from segae.files import write_json
+from segae.training.distributed import rank, run_on_main, world_size
 
-RESUME_FILE = "resume.pt"
-DONE_FILE = "metrics.json"
-STARTED_FILE = "started.json"
-_WEIGHTS = ("encoder", "decoder", "model")
-_RUN_FILES = (
-    *("config.json", STARTED_FILE, RESUME_FILE, DONE_FILE, "log.csv", "quarantine.csv"),
-    *("curves.png", "sheet.png", "reconstructions.png"),
-    *(f"{name}.{suffix}" for name in _WEIGHTS for suffix in ("safetensors", "json")),
+logger = logging.getLogger("segae")
+
+CONFIG_FILE, RESUME_FILE, METRICS_FILE = "config.json", "resume.pt", "metrics.json"
+RUN_FILES = (
+    *(METRICS_FILE, RESUME_FILE, "log.csv", "skipped.csv", "curves.png", "sheet.png", "reconstructions.png"),
+    *(f"{name}.{kind}" for name in ("encoder", "decoder", "autoencoder", "model") for kind in ("safetensors", "json")),
 )
-# may differ between the parts of one run; a memory that is full in its middle is no reason to begin again
-_FREE = ("device", "threads", "workers", "micro_batch", "activation_checkpointing")
-TYPED_IN = "typed_in"
-"""Key in config.json of the folder in which the command was typed: relative paths begin there."""
+"""What a training may write besides config.json, and what ``overwrite`` deletes."""
+
+_LOCK_FILE, _PID_FILE = ".lock", ".lock.pid"
+_NOT_SAVED = ("out", "resume", "overwrite")
+# may differ between the parts of one run: memory that is full in its middle is no reason to start again
+_FREE = ("device", "threads", "workers", "accumulate", "gradient_checkpointing", "max_steps")
+_PACKAGES = ("segae", "torch", "timm", "segmentation-models-pytorch", "fastai", "albumentations", "numpy")
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch; the only place where global random state is set.
-
-    Raises:
-        SegaeError: the seed is negative.
-    """
-    if seed < 0:
-        raise SegaeError(f"the seed is {seed}; wanted 0 or more, for example --seed 0.")
+    """Seed Python, NumPy and torch with an integer in [0, 2**32); the only place where global random state is set."""
+    check_range("seed", seed, low=0, high=2**32 - 1, integer=True)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries below us still draw from it
+    np.random.seed(seed)  # noqa: NPY002 - libraries below us still draw from it
     torch.manual_seed(seed)
 
 
-def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
-    """A seed in [0, 2**32) for one epoch of one run: a resumed run draws what an uninterrupted one would have.
-
-    Processes of another rank than 0 get others.
-    """
-    return int(np.random.SeedSequence([seed, epoch, rank] if rank else [seed, epoch]).generate_state(1)[0])
+def epoch_seed(seed: int, epoch: int, process: int = 0) -> int:
+    """Return a seed in [0, 2**32) for an epoch and rank: a resumed run draws what an uninterrupted one would have."""
+    return int(np.random.SeedSequence([seed, epoch, process] if process else [seed, epoch]).generate_state(1)[0])
 
 
-def open_run_folder(folder: Path, config: Any, *, resume: bool, overwrite: bool) -> bool:
-    """Make the run folder, or take up the one that is there, and write the resolved configuration into it.
+@dataclass
+class RunFolder:
+    """A folder of one training run, locked by this process until ``close`` or the end of a ``with`` block."""
+
+    path: Path
+    resume: bool  # whether training goes on from the folder's resume file
+    _lock: FileLock | None = field(default=None, repr=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes use the folder."""
+        if self._lock is not None:
+            (self.path / _PID_FILE).unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
+
+    def start(self, device: torch.device, *, images: str, weights: str | Path = "random") -> dict[str, str]:
+        """Note and return the run's provenance before training starts, while the code cannot have changed yet.
+
+        A resumed run keeps its first date; where commit, versions or device differ, all are named, joined by ``..``.
+
+        Args:
+            device: where the run computes.
+            images: a hash of the training images' names, which a resumed run must have again.
+            weights: where the encoder starts, which must be the same too; of a file counts its content.
+        """
+
+        def note() -> dict[str, str]:
+            config, now = read_json(self.path / CONFIG_FILE) or {}, provenance(device)
+            run = config.get("run", {})
+            if self.resume and "date" in run:
+                for name, value in inputs.items():
+                    if run.get(name, value) != value:
+                        raise SegaeError(f"{name} must be those that {self.path} began with, {run[name]}, got {value}")
+                now["date"] = run["date"]
+                for name in ("commit", "versions", "device"):
+                    parts, finished = run[name].split(".."), (self.path / METRICS_FILE).exists()
+                    now[name] = "..".join(parts if finished or now[name] in parts else [*parts, now[name]])
+            write_json(self.path / CONFIG_FILE, {**config, "run": {**run, **now, **inputs}})
+            return now
+
+        inputs, path = {"images": images, "weights": str(weights)}, Path(weights)
+        if path.is_file():
+            inputs["weights"] = hashlib.blake2b(path.read_bytes(), digest_size=5).hexdigest()
+        return run_on_main(note)
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write metrics.json in rank 0; the file says that the run is finished."""
+        if rank() == 0:
+            write_json(self.path / METRICS_FILE, dict(metrics))
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """Read the metrics.json of a run or result folder; None where the run is not finished."""
+    return read_json(Path(folder) / METRICS_FILE)
+
+
+def open_run_folder(
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    task: str,
+    resume: bool = False,
+    overwrite: bool = False,
+    files: Iterable[str] = RUN_FILES,
+) -> RunFolder:
+    """Make a run folder, or take up the one that is there; lock it and write the settings into its config.json.
+
+    All ranks call this; rank 0 holds the lock. Wherever an earlier process was killed, the folder can be used again.
 
     Args:
         folder: where everything of the run goes.
-        config: the task's frozen dataclass.
+        settings: the settings of the run by name; paths inside the folder are stored relative to it.
+        task: what kind of run it is, such as "pretrain".
         resume: go on after the last finished epoch if the folder holds one.
-        overwrite: throw away what an earlier run left there.
-
-    Returns:
-        True if training should go on from the folder's resume file.
+        overwrite: delete what an earlier run left there.
+        files: names of what the run may write; nothing else in the folder is ever touched.
 
     Raises:
-        SegaeError: the folder holds another run and neither flag is given, or both are, or its configuration differs.
+        SegaeError: the folder is in use by another process, or holds other files, another task, or a run that is
+            neither to be overwritten nor to be resumed with the settings that it began with.
     """
     if resume and overwrite:
-        raise SegaeError(
-            f"--resume and --overwrite were both given, and one of them is wanted: --resume alone goes on with the run "
-            f"in {folder}, --overwrite alone throws it away and starts again. Nothing was touched."
-        )
-    resolved = resolved_config(config)
-    config_file = folder / "config.json"
-    old = read_config(config_file)
-    if old is None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise SegaeError(
-                f"{folder} exists and is not a run folder of segae; nothing in it is touched. Choose another --out."
-            )
-    elif old["task"] != resolved["task"]:
-        raise SegaeError(
-            f"{folder} holds the results of {old['task']}, not of {resolved['task']}; nothing in it is touched. "
-            f"Choose another --out."
-        )
-    elif overwrite:
-        for name in _RUN_FILES:  # by name: whatever else lies there is not ours to delete
+        raise SegaeError(f"resume and overwrite must not both be given; nothing in {folder} was changed")
+    folder, files, lock = Path(folder), tuple(files), None
+
+    def prepare() -> bool:
+        nonlocal lock
+        known = {CONFIG_FILE, *files}
+        if _earlier(folder) is None and folder.is_dir():
+            for path in folder.iterdir():
+                if not path.name.startswith(".") and path.name not in known:
+                    raise SegaeError(f"out must be a new folder or that of a run, got {folder} with {path.name} in it")
+        lock = _lock(folder)
+        remove_stale_temporaries(folder)
+        old, new, threads = _earlier(folder), _describe(settings, task, folder), torch.get_num_threads()
+        run: dict[str, Any] = {"threads": threads}
+        if old is not None and old["task"] != task:
+            raise SegaeError(f"out must be another folder: {folder} holds the results of {old['task']}, not of {task}")
+        if any((folder / name).exists() for name in known) and not (resume or overwrite):
+            raise SegaeError(f"out must be a new folder, got {folder}, which holds a run: resume it, or overwrite it")
+        for name in files if overwrite else ():
             (folder / name).unlink(missing_ok=True)
-    elif not resume:
-        raise SegaeError(
-            f"{folder} already holds a run; add --resume to go on with it, --overwrite to start it again, "
-            f"or choose another --out."
-        )
-    elif different := _changed(config, old, resolved):
-        seen = "; ".join(f"{key} was {old.get(key)!r}, now {resolved[key]!r}" for key in different)
-        raise SegaeError(
-            f"{folder} cannot be resumed with another configuration ({seen}); repeat the first command with "
-            f"--resume, or choose another --out."
-        )
-    write_json(config_file, {**resolved, TYPED_IN: str(Path.cwd())})
-    return (folder / RESUME_FILE).exists()
+        if resume and old is not None:
+            if changes := _changes(old, new):
+                raise SegaeError(f"{folder} must be resumed with the settings that it began with: {changes}")
+            run |= old.get("run", {})
+            if run["threads"] != threads:
+                logger.warning(
+                    f"threads was {run['threads']} when {folder} began and is {threads} now: on a CPU the result will "
+                    "differ by rounding from that of an uninterrupted run"
+                )
+        elif (folder / RESUME_FILE).exists():
+            logger.warning("%s is damaged: the run is resumed with the settings given now", folder / CONFIG_FILE)
+        write_json(folder / CONFIG_FILE, {**new, "run": {**run, **new["run"]}})
+        return (folder / RESUME_FILE).exists()
+
+    try:
+        return RunFolder(folder, run_on_main(prepare), lock)
+    except BaseException:
+        RunFolder(folder, False, lock).close()
+        raise
 
 
-def _changed(config: Any, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Names of the settings that are not what they were; of a path counts where it leads, not how it was typed."""
-    then, now = Path(old.get(TYPED_IN, ".")), Path.cwd()
-    # a run that began before there was a setting had its default
-    defaults = {field.name: json.loads(json.dumps(field.default, default=str)) for field in dataclasses.fields(config)}
-
-    def same(name: str) -> bool:
-        was = old.get(name, defaults.get(name))
-        if _holds_paths(getattr(config, name, None)):
-            return _places(was, then) == _places(new[name], now)
-        return was == new[name]
-
-    return [name for name in new if name not in _FREE and not same(name)]
-
-
-def _holds_paths(value: Any) -> bool:
-    """Whether a setting is a path, several of them, or a text that names a file, as ``--init FILE`` does."""
-    if isinstance(value, tuple):
-        return any(isinstance(item, Path) for item in value)
-    return isinstance(value, Path) or (isinstance(value, str) and Path(value).is_file())
-
-
-def _places(typed: Any, here: Path) -> Any:
-    """A path as typed in the folder ``here``, or a list of them, made absolute; anything else as it is."""
-    if isinstance(typed, list):
-        return [_places(item, here) for item in typed]
-    if not isinstance(typed, str) or re.match(r"[a-z0-9]+:/", typed):  # a stream's address is no place on this disk
-        return typed
-    return str((here / typed).resolve())
+def _lock(folder: Path) -> FileLock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock, deadline = FileLock(folder / _LOCK_FILE), time.monotonic() + 15
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                pid = None
+                with suppress(OSError, ValueError):
+                    pid = int((folder / _PID_FILE).read_text())
+                # the workers of a process that was just killed hold its lock for some seconds more
+                if pid is None or process_runs(pid) or time.monotonic() > deadline:
+                    raise SegaeError(f"out must not be in use, got {folder}, where process {pid} is at work") from None
+                time.sleep(0.2)
+        (folder / _PID_FILE).write_text(str(os.getpid()))
+    except OSError as error:
+        raise SegaeError(f"out must be a folder that can be written, got {folder}: {error.strerror}") from error
+    return lock
 
 
 def open_result_folder(
-    folder: Path, config: Any, decisive: Sequence[str], files: Iterable[Path], *, overwrite: bool
-) -> None:
-    """Take a folder for results that each call makes anew, and write the configuration into it, which says whose it is.
+    folder: Path, settings: Mapping[str, Any], *, task: str, files: Iterable[str], overwrite: bool = False
+) -> Path:
+    """Take a folder for results that each call makes again, and write the settings into its config.json.
 
-    Args:
-        folder: where the results go.
-        config: the task's frozen dataclass.
-        decisive: names of the settings that make other results; the folder of results that were made with the same
-            ones is taken again.
-        files: what will be written.
-        overwrite: also take a folder with the task's results of other settings.
-
-    Raises:
-        SegaeError: something would be overwritten that is not this task's, or that was made with other settings.
+    Refuses to overwrite ``files`` that are not of this task or, without ``overwrite``, that other settings made.
     """
-    resolved = resolved_config(config)
-    config_file = folder / "config.json"
-    old, name = read_config(config_file), resolved["task"].lower()
-    if (folder / "log.csv").exists():
-        raise SegaeError(
-            f"{folder} is the folder of a training run, and files of it would be overwritten: a folder for these "
-            f"results alone is wanted. Type --out {folder / name}."
-        )
-    there = [file for file in (config_file, *files) if file.exists()]
-    if there and (old is None or old["task"] != resolved["task"]):
-        raise SegaeError(
-            f"{len(there)} file(s) would be overwritten, the first of them {there[0]}, and {folder} holds no earlier "
-            f"results of segae {name}. Wanted another --out, for example --out runs/{name}."
-        )
-    different = [] if old is None else [key for key in _changed(config, old, resolved) if key in decisive]
-    if there and different and not overwrite:
-        seen = "; ".join(f"{key} was {(old or {}).get(key)!r}, now {resolved[key]!r}" for key in different)
-        raise SegaeError(
-            f"{folder} holds other results of segae {name} ({seen}), which would be overwritten or mixed with these. "
-            "Choose another --out, or add --overwrite."
-        )
-    write_json(config_file, {**resolved, TYPED_IN: str(Path.cwd())})
+    folder = Path(folder)
+    new, old = _describe(settings, task, folder), _earlier(folder)
+    present = [name for name in (CONFIG_FILE, "log.csv", *files) if (folder / name).exists()]
+    if "log.csv" in present or (present and (old is None or old["task"] != task)):
+        raise SegaeError(f"out must be a folder for the results of {task}, got {folder}, which holds {present[0]}")
+    if present and old and not overwrite and (changes := _changes(old, new)):
+        raise SegaeError(f"out must be a new folder, got {folder} with results of other settings: {changes}")
+    write_json(folder / CONFIG_FILE, new)
+    return folder
 
 
-def read_config(path: Path) -> dict[str, Any] | None:
-    """The configuration of an earlier run, or None if this is not a file that a run of segae wrote."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and "task" in content else None
+def _earlier(folder: Path) -> dict[str, Any] | None:
+    """Read config.json; None where it is missing, damaged or not written by a run."""
+    content = read_json(folder / CONFIG_FILE)
+    return content if isinstance(content, dict) and isinstance(content.get("task"), str) else None
 
 
-def resolved_config(config: Any) -> dict[str, Any]:
-    """The configuration as plain JSON values with the task's name, without the fields that say how to start."""
-    fields = {"task": type(config).__name__, **dataclasses.asdict(config)}
-    for start in ("resume", "overwrite"):
-        fields.pop(start, None)
-    return json.loads(json.dumps(fields, default=str))
+def _describe(settings: Mapping[str, Any], task: str, folder: Path) -> dict[str, Any]:
+    """The settings as JSON values, as they were typed; and where those that name existing paths lead."""
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolve(one) for one in value]
+        if not isinstance(value, str) or not value or "\0" in value or len(value) > 4096 or not os.path.lexists(value):
+            return value
+        path, root = Path(value).resolve(), folder.resolve()
+        return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+    plain = json.loads(json.dumps({name: one for name, one in settings.items() if name not in _NOT_SAVED}, default=str))
+    paths = {name: resolve(value) for name, value in plain.items() if resolve(value) != value}
+    return {"task": task, **plain, "run": {"paths": paths}}
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Describe the settings that are not what they were; a run of an older version lacks new ones."""
+
+    def fixed(config: dict[str, Any], name: str) -> Any:
+        value = config.get("run", {}).get("paths", {}).get(name, config[name])
+        return {key: one for key, one in value.items() if key not in _FREE} if isinstance(value, dict) else value
+
+    pairs = [(name, fixed(old, name), fixed(new, name)) for name in new if name in old and name not in (*_FREE, "run")]
+    return "; ".join(f"{name} was {was!r}, now {value!r}" for name, was, value in pairs if was != value)
+
+
+def provenance(device: torch.device) -> dict[str, str]:
+    """Describe where a run's numbers come from: commit, library versions, device, and the date (UTC).
+
+    The commit is that of the checkout that runs, with ``+changes`` if the package was edited, and empty outside one.
+    """
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    root, commit = Path(__file__).resolve().parents[2], ""
+    with suppress(OSError, subprocess.CalledProcessError):
+        if (root / ".git").exists():
+            edited = git("status", "--porcelain", "--", "segae")
+            commit = git("rev-parse", "--short=12", "HEAD") + ("+changes" if edited else "")
+    name = f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
+    versions = (f"{package} {metadata.version(package)}" for package in _PACKAGES)
+    return {
+        "commit": commit,
+        "versions": "; ".join([f"python {platform.python_version()}", *versions]),
+        "device": name if world_size() == 1 else f"{world_size()} x {name}",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }

@@ -1,0 +1,32 @@
+"""Evaluation on plain arrays: segmentation metrics, prediction, linear probe, figures."""
+
+from __future__ import annotations
+
+from segae.evaluation.metrics import SegmentationMetrics, SegmentationScores, confusion_matrix, mean_iou
+from segae.evaluation.plots import (
+    colorize,
+    confusion_figure,
+    contact_sheet,
+    denormalize,
+    draw_comparison,
+    draw_curves,
+    overlay,
+    reconstruction_sheet,
+    segmentation_sheet,
+)
+from segae.evaluation.probe import feature_std, linear_probe, pooled_features, rankme
+from segae.evaluation.segmentation import (
+    argmax_classes,
+    evaluate_at_mask_size,
+    evaluate_model,
+    predict_logits,
+    predict_masks,
+    resize_logits,
+)
+
+__all__ = [
+    "SegmentationMetrics", "SegmentationScores", "argmax_classes", "colorize", "confusion_figure", "confusion_matrix",
+    "contact_sheet", "denormalize", "draw_comparison", "draw_curves", "evaluate_at_mask_size", "evaluate_model",
+    "feature_std", "linear_probe", "mean_iou", "overlay", "pooled_features", "predict_logits", "predict_masks",
+    "rankme", "reconstruction_sheet", "resize_logits", "segmentation_sheet",
+]  # fmt: skip
