@@ -1,0 +1,9 @@
+"""The verbs: settings in, result object and run folder out. The command line calls the same functions."""
+
+from segae.commands.data import download
+from segae.commands.evaluate import evaluate
+from segae.commands.finetune import FinetuneResult, finetune
+from segae.commands.predict import predict
+from segae.commands.pretrain import PretrainResult, pretrain
+
+__all__ = ["FinetuneResult", "PretrainResult", "download", "evaluate", "finetune", "predict", "pretrain"]

@@ -1,0 +1,398 @@
+"""Bring images to a training: cached on disk, resident on the GPU, decoded in every epoch, or streamed from shards."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from segae._io import read_json, write_json
+from segae._settings import Config, make_config
+from segae.config import DEFAULT_ENCODER, FinetuneConfig, PretrainConfig
+from segae.data import (
+    CachedImageDataset,
+    CachedPairDataset,
+    CachedPairs,
+    CropAndFlip,
+    GPUImageDataset,
+    LazyImageDataset,
+    LazyPairDataset,
+    MildChange,
+    PairList,
+    PathList,
+    SegmentationDataset,
+    SkippedFiles,
+    cache_images,
+    cache_pairs,
+    choose_by_hash,
+    eval_transform,
+    find_pretraining_images,
+    is_stream,
+    label_subset,
+    open_stream,
+    pretrain_transform,
+    read_resized,
+    sample_stream,
+    train_transform,
+    train_val_split,
+    unique_names,
+)
+from segae.errors import SegaeError
+from segae.methods import Method
+from segae.models import Encoder, EncoderInfo, create_encoder, set_gradient_checkpointing
+from segae.training.distributed import gather_objects, rank, run_on_main, world_size
+from segae.training.memory import largest_batch
+from segae.training.run import CONFIG_FILE
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C", bound=Config)
+
+_MAX_GPU_SHARE = 0.25  # of the free GPU memory, for decoded images
+_CLEAN_IMAGES = 2048  # enough for BatchNorm statistics; all of millions would cost an epoch
+_SAMPLE = 256  # training pairs that are decoded once although the others are decoded in every epoch
+_PICTURES = 5  # of a sheet of reconstructions
+
+
+def takes_settings_of(kind: Callable[P, C]) -> Callable[[Callable[[C], R]], Callable[P, R]]:
+    """Turn a function of one config into a function of the config's settings, with their signature and types."""
+
+    def decorate(function: Callable[[C], R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*values: P.args, **settings: P.kwargs) -> R:
+            return function(make_config(kind, *values, **settings))  # type: ignore[arg-type]
+
+        returned = inspect.signature(function).return_annotation
+        call.__signature__ = inspect.signature(kind).replace(return_annotation=returned)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def load_start(config: PretrainConfig | FinetuneConfig) -> Encoder:
+    """The encoder that a training starts from; a weights file brings its own architecture."""
+    weights = str(config.weights)
+    name = config.encoder or (DEFAULT_ENCODER if weights in ("random", "imagenet") else None)
+    with argument_named("encoder", instead_of="name"):
+        return create_encoder(name, weights=weights)
+
+
+@contextmanager
+def argument_named(ours: str, *, instead_of: str) -> Iterator[None]:
+    """Within, let errors about a function's argument name the setting that it came from."""
+    try:
+        yield
+    except SegaeError as error:
+        if not str(error).startswith(f"{instead_of} "):
+            raise
+        raise type(error)(f"{ours}{str(error).removeprefix(instead_of)}") from error
+
+
+def set_up_model(model: Any, config: PretrainConfig | FinetuneConfig) -> None:
+    """Switch on gradient checkpointing and compilation where they are asked for."""
+    if config.trainer.gradient_checkpointing:
+        set_gradient_checkpointing(model)
+    if config.trainer.compile:
+        model.compile()  # in place: names and files stay as they are
+
+
+def fit_into_memory(make: Callable[[int], Any], config: PretrainConfig | FinetuneConfig, image_size: int) -> Any:
+    """The Learner of the largest loader batch that fits, or of the part of a batch that ``accumulate`` asks for.
+
+    ``make`` makes the Learner for the images of a loader's batch.
+    """
+    size, parts = config.batch_size, config.trainer.accumulate
+    if parts is None:
+        return largest_batch(make, size, image_size=image_size)[0]
+    if size % parts:
+        raise SegaeError(f"accumulate must be a divisor of batch_size {size}, got {parts}")
+    return make(size // parts)
+
+
+def loading_settings(config: PretrainConfig | FinetuneConfig, device: torch.device, cache: str) -> dict[str, Any]:
+    """What both trainings tell ``make_loaders``; a resumed stream keeps its workers, which decide its order."""
+    workers = config.trainer.workers
+    if workers is None and cache == "stream":
+        workers = earlier_run(config).get("workers")
+    place = {"rank": rank(), "world_size": world_size()}
+    return {"device": device, "workers": workers, "seed": config.trainer.seed, **place}
+
+
+def plain_settings(config: Config, **resolved: Any) -> dict[str, Any]:
+    """A config as nested plain values for config.json, with what was resolved and without how to start."""
+    settings = {**asdict(config), **resolved}  # type: ignore[call-overload]
+    return {name: value for name, value in settings.items() if name not in ("out", "resume", "overwrite")}
+
+
+def earlier_run(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+    """What the run that is resumed noted about itself; empty where none is resumed."""
+
+    def read() -> dict[str, Any]:
+        content = read_json(Path(config.out) / CONFIG_FILE) if config.resume else None
+        return content.get("run", {}) if isinstance(content, dict) else {}
+
+    return run_on_main(read)
+
+
+def note_in_run(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Add facts to what a run notes about itself in its config.json."""
+
+    def write() -> None:
+        content = read_json(folder / CONFIG_FILE) or {}
+        write_json(folder / CONFIG_FILE, {**content, "run": {**content.get("run", {}), **facts}})
+
+    run_on_main(write)
+
+
+def write_skipped(
+    folder: Path,
+    skipped: SkippedFiles,
+    failures: Iterable[tuple[Any, str]] = (),
+    excluded: Iterable[tuple[Path, str]] = (),
+) -> None:
+    """Report what could not be read, in any rank, and list it with the excluded files in skipped.csv."""
+    for part in gather_objects(list(failures)):
+        skipped.extend(part)
+    skipped.report()
+    listed = SkippedFiles()
+    listed.extend([*skipped.files, *excluded])
+    run_on_main(lambda: listed.write(folder))
+
+
+def choose_cache(config: PretrainConfig | FinetuneConfig, need: int, device: torch.device) -> str:
+    """Choose where decoded images are kept; a resumed run keeps its choice, because augmentation differs.
+
+    Args:
+        config: of the training.
+        need: bytes that the images take.
+        device: where this process computes.
+
+    Returns:
+        disk, gpu or none; the same in all ranks, which must all call this.
+
+    Raises:
+        SegaeError: images on the GPU are prepared there, and workers were asked for.
+    """
+    asked, workers = config.trainer.cache, config.trainer.workers
+    before = earlier_run(config).get("cache") if asked == "auto" else None
+    chosen = before or asked
+    if chosen == "gpu" and workers:
+        raise SegaeError(f"workers must be 0 where images are kept on the GPU (cache gpu), got {workers}")
+    if chosen == "auto":
+        has_room = device.type == "cuda" and not workers and need < _MAX_GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+        chosen = "gpu" if all(gather_objects(has_room)) else "disk"
+    return chosen
+
+
+@dataclass(frozen=True)
+class UnlabeledData:
+    """The images of a pretraining.
+
+    Attributes:
+        train: augmented items.
+        train_indices: which of them are an epoch; None for all.
+        valid: clean items of the validation images; None where there are none.
+        clean: clean training items, enough for BatchNorm statistics.
+        pictures: uint8 (n, S, S, 3), a few images to look at, validation images where there are any.
+        names: file names of all images; of a stream its shards.
+        count: training images.
+        cache: disk, gpu, none or stream.
+        excluded: test images that were found among the files, as (path, reason).
+        failures: returns what could not be read while training, as (path, reason).
+    """
+
+    train: Any
+    train_indices: Sequence[int] | None
+    valid: Any
+    clean: Any
+    pictures: np.ndarray
+    names: Sequence[str]
+    count: int
+    cache: str
+    excluded: Sequence[tuple[Path, str]] = ()
+    failures: Callable[[], Iterable[tuple[Any, str]]] = tuple
+
+    @property
+    def held_out(self) -> int:
+        """Number of validation images."""
+        return 0 if self.valid is None else len(self.valid)
+
+    def clean_batches(self, batch_size: int) -> DataLoader:
+        """Batches of clean images; a last one of a single image, which has no variance, is left out."""
+        return DataLoader(self.clean, batch_size, drop_last=len(self.clean) > batch_size)
+
+
+def load_unlabeled(
+    config: PretrainConfig, info: EncoderInfo, method: Method, device: torch.device, skipped: SkippedFiles
+) -> UnlabeledData:
+    """Load the images of a pretraining, without the test images of data sets among them.
+
+    Raises:
+        SegaeError: no image can be read, or the cache does not go with the data, the device or the workers.
+    """
+    size, seed, look = config.image_size, config.trainer.seed, (config.image_size, info.mean, info.std)
+    augment, plain = pretrain_transform(*look, crop=not method.crops), eval_transform(*look)
+    if is_stream(config.roots):
+        return _load_stream(config, augment, plain, skipped)
+    if config.epoch_images is not None:
+        raise SegaeError(f"epoch_images must be None where data are no stream, got {config.epoch_images}: use repeats")
+    roots = [Path(root) for root in config.roots]
+    report = run_on_main(lambda: find_pretraining_images(roots, near_duplicates=config.near_duplicates))
+    paths = PathList.of(report.kept)
+    cache = choose_cache(config, 3 * size**2 * len(paths), device)
+    if cache != "none":
+        cached = cache_images(paths, size, skipped)
+        paths = cached.paths
+    names = unique_names(paths)
+    chosen = choose_by_hash(sorted(set(names)), config.val_fraction, seed, "validation")
+    held_out = np.array([name in chosen for name in names])
+    train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    clean = train[np.linspace(0, len(train) - 1, min(len(train), _CLEAN_IMAGES)).astype(int)]
+    shown = (valid if len(valid) else train)[:_PICTURES]
+    known: dict[str, Any] = {"count": len(train), "cache": cache, "excluded": report.excluded}
+    known["names"] = [path.name for path in paths]
+    if cache == "none":
+        # two lists: what replaces an unreadable training image must not be a validation image
+        lists = [paths.take(part.tolist()) for part in (train, valid, clean)]
+        first = LazyImageDataset(lists[0], size, augment, seed, config.repeats)
+        second = LazyImageDataset(lists[1], size, plain, seed) if len(valid) else None
+        pictures = _read_some(lists[1] if len(valid) else lists[0], size)
+        known["failures"] = functools.partial(_failures, first, second)
+        return UnlabeledData(first, None, second, LazyImageDataset(lists[2], size, plain, seed), pictures, **known)
+    images = cached.images
+    unchanged = CachedImageDataset(images, plain, seed)
+    train_set: Any = CachedImageDataset(images, augment, seed, config.repeats)
+    valid_set: Any = unchanged
+    if cache == "gpu":
+        change = CropAndFlip(scale=(1.0, 1.0), ratio=(1.0, 1.0)) if method.crops else CropAndFlip()
+        train_set = GPUImageDataset(images, None, change, *look[1:], device=device, seed=seed, repeats=config.repeats)
+        valid_set = train_set.unchanged()
+    indices = [place + turn * len(images) for turn in range(config.repeats) for place in train.tolist()]
+    checked = Subset(valid_set, valid.tolist()) if len(valid) else None
+    return UnlabeledData(train_set, indices, checked, Subset(unchanged, clean.tolist()), images[shown], **known)
+
+
+def _load_stream(config: PretrainConfig, augment: Any, plain: Any, skipped: SkippedFiles) -> UnlabeledData:
+    """Open shards; they have no validation images, and nothing distinguishes test images in them."""
+    if config.trainer.cache not in ("auto", "none"):
+        raise SegaeError(f"cache must be none for a stream, got {config.trainer.cache}")
+    if config.patience is not None:
+        raise SegaeError(f"patience must be None for a stream, which has no validation images, got {config.patience}")
+    if config.repeats > 1 and config.epoch_images is None:
+        raise SegaeError(f"repeats must be 1 for a stream, got {config.repeats}: give epoch_images")
+    images = None if config.epoch_images is None else config.epoch_images * config.repeats
+    opened: dict[str, Any] = {"size": config.image_size, "seed": config.trainer.seed, "epoch_images": images}
+    place = {"rank": rank(), "world_size": world_size()}
+    with argument_named("data", instead_of="sources"):
+        stream = open_stream(config.roots, transform=augment, skipped=skipped, **opened, **place)
+    count = config.epoch_images or stream.count or len(stream)
+    sample = sample_stream(stream, min(count, _CLEAN_IMAGES))
+    clean = CachedImageDataset(sample, plain, config.trainer.seed)
+    names = [str(source) for source in stream.sources]
+    found: dict[str, Any] = {"names": names, "count": count, "cache": "stream", "failures": lambda: stream.failures}
+    return UnlabeledData(stream, None, None, clean, sample[:_PICTURES], **found)
+
+
+def _read_some(paths: Sequence[Path], size: int) -> np.ndarray:
+    """The first readable images, uint8 (n, S, S, 3)."""
+    found: list[np.ndarray] = []
+    for path in paths:
+        try:
+            found.append(read_resized(path, size))
+        except SegaeError:
+            continue  # the datasets list it when they read it
+        if len(found) == _PICTURES:
+            break
+    return np.stack(found) if found else np.zeros((0, size, size, 3), np.uint8)
+
+
+def _failures(*datasets: Any) -> list[tuple[Any, str]]:
+    return [failure for dataset in datasets if dataset is not None for failure in dataset.failures]
+
+
+@dataclass(frozen=True)
+class LabeledData:
+    """The images and masks of a fine-tuning.
+
+    Attributes:
+        train: augmented items.
+        valid: clean items of the validation images; None where there are none.
+        pairs: the training pairs, where they are decoded once those that can be read.
+        labels: training images that were asked for.
+        sample: training pairs, decoded and unchanged; all of them unless they are decoded in every epoch.
+        checked: the same of the validation pairs; None where there are none.
+        cache: disk, gpu or none.
+        failures: returns what could not be read while training, as (path, reason).
+    """
+
+    train: Any
+    valid: Any
+    pairs: PairList
+    labels: int
+    sample: CachedPairs
+    checked: CachedPairs | None
+    cache: str
+    failures: Callable[[], Iterable[tuple[Any, str]]] = tuple
+
+    @property
+    def held_out(self) -> int:
+        """Number of validation images."""
+        return 0 if self.valid is None else len(self.valid)
+
+
+def load_labeled(
+    config: FinetuneConfig,
+    data: SegmentationDataset,
+    info: EncoderInfo,
+    image_size: int,
+    device: torch.device,
+    skipped: SkippedFiles,
+) -> LabeledData:
+    """Load the training and validation images of a data set; its test split stays closed.
+
+    Raises:
+        SegaeError: nothing can be read, or the cache does not go with the device or the workers.
+    """
+    size, seed, look = image_size, config.trainer.seed, (image_size, info.mean, info.std)
+    with argument_named("labels", instead_of="count"):
+        train = label_subset(data.splits["train"], config.labels, seed)
+    if data.splits.get("val"):
+        valid = PairList.of(data.splits["val"])
+    else:
+        train, valid = train_val_split(train, config.val_fraction, seed)
+    cache = choose_cache(config, 4 * size**2 * (len(train) + len(valid)), device)
+    lazy = cache == "none"
+    sample = cache_pairs(train[:_SAMPLE] if lazy else train, size, data.mask_values, skipped)
+    few = valid[:_SAMPLE] if lazy else valid
+    checked = cache_pairs(few, size, data.mask_values, skipped, allow_empty=True) if few else None
+    if checked is not None and not checked.pairs:  # a handful of images, all of them unreadable
+        checked, valid = None, valid[:0]
+    known: dict[str, Any] = {"labels": len(train), "sample": sample, "checked": checked, "cache": cache}
+    augment, plain = (train_transform if config.augment else eval_transform)(*look), eval_transform(*look)
+    distinct = len(train) if lazy else len(sample.images)
+    repeats = 1 if config.epoch_images is None else -(-config.epoch_images // distinct)
+    first: Any
+    second: Any = None
+    if lazy:
+        first = LazyPairDataset(train, size, data.mask_values, augment, seed, repeats)
+        second = LazyPairDataset(valid, size, data.mask_values, plain, seed) if valid else None
+        return LabeledData(first, second, train, failures=functools.partial(_failures, first, second), **known)
+    if cache == "gpu":
+        place: dict[str, Any] = {"device": device, "seed": seed}
+        change = MildChange() if config.augment else None
+        first = GPUImageDataset(sample.images, sample.masks, change, *look[1:], repeats=repeats, **place)
+        if checked is not None:
+            second = GPUImageDataset(checked.images, checked.masks, None, *look[1:], **place)
+    else:
+        first = CachedPairDataset(sample.images, sample.masks, augment, seed, repeats)
+        if checked is not None:
+            second = CachedPairDataset(checked.images, checked.masks, plain, seed)
+    return LabeledData(first, second, sample.pairs, **known)

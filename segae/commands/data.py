@@ -1,0 +1,31 @@
+"""Download data sets; nothing is downloaded unless this is called."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from segae.commands._data import takes_settings_of
+from segae.config import DownloadConfig
+from segae.data import download_pets, open_dataset
+
+logger = logging.getLogger("segae")
+
+
+@takes_settings_of(DownloadConfig)
+def download(config: DownloadConfig) -> Path:
+    """Download a data set, verify its checksum and unpack it; what is there already is not downloaded again.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        SegaeError: no connection, a wrong checksum, or a full disk; a broken transfer continues where it stopped.
+
+    Example:
+        >>> pets = download("pets", root="data/pets")  # doctest: +SKIP
+    """
+    folder = download_pets(Path(config.root))
+    splits = open_dataset(folder).splits
+    logger.info("%s: %s", folder, ", ".join(f"{len(pairs)} {split} images" for split, pairs in splits.items()))
+    return folder

@@ -1,0 +1,189 @@
+"""Score a trained segmenter on a split of a labeled data set."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from segae._io import write_atomically, write_json
+from segae.commands._data import takes_settings_of, write_skipped
+from segae.config import EvaluateConfig
+from segae.data import (
+    CachedPairs,
+    Pair,
+    PairList,
+    SegmentationDataset,
+    SkippedFiles,
+    cache_pairs,
+    open_dataset_like,
+    read_mask,
+    split_hash,
+    to_class_indices,
+)
+from segae.errors import DataError
+from segae.evaluation import (
+    SegmentationScores,
+    confusion_figure,
+    evaluate_at_mask_size,
+    evaluate_model,
+    predict_masks,
+    segmentation_sheet,
+)
+from segae.models import Segmenter, fingerprint, load_segmenter
+from segae.training import choose_device, limit_threads, open_result_folder, provenance
+
+logger = logging.getLogger("segae")
+
+_FILES = ("metrics.json", "per_image.csv", "confusion.csv", "confusion.png", "sheet.png", "skipped.csv")
+_SHEET_ROWS = 8  # at most: evenly spaced ranks from the worst image to the best
+
+
+@takes_settings_of(EvaluateConfig)
+def evaluate(config: EvaluateConfig) -> SegmentationScores:
+    """Score a trained segmenter, a file or one in memory; all settings are those of ``segae.config.EvaluateConfig``.
+
+    Results of a model file are written beside it unless ``out`` names a folder; those of a model in memory only if it
+    does.
+
+    Raises:
+        SegaeError: an unknown or empty split, classes that are not the model's, no readable image, or a bad model file.
+
+    Example:
+        >>> scores = evaluate("runs/finetune/model.safetensors", "pets", split="test")  # doctest: +SKIP
+    """
+    with limit_threads(config.threads):
+        model, device = load_model(config.model, config.device)
+        info = model.info
+        dataset = open_dataset_like(
+            Path(config.data),
+            classes=config.classes,
+            merge=config.merge,
+            model_classes=info.classes,
+            model_mask_values=info.mask_values,
+            model_merge=info.training.get("merge", ()),
+        )
+        pairs = _choose_split(dataset, config.split)
+        out = _open_folder(config, model, dataset)
+        skipped = SkippedFiles()
+        cached = cache_pairs(pairs, info.image_size, dataset.mask_values, skipped)
+        how: dict[str, Any] = {"batch_size": config.batch_size, "device": device}
+        how["names"] = [pair.name for pair in cached.pairs]
+        if config.resolution == "original":
+            scores = evaluate_at_mask_size(model, cached.images, _read_masks(cached.pairs, dataset.mask_values), **how)
+        else:
+            scores = evaluate_model(model, cached.images, cached.masks, **how)
+        if out is not None:
+            _write_numbers(config, out, scores, model, dataset, device)
+            _write_pictures(out, scores, model, cached, device)
+            (out / "skipped.csv").unlink(missing_ok=True)
+            write_skipped(out, skipped)
+            logger.info("wrote %s", out / "metrics.json")
+    rows = {name.replace("_", " "): value for name, value in scores.as_row().items()}
+    width = max(map(len, rows))
+    logger.info("%s", "\n".join(f"{name:<{width}}  {value:.3f}" for name, value in rows.items()))
+    return scores
+
+
+def load_model(model: Any, device: str) -> tuple[Segmenter, torch.device]:
+    """A segmenter on its device: a file on the chosen one, a model in memory where it is, unless one is named."""
+    if isinstance(model, Segmenter) and device == "auto":
+        return model, next(model.parameters()).device
+    chosen = choose_device(device)
+    return (model if isinstance(model, Segmenter) else load_segmenter(model)).to(chosen), chosen
+
+
+def name_model(model: Any) -> str:
+    """The path of a model, or a text that identifies a model in memory by its weights."""
+    return f"weights {fingerprint(model.state_dict())}" if isinstance(model, Segmenter) else os.fspath(model)
+
+
+def _choose_split(dataset: SegmentationDataset, split: str) -> Sequence[Pair]:
+    pairs = dataset.splits.get(split, ())
+    if not pairs:
+        sizes = ", ".join(f"{name} ({len(members)} images)" for name, members in dataset.splits.items())
+        raise DataError(f"split must be one with images, of {dataset.root} {sizes}, got {split!r}")
+    return pairs
+
+
+def _open_folder(config: EvaluateConfig, model: Segmenter, dataset: SegmentationDataset) -> Path | None:
+    if config.out is None and isinstance(config.model, Segmenter):
+        return None
+    parts = ["evaluate", config.split]
+    parts += [config.resolution] if config.resolution != "model" else []
+    parts += [dataset.name] if dataset.name != model.info.training.get("dataset", dataset.name) else []
+    out = Path(config.out) if config.out is not None else Path(config.model).parent / "-".join(parts)
+    settings = {name: getattr(config, name) for name in ("data", "split", "resolution", "classes", "merge")}
+    settings["model"] = name_model(config.model)
+    return open_result_folder(out, settings, task="evaluate", files=_FILES, overwrite=config.overwrite)
+
+
+def _read_masks(pairs: PairList, mask_values: Sequence[int | tuple[int, ...]]) -> Iterator[NDArray[np.uint8]]:
+    """Class indices of each mask file at its own size, read when asked for."""
+    for pair in pairs:
+        yield to_class_indices(read_mask(pair.mask), mask_values, pair.mask)
+
+
+def _write_numbers(
+    config: EvaluateConfig,
+    out: Path,
+    scores: SegmentationScores,
+    model: Segmenter,
+    dataset: SegmentationDataset,
+    device: torch.device,
+) -> None:
+    info, in_memory = model.info, isinstance(config.model, Segmenter)
+    names = list(scores.per_image["name"])
+    content = {
+        # JSON has no NaN: the score of a class that is nowhere is null
+        **{name: None if math.isnan(value) else value for name, value in scores.as_row().items()},
+        **{"classes": scores.classes, "confusion": scores.confusion.tolist()},
+        **{"dataset": dataset.name, "split": config.split, "resolution": config.resolution},
+        **{"images": len(names), "split_hash": split_hash(names)},
+        "model": name_model(config.model),
+        "model_sha256": "" if in_memory else hashlib.sha256(Path(config.model).read_bytes()).hexdigest(),
+        **{"encoder": info.encoder.architecture, "decoder": info.decoder, "image_size": info.image_size},
+        "training": info.training,
+        **provenance(device),
+    }
+    write_json(out / "metrics.json", content)
+    confusion = pd.DataFrame(scores.confusion, scores.classes, scores.classes).rename_axis("truth")
+    for name, text in {
+        "per_image.csv": scores.per_image.to_csv(index=False),
+        "confusion.csv": confusion.to_csv(),
+    }.items():
+        encoded = text.encode("utf-8", "backslashreplace")
+        write_atomically(out / name, lambda file, encoded=encoded: file.write(encoded))  # type: ignore[misc]
+
+
+def _write_pictures(
+    out: Path, scores: SegmentationScores, model: Segmenter, cached: CachedPairs, device: torch.device
+) -> None:
+    confusion_figure(scores.confusion, scores.classes, out / "confusion.png")
+    miou = scores.per_image["miou"].to_numpy()
+    ranks = np.unique(np.linspace(0, len(miou) - 1, min(_SHEET_ROWS, len(miou))).round().astype(int))
+    shown = np.argsort(miou, kind="stable")[ranks]
+    places = {0: "worst", len(miou) - 1: "best"}
+    labels = [
+        f"{places.get(rank, f'{rank + 1} of {len(miou)}')}\nmIoU {miou[index]:.3f}"
+        for rank, index in zip(ranks, shown, strict=True)
+    ]
+    images = cached.images[shown]
+    segmentation_sheet(
+        list(images),
+        list(cached.masks[shown]),
+        list(predict_masks(model, images, device=device)),
+        out / "sheet.png",
+        classes=scores.classes,
+        palette=model.info.palette,
+        row_labels=labels,
+    )

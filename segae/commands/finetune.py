@@ -1,0 +1,222 @@
+"""Fine-tune a segmenter on labeled images: freeze the encoder for one epoch, then train everything."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from segae import models, training
+from segae.commands._data import (
+    LabeledData,
+    fit_into_memory,
+    load_labeled,
+    load_start,
+    loading_settings,
+    note_in_run,
+    plain_settings,
+    set_up_model,
+    takes_settings_of,
+    write_skipped,
+)
+from segae.config import FinetuneConfig, FinetuneSettings
+from segae.data import (
+    CachedImageDataset,
+    CachedPairDataset,
+    SkippedFiles,
+    check_masks,
+    eval_transform,
+    make_loaders,
+    open_dataset,
+    split_hash,
+)
+from segae.errors import SegaeError
+from segae.evaluation import SegmentationScores, draw_curves, evaluate_model, predict_masks, segmentation_sheet
+from segae.methods import create_method, method_names
+from segae.training.run import RESUME_FILE
+
+logger = logging.getLogger("segae")
+
+_SHEET_ROWS = 8
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a fine-tuning made.
+
+    Attributes:
+        model: the trained segmenter, as after the last epoch.
+        path: model.safetensors in the run folder.
+        log: one row per epoch.
+        scores: of the validation images; None where there are none. The test split is never read.
+    """
+
+    model: models.Segmenter
+    path: Path
+    log: pd.DataFrame
+    scores: SegmentationScores | None
+
+
+@takes_settings_of(FinetuneConfig)
+def finetune(config: FinetuneConfig) -> FinetuneResult:
+    """Fine-tune a segmenter on labeled images; all settings are those of ``segae.config.FinetuneConfig``.
+
+    Raises:
+        SegaeError: an argument cannot be used, the data cannot be read, or a file cannot be written; what was finished
+            stays, and ``resume=True`` continues.
+
+    Example:
+        >>> model = finetune("pets", weights="runs/pretrain/encoder.safetensors").model  # doctest: +SKIP
+    """
+    with training.limit_threads(config.trainer.threads), training.init_distributed(config.trainer.device) as device:
+        return _Finetuning(config, device).run()
+
+
+class _Finetuning:
+    """One fine-tuning, built and checked before any image is decoded or anything is written."""
+
+    def __init__(self, config: FinetuneConfig, device: torch.device) -> None:
+        self.dataset = open_dataset(Path(config.data), classes=config.classes, merge=config.merge)
+        training.seed_everything(config.trainer.seed)
+        encoder = load_start(config)
+        weights = replace(encoder.info.weights, transfer=config.transfer)
+        self.device, self.start = device, replace(encoder.info, weights=weights)
+        self.config = config = _resolve(config, self.start)
+        self.size = size = config.image_size or self.start.image_size
+        models.require_image_size(size, encoder.output_stride)
+        models.require_decoder_size(config.decoder, size)
+        rates = {name: getattr(config, name) for name in ("lr", "lr_ratio", "warmup")}
+        self.phases = training.freeze_finetune_phases(config.freeze_epochs, config.epochs, **rates)
+        check_masks(self.dataset)
+        training.seed_everything(config.trainer.seed)  # the decoder must not depend on where the encoder comes from
+        self.model = models.create_segmenter(
+            encoder,
+            num_classes=self.dataset.classes,
+            decoder=config.decoder,
+            decoder_weights=models.decoder_file(config.weights) if config.transfer == "encoder+decoder" else None,
+            palette=self.dataset.palette,
+            mask_values=self.dataset.mask_values,
+            image_size=size,
+        ).to(device)
+        set_up_model(self.model, config)
+
+    def run(self) -> FinetuneResult:
+        """Train and write everything."""
+        config, model, start, device, skipped = self.config, self.model, self.start, self.device, SkippedFiles()
+        data = load_labeled(config, self.dataset, start, self.size, device, skipped)
+        learner = fit_into_memory(partial(self.make_learner, data), config, self.size)
+        folder = Path(config.out)
+        how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
+        settings = plain_settings(config, encoder=start.architecture)
+        with training.open_run_folder(folder, settings, task="finetune", **how) as run:
+            images = split_hash(pair.name for pair in data.pairs)
+            source = run.start(device, images=images, weights=os.fspath(config.weights))
+            note_in_run(folder, {"cache": data.cache})
+            write_skipped(folder, skipped)
+            logger.info("encoder %s from %s (%s)", start.architecture, start.weights, start.source)
+            epochs = f"{config.freeze_epochs} + {config.epochs} epochs on {device}"
+            logger.info("%d training and %d validation images, %s", len(data.pairs), data.held_out, epochs)
+            if not run.resume:
+                self.initialize(data)
+            draw = partial(draw_curves, folder / "log.csv", folder / "curves.png")
+            learner.add_cb(training.DrawPictures([draw]))
+            files = {"log_csv": folder / "log.csv", "resume_file": folder / RESUME_FILE}
+            with training.measure_cost(device) as cost:
+                log = training.fit(learner, self.phases, resume=run.resume, **files)  # type: ignore[arg-type]
+            write_skipped(folder, skipped, data.failures())
+            details = self.describe(data, source, learner)
+            model.info = replace(model.info, encoder=start, training=details)
+            path = folder / "model.safetensors"
+            if training.rank() != 0:
+                return FinetuneResult(model, path, log, None)
+            checked, scores = data.checked, None
+            if checked is not None:
+                scores = evaluate_model(model, checked.images, checked.masks, device=device)
+            models.save_segmenter(model, path)
+            shown = data.sample if checked is None else checked
+            pictures, truths = shown.images[:_SHEET_ROWS], shown.masks[:_SHEET_ROWS]
+            sheet = partial(segmentation_sheet, classes=model.info.classes, palette=model.info.palette)
+            masks = predict_masks(model, pictures, device=device)
+            sheet(list(pictures), list(truths), list(masks), folder / "sheet.png")
+            draw()
+            run.write_metrics(
+                {
+                    "split": "train" if scores is None else "val",
+                    "last_epoch": log.iloc[-1].dropna().to_dict(),
+                    **details,
+                    "seconds": float(log["seconds"].sum()),
+                    "energy_wh": None if run.resume else cost.energy_wh,
+                    "peak_memory_mb": cost.peak_memory_mb,
+                    "workers": learner.dls.train.num_workers,
+                    **source,
+                }
+            )
+            logger.info("wrote %s", path)
+            return FinetuneResult(model, path, log, scores)
+
+    def make_learner(self, data: LabeledData, batch: int) -> Any:
+        """Make the Learner of a number of images in a loader's batch."""
+        config, loading = self.config, loading_settings(self.config, self.device, data.cache)
+        return training.segmentation_learner(
+            make_loaders(data.train, data.valid, batch_size=batch, epoch_images=config.epoch_images, **loading),
+            self.model,
+            bn_mode=str(config.bn_mode),
+            weight_decay=config.weight_decay,
+            precision=config.trainer.precision,
+            seed=config.trainer.seed,
+            accumulate=config.batch_size // batch,
+            loss=config.loss,
+            max_steps=config.trainer.max_steps,
+        )
+
+    def initialize(self, data: LabeledData) -> None:
+        """Recalibrate BatchNorm and fit the head (LP-FT), in one pass each over clean training images."""
+        config, model, images = self.config, self.model, data.sample.images
+        plain = eval_transform(self.size, self.start.mean, self.start.std)
+        if config.recalibrate:
+            clean = CachedImageDataset(images, plain, config.trainer.seed)
+            # a last batch of one image has no variance to measure
+            batches = DataLoader(clean, config.batch_size, drop_last=len(clean) > config.batch_size)
+            part = model if config.transfer == "encoder+decoder" else model.encoder
+            training.recalibrate_batchnorm(part, batches, self.device)
+        if config.lpft_head:
+            labeled = CachedPairDataset(images, data.sample.masks, plain, config.trainer.seed)
+            training.fit_lpft_head(model, DataLoader(labeled, config.batch_size), model.num_classes, self.device)
+
+    def describe(self, data: LabeledData, source: dict[str, str], learner: Any) -> dict[str, Any]:
+        """Say in the model's file and the metrics what was trained: nothing that differs between equal runs."""
+        config, weights, dataset = self.config, self.start.weights, self.dataset
+        details = {
+            **{"weights": weights.start, "weights_source": self.start.source},
+            **{"method": weights.method, "method_args": weights.method_args, "transfer": weights.transfer},
+            **{f"pretrain_{name}": value for name, value in self.start.pretraining.items() if name != "method"},
+            **{"dataset": dataset.name, "labels": data.labels, "training_images": len(data.pairs)},
+            "label_fraction": data.labels / len(dataset.splits["train"]),
+            "split_hash": split_hash(pair.name for pair in data.pairs),
+            **{"encoder": self.start.architecture, "decoder": config.decoder},
+            **{"freeze_epochs": config.freeze_epochs, "epochs": config.epochs, "steps": learner.epoch_clock.steps},
+            **{one.name: getattr(config, one.name) for one in fields(FinetuneSettings)},
+            **{"image_size": self.size, "val_fraction": config.val_fraction, "merge": list(config.merge)},
+            "precision": "bfloat16" if hasattr(learner, "bfloat16_autocast") else "float32",
+            **{"cache": data.cache, "seed": config.trainer.seed},
+        }
+        return {**details, **{name: source[name] for name in ("commit", "versions")}}
+
+
+def _resolve(config: FinetuneConfig, start: models.EncoderInfo) -> FinetuneConfig:
+    """Fill in every setting that was left open with what suits the weights."""
+    method = start.weights.method
+    if config.transfer == "encoder" and method in method_names() and create_method(method).frozen_encoder:
+        raise SegaeError(
+            f"transfer must be encoder+decoder for weights of {method}, which trains the decoder alone, got "
+            f"{config.transfer}; or give the weights that it began with, {start.weights.start}"
+        )
+    defaults = asdict(training.finetune_defaults(start.weights, config.transfer)) | {"image_size": start.image_size}
+    return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})

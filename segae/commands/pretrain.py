@@ -1,0 +1,274 @@
+"""Pretrain an encoder on unlabeled images: folder in, encoder file and run folder out."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from segae import models, training
+from segae.commands._data import (
+    UnlabeledData,
+    fit_into_memory,
+    load_start,
+    load_unlabeled,
+    loading_settings,
+    note_in_run,
+    plain_settings,
+    set_up_model,
+    takes_settings_of,
+    write_skipped,
+)
+from segae.config import PretrainConfig, PretrainSettings
+from segae.data import (
+    CachedImageDataset,
+    SkippedFiles,
+    cache_pairs,
+    choose_by_hash,
+    eval_transform,
+    make_loaders,
+    open_dataset,
+    split_hash,
+)
+from segae.errors import SegaeError
+from segae.evaluation import draw_curves, linear_probe, reconstruction_sheet
+from segae.methods import Method, create_autoencoder, create_method
+from segae.training.run import RESUME_FILE
+
+logger = logging.getLogger("segae")
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a pretraining made.
+
+    Attributes:
+        encoder: the pretrained encoder.
+        autoencoder: the whole trained model.
+        path: encoder.safetensors in the run folder.
+        decoder_path: decoder.safetensors, which a segmenter can take over; None for a decoder that cannot segment.
+        log: one row per epoch.
+    """
+
+    encoder: models.Encoder
+    autoencoder: models.Autoencoder
+    path: Path
+    decoder_path: Path | None
+    log: pd.DataFrame
+
+
+@takes_settings_of(PretrainConfig)
+def pretrain(config: PretrainConfig) -> PretrainResult:
+    """Pretrain an encoder on unlabeled images; all settings are those of ``segae.config.PretrainConfig``.
+
+    Raises:
+        SegaeError: an argument cannot be used, the data cannot be read, or a file cannot be written; what was finished
+            stays, and ``resume=True`` continues.
+
+    Example:
+        >>> result = pretrain("photos", method="spark", epochs=50)  # doctest: +SKIP
+    """
+    with training.limit_threads(config.trainer.threads), training.init_distributed(config.trainer.device) as device:
+        return _Pretraining(config, device).run()
+
+
+class _Pretraining:
+    """One pretraining, built and checked before anything is read or written."""
+
+    def __init__(self, config: PretrainConfig, device: torch.device) -> None:
+        training.seed_everything(config.trainer.seed)
+        encoder = load_start(config)
+        self.device, self.start = device, encoder.info
+        self.method = _create_method(config)
+        self.config = _resolve(config, self.start, self.method)
+        self.model = _build(self.config, encoder, self.method).to(device)
+        set_up_model(self.model, config)
+        if self.method.needs_pretrained_encoder and not self.start.weights.pretrained:
+            raise SegaeError(f"weights must be pretrained for {self.method}, which asks the encoder, got random")
+        # BatchNorm statistics of the encoder stay those that it started with
+        self.keeps_statistics = self.method.frozen_encoder or config.bn_mode == "eval"
+
+    def run(self) -> PretrainResult:
+        """Train and write everything."""
+        config, model, method, start, device = self.config, self.model, self.method, self.start, self.device
+        skipped, probe = SkippedFiles(), self.make_probe()
+        data = load_unlabeled(config, start, method, device, skipped)
+        learner = fit_into_memory(partial(self.make_learner, data, probe), config, config.image_size)
+        phases = training.pretraining_phases(
+            config.epochs,
+            config.lr or method.lr,
+            warmup=config.warmup,
+            freeze_epochs=config.freeze_epochs or 0,
+            encoder_lr_ratio=config.encoder_lr_ratio or 1.0,
+            frozen_encoder=method.frozen_encoder,
+        )
+        folder = Path(config.out)
+        how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
+        settings = plain_settings(config, method=method.name, method_args=asdict(method), encoder=start.architecture)
+        with training.open_run_folder(folder, settings, task="pretrain", **how) as run:
+            source = run.start(device, images=split_hash(data.names), weights=os.fspath(config.weights))
+            note_in_run(folder, {"cache": data.cache, "workers": learner.dls.train.num_workers})
+            write_skipped(folder, skipped, excluded=data.excluded)
+            length = " + ".join(f"{phase.epochs} ({phase.name})" for phase in phases)
+            logger.info("encoder %s from %s (%s), %s", start.architecture, start.weights, start.source, method)
+            logger.info("%d + %d validation images, epochs: %s, on %s", data.count, data.held_out, length, device)
+            if not run.resume and not start.weights.pretrained and self.keeps_statistics:
+                # random weights come without statistics of any images
+                training.recalibrate_batchnorm(model.encoder, data.clean_batches(config.batch_size), device)
+            method.prepare(model.encoder, data.clean_batches(config.batch_size))  # before a resumed encoder replaces it
+            draws: list[Callable[[], object]] = [partial(draw_curves, folder / "log.csv", folder / "curves.png")]
+            if len(data.pictures):
+                sheet = folder / "reconstructions.png"
+                draws.append(partial(reconstruction_sheet, model, method, data.pictures, sheet))
+            learner.add_cb(training.DrawPictures(draws))
+            files = {"log_csv": folder / "log.csv", "resume_file": folder / RESUME_FILE}
+            with training.measure_cost(device) as cost:
+                log = training.fit(learner, phases, resume=run.resume, **files)  # type: ignore[arg-type]
+            write_skipped(folder, skipped, data.failures(), data.excluded)
+            info = model.encoder.info = self.describe(data, log, source)
+            transferable = config.decoder in models.SMP_DECODERS
+            path, decoder = folder / "encoder.safetensors", folder / "decoder.safetensors" if transferable else None
+            result = PretrainResult(model.encoder, model, path, decoder, log)
+            if training.rank() != 0:
+                return result
+            for draw in draws:  # before BatchNorm is measured on clean images: it was trained on corrupted ones
+                draw()
+            part = model.decoder if self.keeps_statistics else model
+            training.recalibrate_batchnorm(part, data.clean_batches(config.batch_size), device, through=model)
+            models.save_encoder(model.encoder, path)
+            models.save_autoencoder(model, folder / "autoencoder.safetensors")
+            if decoder is not None:
+                models.save_decoder(model, decoder, method=method.name)
+            run.write_metrics(
+                {
+                    **{name: info.pretraining[name] for name in ("final_loss", "images_seen")},
+                    "seconds": round(float(log["seconds"].sum()), 1),
+                    "energy_wh": None if run.resume else cost.energy_wh,
+                    "peak_memory_mb": cost.peak_memory_mb,
+                    "excluded_images": len(data.excluded),
+                    **{"cache": data.cache, "workers": learner.dls.train.num_workers},
+                    "precision": "bfloat16" if hasattr(learner, "bfloat16_autocast") else "float32",
+                    **source,
+                }
+            )
+            logger.info("wrote %s", path)
+            return result
+
+    def make_learner(self, data: UnlabeledData, probe: Callable[[nn.Module], float] | None, batch: int) -> Any:
+        """Make the Learner of a number of images in a loader's batch."""
+        config, loading = self.config, loading_settings(self.config, self.device, data.cache)
+        same = ("weight_decay", "bn_mode", "distance_penalty", "hard_mask_fraction", "skip_dropout", "patience")
+        return training.pretraining_learner(
+            make_loaders(data.train, data.valid, batch_size=batch, train_indices=data.train_indices, **loading),
+            self.model,
+            self.method,
+            precision=config.trainer.precision,
+            seed=config.trainer.seed,
+            probe=probe,
+            probe_every=config.probe_every,
+            accumulate=config.batch_size // batch,
+            max_steps=config.trainer.max_steps,
+            **{name: getattr(config, name) for name in same},
+        )
+
+    def make_probe(self) -> Callable[[nn.Module], float] | None:
+        """Make a function from an encoder to the mIoU of its linear probe on training images of ``config.probe``.
+
+        It looks at a copy with the BatchNorm statistics that the encoder will have at the end of training: of clean
+        images, or its own where these are to stay.
+        """
+        config, look = self.config, {"mean": self.start.mean, "std": self.start.std}
+        if config.probe is None:
+            return None
+        dataset = open_dataset(Path(config.probe), classes=config.classes)
+        cached = cache_pairs(dataset.splits["train"], config.image_size, dataset.mask_values, SkippedFiles())
+        chosen = choose_by_hash([pair.name for pair in cached.pairs], 0.2, config.trainer.seed, "validation")
+        valid = [index for index, pair in enumerate(cached.pairs) if pair.name in chosen]
+        train = sorted(set(range(len(cached.pairs))) - set(valid))
+        clean = CachedImageDataset(cached.images, eval_transform(config.image_size, **look), config.trainer.seed)
+        batches = DataLoader(Subset(clean, train), 16, drop_last=len(train) > 16)
+        parts: dict[str, Any] = {"images": cached.images, "masks": cached.masks, **look}
+        parts |= {"train_indices": train, "valid_indices": valid, "num_classes": len(dataset.classes)}
+
+        def probe(encoder: nn.Module) -> float:
+            copied = copy.deepcopy(encoder)
+            if not self.keeps_statistics:
+                training.recalibrate_batchnorm(copied, batches, self.device)
+            return linear_probe(copied, device=self.device, **parts)
+
+        return probe
+
+    def describe(self, data: UnlabeledData, log: pd.DataFrame, source: dict[str, str]) -> models.EncoderInfo:
+        """Say in the encoder's file what it is: nothing that differs between equal runs."""
+        config, method, last = self.config, self.method, log.iloc[-1]
+        pretraining = {
+            "method": method.name,
+            "dataset": "+".join(Path(root).resolve().name for root in config.roots),
+            "images": data.count + data.held_out,
+            **{name: getattr(config, name) for name in ("decoder", "image_size", "batch_size", "lr")},
+            **{"epochs": len(log), "images_seen": int(log["images"].sum()), "seed": config.trainer.seed},
+            "split_hash": split_hash(data.names),
+            **{name: source[name] for name in ("commit", "versions")},
+            "final_loss": float(last.get("valid_loss", last["train_loss"])),
+        }
+        other = {one.name: getattr(config, one.name) for one in fields(PretrainSettings) if one.name not in pretraining}
+        changed = {name: value for name, value in other.items() if value != getattr(PretrainSettings(), name)}
+        return replace(
+            self.start,
+            image_size=config.image_size,
+            weights=models.Weights(str(self.start.weights), method.name, asdict(method)),
+            source=f"method {method.name} from {self.start.source}",
+            pretraining={**pretraining, "settings": changed},
+        )
+
+
+def _create_method(config: PretrainConfig) -> Method:
+    if not isinstance(config.method, Method):
+        return create_method(config.method, **config.method_args)
+    if config.method_args:
+        raise SegaeError(f"method_args must be empty for a method with its own settings, got {config.method_args}")
+    return config.method
+
+
+def _resolve(config: PretrainConfig, start: models.EncoderInfo, method: Method) -> PretrainConfig:
+    """Fill in every setting that was left open, and refuse those that would do nothing."""
+    imagenet, decoder = start.weights.from_imagenet, config.decoder or method.decoder
+    ratio = 0.1 if imagenet else 1.0
+    if method.frozen_encoder:
+        if decoder not in models.SMP_DECODERS:
+            known = ", ".join(models.SMP_DECODERS)
+            raise SegaeError(f"decoder must be one of {known} for {method.name}, which trains it alone, got {decoder}")
+        for name, default in {"distance_penalty": 0.0, "bn_mode": "train", "encoder_lr_ratio": ratio}.items():
+            if (given := getattr(config, name)) not in (None, default):
+                raise SegaeError(f"{name} must be {default} for {method.name}, which freezes the encoder, got {given}")
+    if config.upsampling != "nearest" and decoder != "plain":
+        raise SegaeError(
+            f"upsampling must be nearest for decoder {decoder}, got {config.upsampling}: only plain has it"
+        )
+    frozen = 1 if imagenet and not method.frozen_encoder else 0
+    defaults: dict[str, Any] = {"decoder": decoder, "freeze_epochs": frozen, "encoder_lr_ratio": ratio, "lr": method.lr}
+    return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
+
+
+def _build(config: PretrainConfig, encoder: models.Encoder, method: Method) -> models.Autoencoder:
+    """Build the model and try it on black images."""
+    size = config.image_size
+    models.require_image_size(size, encoder.output_stride)
+    models.require_decoder_size(str(config.decoder), size)
+    corrupted = method.corrupt(torch.zeros(2, encoder.info.in_channels, size, size), torch.Generator())
+    training.seed_everything(config.trainer.seed)  # the decoder must not depend on where the encoder comes from
+    choices = {name: getattr(config, name) for name in ("decoder", "bottleneck", "upsampling", "output_activation")}
+    model = create_autoencoder(encoder, method=method, **choices)
+    with models.evaluation_mode(model), torch.no_grad():  # refuses a patch that the encoder cannot mask
+        model(corrupted.image, corrupted.mask)
+    return model
