@@ -1,211 +1,323 @@
-"""One self-contained HTML page from result rows: what came out, how sure it is, and what would invalidate it."""
+"""One self-contained HTML page from result rows: verdict, figure and table on top, everything else folded below.
+
+Every number comes from the comparison tables of :func:`segae.bench.comparison.compare_rows`, computed once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+import os
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader
+
+from segae._io import write_atomically
+from segae.bench.comparison import Section, Variant, compare_rows, parse_json, parse_settings
+from segae.bench.report_figures import MAX_LINES, curves_figure, efficiency_figure, export, picture_uri
+from segae.bench.results import read_details, read_rows
 from segae.errors import SegaeError
 
-if TYPE_CHECKING:
-    import pandas as pd
+logger = logging.getLogger("segae")
 
-    from segae.data.dataset import SegmentationData
+PathLike = str | os.PathLike[str]
+Cell = str | tuple[str, ...]
+"""Text, or text with smaller lines below it."""
+Table = tuple[list[str], list[list[Cell]]]
+"""Names of the columns, and the rows."""
 
-_MOST_BYTES = 2_200_000  # of pictures in a page, which should stay below 3 MB
-
-
-@dataclass(frozen=True)
-class Report:
-    """Make one self-contained HTML page from the rows of a comparison or benchmark.
-
-    Beside the rows it reads, where they are, per_image/, curves/ and confusion/<experiment>.csv.gz, and for the
-    pictures of images the data sets and the run folders. A section without its file says what is missing.
-    """
-
-    rows: Path
-    """CSV file of result rows, such as runs/bench/bench.csv."""
-    out: Path | None = None
-    """The HTML file; none writes <rows>.html beside the rows."""
-    experiment: str | None = None
-    """Which study of the file; none takes the only one."""
-    data: tuple[Path, ...] = ()
-    """The data sets with the scored images, for pictures: folders whose names the rows give as dataset."""
-    classes: tuple[str, ...] = ()
-    """Class names as they were given to the benchmark; not needed for Pets or with a classes.txt."""
-    merge: tuple[str, ...] = ()
-    """Classes taken as one, as they were given to the benchmark."""
-    runs: Path | None = None
-    """Folder that holds the run folders, for pictures of what the models predict."""
-    figures: Path | None = None
-    """Folder that gets every figure as SVG and PDF; none writes none."""
+MAX_WORDS = 25  # of the verdict
+_FEW_SEEDS, _FEW_IMAGES = 5, 200
+_STILL_FALLING = 0.95  # last epoch's loss over that of the epoch before
+_SCORES = {
+    **{"boundary_iou": "boundary IoU", "dice": "Dice", "pixel_accuracy": "pixel accuracy"},
+    **{"per_image_miou": "mean per-image IoU", "miou_without_border": "mIoU without border"},
+}
+_COST = {"seconds": "fine-tuning, s", "pretrain_seconds": "pretraining, s", "pretrain_images_seen": "images seen"}
+_COST |= {"peak_memory_mb": "peak MB", "energy_wh": "fine-tuning, Wh", "pretrain_energy_wh": "pretraining, Wh"}
 
 
-def run(config: Report) -> Path:
-    """Write the page as configured and return its path.
+def report(
+    rows: PathLike,
+    *,
+    out: PathLike | None = None,
+    experiment: str | None = None,
+    runs: PathLike | None = None,
+    figures: PathLike | None = None,
+) -> Path:
+    """Make one self-contained HTML page from a CSV file of result rows, and return its path.
+
+    Args:
+        rows: the file; per_image/, curves/ and confusion/ beside it are read where they exist.
+        out: the page; None writes it beside the rows.
+        experiment: which study of the file; None takes the only one.
+        runs: folder of the runs, for pictures; the name of a run's folder ends with its run_id.
+        figures: folder that gets every figure as SVG and PDF.
 
     Raises:
-        SegaeError: there are no rows, several studies, rows that cannot be compared, or a file cannot be written.
+        SegaeError: rows are missing, of several studies or cannot be compared; names file, row and column.
     """
-    path = write_report(
-        config.rows,
-        config.out or config.rows.with_suffix(".html"),
-        experiment=config.experiment,
-        data=config.data,
-        classes=config.classes,
-        merge=config.merge,
-        runs=config.runs,
-        figures=config.figures,
+    source = Path(rows)
+    table = read_rows(source, experiment=experiment)
+    if len(studies := sorted(set(table["experiment"]))) > 1:
+        raise SegaeError(f"experiment must be one of {', '.join(studies)} in {source}, got none")
+    sheets = sorted(Path(runs).rglob("test/sheet.png")) if runs else []
+    near = read_details(source, studies[0], "near_duplicates")
+    images = 0 if near is None else near["test_image"].nunique()
+    return write_report(
+        table,
+        source.with_suffix(".html") if out is None else Path(out),
+        per_image=read_details(source, studies[0], "per_image"),
+        curves=read_details(source, studies[0], "curves"),
+        confusion=read_details(source, studies[0], "confusion"),
+        pictures={path.parent.parent.name.rpartition("-")[2]: path for path in sheets},
+        notes=[f"{images} test images look like images that were trained on."] if images else [],
+        figures=None if figures is None else Path(figures),
     )
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    return path
 
 
 def write_report(
-    rows_csv: Path,
+    rows: pd.DataFrame,
     out: Path,
     *,
-    experiment: str | None = None,
-    settings: Collection[str] | None = None,
-    data: Path | Sequence[Path] | None = None,
-    classes: Sequence[str] = (),
-    merge: Sequence[str] = (),
-    runs: Path | None = None,
+    per_image: pd.DataFrame | None = None,
+    curves: pd.DataFrame | None = None,
+    confusion: pd.DataFrame | None = None,
+    pictures: Mapping[str, Path] | None = None,
+    notes: Sequence[str] = (),
     figures: Path | None = None,
 ) -> Path:
-    """Write the page of an experiment.
+    """Write the page of one study from its rows, as :func:`segae.bench.results.read_rows` gives them.
 
     Args:
-        rows_csv: the rows; further files are looked for beside it.
+        rows: of one experiment.
         out: the HTML file.
-        experiment: which study of the file; None takes the only one.
-        settings: digests of the runs that the page is about; None takes all of the study.
-        data: folders of the data sets with the scored images.
-        classes: their class names, where the folders do not say them.
-        merge: classes that were taken as one, such as ``foreground=pet+border``.
-        runs: folder that holds the run folders.
+        per_image: pixel counts of single images by run_id; without them intervals are over seeds alone.
+        curves: logs of the runs by run_id.
+        confusion: pixel counts of pairs of classes by run_id.
+        pictures: a picture of images and predictions (sheet.png) for each run_id.
+        notes: further reasons to doubt the result.
         figures: folder that gets each figure as SVG and PDF.
-
-    Raises:
-        SegaeError: there are no rows, several studies, rows that cannot be compared, or a file cannot be written.
     """
-    from segae.bench.report_arms import sections_of
-    from segae.bench.report_numbers import numbers_of
-    from segae.bench.report_page import SectionPage, render
-    from segae.bench.report_style import export
-    from segae.data.open import open_dataset
-    from segae.files import write_atomically
-
-    rows, name = _rows(rows_csv, experiment)
-    rows = [row for row in rows if settings is None or row["settings"] in settings]
-    opened = [open_dataset(folder, classes, merge) for folder in ([data] if isinstance(data, Path) else data or ())]
-    files = Files.beside(rows_csv, name, opened, runs)
-    pages, used = [], 0
-    for index, section in enumerate(sections_of(rows), start=1):
-        page = SectionPage(numbers_of(section, files.per_image), files, index, _MOST_BYTES - used)
-        pages.append(page)
-        used += page.picture_bytes
+    sections = compare_rows(rows, per_image)
+    pages = [_page(one, place, curves, confusion, pictures or {}) for place, one in enumerate(sections, 1)]
+    template = Environment(loader=PackageLoader("segae.bench", "."), autoescape=True).get_template("report.html.jinja")
+    origin = (", ".join(dict.fromkeys(filter(None, rows[name]))) for name in ("commit", "versions", "device", "date"))
+    html = template.render(
+        experiment=rows["experiment"].iloc[0],
+        sections=pages,
+        threats=[*notes, *_threats(sections, rows, curves)],
+        steps=next_steps(sections[0]),
+        origin=[f"{len(rows)} rows", *filter(None, origin)],
+    )
+    write_atomically(out, lambda file: file.write(html.encode("utf-8", "replace")))
     if figures is not None:
-        export([one for page in pages for one in page.all_figures()], figures)
-    html = render(pages, name=name, source=rows_csv.name, files=files)
-    write_atomically(out, lambda file: file.write(html.encode()))
+        export([one for page in pages for one in page["figures"]], figures)
+    logger.info("wrote %s (%.1f MB)", out, len(html) / 1e6)
     return out
 
 
-@dataclass(frozen=True)
-class Files:
-    """What lies beside the rows; None or empty where it is missing.
-
-    Attributes:
-        per_image: scores of single images; may not exist.
-        curves: logs of the runs.
-        confusion: pixel counts of the runs.
-        data: data sets by name.
-        runs: run folders by the digest of their settings.
-        missing: for each missing thing, what it is and the command that makes it.
-        near_duplicates: test images that look like images that were trained on, as the benchmark found them.
-    """
-
-    per_image: Path
-    curves: pd.DataFrame | None
-    confusion: pd.DataFrame | None
-    data: Mapping[str, SegmentationData]
-    runs: Mapping[str, Path]
-    missing: Mapping[str, str] = field(default_factory=dict)
-    near_duplicates: Sequence[Mapping[str, str]] = ()
-
-    @classmethod
-    def beside(cls, rows_csv: Path, name: str, data: Sequence[SegmentationData], runs: Path | None) -> Files:
-        """Look for the files of an experiment beside its rows.
-
-        Raises:
-            SegaeError: there is no folder of runs, or a file cannot be read.
-        """
-        from segae.bench.files import NEAR
-        from segae.bench.pictures import run_folders
-        from segae.tasks.rows import read_compressed
-
-        if runs is not None and not runs.is_dir():
-            raise SegaeError(f"There is no folder {runs}. Wanted the folder that holds the run folders: --runs.")
-        paths = {kind: rows_csv.parent / kind / f"{name}.csv.gz" for kind in ("per_image", "curves", "confusion")}
-        missing = {
-            kind: f"There is no {kind}/{path.name} beside {rows_csv.name}: `segae bench` writes it with the rows."
-            for kind, path in paths.items()
-            if not path.exists()
-        }
-        asked = (("--data with the data set", data), ("--runs with the run folders", runs))
-        if wanted := [flag for flag, given in asked if not given]:
-            missing["galleries"] = (
-                f"No pictures: they need {' and '.join(wanted)}, as in "
-                f"segae report --rows {rows_csv.name} --data FOLDER --runs FOLDER."
-            )
-        return cls(
-            per_image=paths["per_image"],
-            curves=_table(paths["curves"], ("settings", "epoch", "train_loss")),
-            confusion=_table(paths["confusion"], ("settings", "truth", "prediction", "pixels")),
-            data={one.name: one for one in data},
-            runs=run_folders(runs) if runs is not None else {},
-            missing=missing,
-            near_duplicates=read_compressed(rows_csv.parent / NEAR / f"{name}.csv.gz"),
-        )
+def verdict(section: Section) -> str:
+    """Say in at most 25 words which variant is best with the most labels, and what its pretraining added."""
+    here = section.at(section.budgets[0])
+    tested, here = here["p"].count(), here[here["kind"] == ""] if (here["kind"] == "").any() else here
+    best, others = here.iloc[int(here["miou"].argmax())], here[~here["plain"]]
+    start, score = f"With {section.budgets[0]} labels, ", f"{best['miou']:.3f} mIoU"
+    ends = [f" reaches {score}."]
+    if here["seeds"].min() < 2 and len(here) > 1:
+        ends = [f" scored highest, {score}; a single seed cannot rank the variants."]
+    elif best["plain"] and len(others):
+        other = others.iloc[int(others["miou"].argmax())]
+        named = (f"{other['name']}, the best pretraining,", "the best pretraining")
+        ends = [f" is highest with {score}; {name} reaches {other['miou']:.3f}." for name in named]
+    elif not np.isnan(best["gain"]):
+        gain = f"{abs(best['gain']):.3f} {'more' if best['gain'] > 0 else 'less'} than {best['start']}"
+        apart = best["gain_low"] > 0 or best["gain_high"] < 0
+        doubt = f"not clear after correction for {tested} gains" if apart else "within chance"
+        ends = [f" reaches {score}, {gain}; {'clear of chance' if best['clear'] else doubt}."]
+    names = [best["name"], best["name"].partition(" [")[0], "the best variant"]
+    texts = [start + name + end for name in names for end in ends]
+    return next((text for text in texts if len(text.split()) <= MAX_WORDS), f"{start}the best variant reaches {score}.")
 
 
-def _rows(path: Path, experiment: str | None) -> tuple[list[dict[str, str]], str]:
-    from segae.tasks.rows import read_rows
+def _page(
+    section: Section,
+    place: int,
+    curves: pd.DataFrame | None,
+    confusion: pd.DataFrame | None,
+    pictures: Mapping[str, Path],
+) -> dict[str, Any]:
+    """What the template shows of a section."""
+    first, largest = section.variants[0].first, section.budgets[0]
+    plain = [one for one in section.variants if one.labels == largest and not one.kind] or section.variants
+    # plain start weights are shown for sure, of the others the best
+    shown = sorted(plain, key=lambda one: (not one.is_start, -one.scores.mean()))[:MAX_LINES]
+    runs = {one.name: list(one.rows["run_id"]) for one in plain if one in shown}
+    figures = [efficiency_figure(section.results, list(runs), f"{place}-labels")]
+    if curves is not None and (loss := curves_figure(curves, runs, f"{place}-loss")) is not None:
+        figures.append(loss)
+    classes = {str(name): f"IoU {str(name)[4:]}" for name in first.index if str(name).startswith("iou_")}
+    smaller = {f"{labels} labels": _gain_table(section, labels) for labels in section.budgets[1:]}
+    folded = {
+        "Further comparisons": _tests_table(section),
+        "Classes and boundaries": _means_table(section, {**classes, **_SCORES}, 3),
+        "Cost": _means_table(section, _COST, 0),
+        "Settings": _settings_table(section),
+    }
+    images = section.results["images"].max()
+    parts = [first["dataset"], f"{images} {first['split']} images" if images else f"{first['split']} split"]
+    parts += [first["encoder"], first["decoder"], f"{first['image_size']:g} px"]
+    drawn = plain[0].first["epoch_images"]
+    parts += [f"{first['freeze_epochs']} frozen + {first['epochs']} full epochs"]
+    parts[-1] += f" of {drawn:,.0f} images" if drawn > largest else ""
+    matrices = {} if confusion is None else {name: _confusion_table(confusion, ids) for name, ids in runs.items()}
+    return {
+        "title": ", ".join(parts),
+        "verdict": verdict(section),
+        "labels": largest,
+        "figures": figures,
+        "main": _gain_table(section, largest),
+        "tested": section.at(largest)["p"].count(),
+        "over": "seeds" if section.without_counts else "seeds and test images",
+        "smaller": smaller,
+        "folded": {title: table for title, table in folded.items() if table[1]},
+        "confusion": {name: table for name, table in matrices.items() if table[1]},
+        "sheets": {name: picture_uri(pictures[ids[0]]) for name, ids in runs.items() if ids[0] in pictures},
+    }
 
-    rows = read_rows(path)
-    if not rows:
-        raise SegaeError(f"{path} has no result rows. Wanted the CSV file of a benchmark: segae report --rows FILE.")
-    if absent := [name for name in ("experiment", "init", "seed", "miou", "labels", "settings") if name not in rows[0]]:
-        raise SegaeError(
-            f"{path} lacks the columns {', '.join(absent)}: these are no rows of segmentations. Wanted a file that "
-            f"segae bench or segae compare wrote."
-        )
-    names = sorted({row["experiment"] for row in rows})
-    if experiment is None and len(names) > 1:
-        raise SegaeError(f"{path} holds the studies {', '.join(names)}: choose one with --experiment {names[0]}.")
-    if experiment is not None and experiment not in names:
-        raise SegaeError(f"{path} has no study {experiment!r}; it holds {', '.join(names)}.")
-    name = experiment or names[0]
-    return [row for row in rows if row["experiment"] == name], name
+
+def _gain_table(section: Section, labels: int) -> Table:
+    """The answer at one label budget, in at most six columns."""
+    here = section.at(labels)
+    tested, worth = here["p"].notna().any(), (here["worth"] != "").any()
+    columns = ["encoder weights", "mIoU", "gain", *(["p, corrected", "effect size"] if tested else [])]
+    rows: list[list[Cell]] = []
+    for _, one in here.iterrows():
+        row: list[Cell] = [one["name"], (_number(one["miou"]), _span(one, "low", "high")), "–"]
+        if one["start"]:
+            row[2] = (*_difference(one), f"over {one['start']}")
+        if tested:
+            row += [(_p_value(one["p"]), "clear" if one["clear"] else ""), _number(one["effect"], 1, sign=True)]
+        rows.append([*row, one["worth"] or "–"] if worth else row)
+    return [*columns, "labels its start needs"] if worth else columns, rows
 
 
-def _table(path: Path, columns: Sequence[str]) -> Any:
-    """A gzipped CSV file, names as text; None if it is not there."""
-    import pandas as pd
+def _tests_table(section: Section) -> Table:
+    """Comparisons with other variants than the start."""
+    columns = ["encoder weights", "compared with", "labels", "difference", "p, corrected", "effect size"]
+    rows: list[list[Cell]] = []
+    for _, one in section.tests.iterrows():
+        numbers = (_difference(one), _p_value(one["p"]), _number(one["effect"], 1, sign=True))
+        rows.append([one["name"], one["other"], str(one["labels"]), *numbers])
+    return columns, rows
 
-    if not path.exists():
-        return None
-    texts = {"settings": str, "truth": str, "prediction": str, "phase": str}  # a digest may look like a number
-    empty = {"train_loss": [""], "valid_loss": [""], "miou": [""]}  # and a class may be called NA
-    try:
-        table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=empty)
-    except (OSError, ValueError, EOFError) as error:
-        raise SegaeError(
-            f"{path} cannot be read ({error}). Delete it, and run the benchmark's command again."
-        ) from error
-    if absent := set(columns) - set(table.columns):
-        raise SegaeError(f"{path} lacks the columns {', '.join(sorted(absent))}. Run the benchmark's command again.")
-    return table
+
+def _means_table(section: Section, columns: Mapping[str, str], digits: int) -> Table:
+    """Means over seeds of the columns that have values, most labels first."""
+    ordered = sorted(section.variants, key=lambda one: (-one.labels, one.rank))
+    means = {name: [pd.to_numeric(one.rows[name]).mean() for one in ordered] for name in columns}
+    known = [name for name in columns if not np.isnan(means[name]).all()]
+    rows: list[list[Cell]] = [
+        [one.name, str(one.labels), *(_number(means[name][place], digits) for name in known)]
+        for place, one in enumerate(ordered)
+    ]
+    return ["encoder weights", "labels", *(columns[name] for name in known)], rows if known else []
+
+
+def _settings_table(section: Section) -> Table:
+    """Settings of fine-tuning and pretraining by variant, with the most labels."""
+    found = {one.name: parse_settings(one.first) for one in section.variants if one.labels == section.budgets[0]}
+    columns = list(dict.fromkeys(name for settings in found.values() for name in settings))
+    rows: list[list[Cell]] = [[name, *(one.get(key, "–") for key in columns)] for name, one in found.items()]
+    return ["encoder weights", *columns], rows
+
+
+def _confusion_table(confusion: pd.DataFrame, runs: Sequence[str]) -> Table:
+    """Where the pixels of each true class went, in percent of that class."""
+    mine = confusion[confusion["run_id"].isin(runs)]
+    classes = list(dict.fromkeys(mine["truth"]))
+    pixels = mine.pivot_table(index="truth", columns="prediction", values="pixels", aggfunc="sum", fill_value=0)
+    share = (100 * pixels.div(pixels.sum(axis=1), axis=0)).reindex(index=classes, columns=classes, fill_value=0)
+    rows: list[list[Cell]] = [[one, *(f"{_number(value, 0)} %" for value in share.loc[one])] for one in classes]
+    return ["true class", *(f"as {one}" for one in classes)], rows
+
+
+def _threats(sections: Sequence[Section], rows: pd.DataFrame, curves: pd.DataFrame | None) -> list[str]:
+    """Reasons to doubt the result that the rows show, the gravest first."""
+    results = pd.concat([one.results for one in sections])
+    pretrained, seeds, images = rows[rows["method"] != ""], results["seeds"].min(), results["images"].max()
+    subsets = rows[rows["label_subset"] != ""].groupby(["dataset", "split", "labels", "seed"])["label_subset"].nunique()
+    shared = pretrained.groupby(["weights", "method", "labels"])[["seed", "pretrain_seed"]].nunique()
+    commits = {*rows["commit"], *pretrained["pretrain_commit"]} - {""}
+    count = {name: rows[name].nunique() for name in ("dataset", "encoder", "versions", "device")}
+    steps = [pd.Series([one.first["steps"] for one in part.variants if not one.kind]).nunique() for part in sections]
+    apart = [len({tuple(one.scores.index) for one in part.variants}) for part in sections]
+    alone = "; ".join(sorted({one.without_counts for one in sections} - {""}))
+    largest = (one for part in sections for one in part.variants if one.labels == part.budgets[0])
+    falling = dict.fromkeys(one.name for one in largest if curves is not None and _is_falling(one, curves))
+    checks = {
+        "Variants with the same seed had different labeled images: the comparison is unfair.": (subsets > 1).any(),
+        "Variants do not have the same seeds; only those that two share are paired.": max(apart) > 1,
+        "Validation images, on which settings were chosen, are scored: too good.": "val" in set(rows["split"]),
+        "Label budgets differ in their steps: curves show the schedule too.": max(steps) > 1,
+        "Code that was not committed made some rows: nobody can repeat them.": any("+" in one for one in commits),
+        f"The code of {len(commits)} commits made the rows.": len(commits) > 1,
+        f"{count['versions']} sets of library versions and {count['device']} kinds of device made the rows.":
+            max(count["versions"], count["device"]) > 1,
+        f"Fewest seeds of a variant: {seeds}. Intervals over few seeds are wide or missing.": seeds < _FEW_SEEDS,
+        f"{images} test images: a few hard ones move the mean.": 0 < images < _FEW_IMAGES,
+        f"Some intervals say nothing of other test images: {alone}.": bool(alone),
+        "One data set: other images may give another order.": count["dataset"] == 1,
+        "One encoder: others may gain more or less.": count["encoder"] == 1,
+        "One pretraining served several seeds: intervals do not cover another one.":
+            ((shared["pretrain_seed"] == 1) & (shared["seed"] > 1)).any(),
+        "ImageNet weights rest on a million labeled photographs, which the label counts leave out.":
+            "imagenet" in set(rows["weights"]),
+        f"Training loss still fell by 5 % in the last epoch; more epochs may change the order: {', '.join(falling)}.":
+            bool(falling),
+    }  # fmt: skip
+    return [sentence for sentence, holds in checks.items() if holds]
+
+
+def _is_falling(variant: Variant, curves: pd.DataFrame) -> bool:
+    loss = curves[curves["run_id"].isin(variant.rows["run_id"])].groupby("epoch")["train_loss"].mean().to_numpy()
+    return len(loss) > 1 and bool(loss[-1] < _STILL_FALLING * loss[-2])
+
+
+def next_steps(section: Section) -> list[tuple[str, str]]:
+    """Commands to type after reading the page."""
+    here = [one for one in section.variants if one.labels == section.budgets[0]]
+    best = max(here, key=lambda one: (not one.kind, one.scores.mean())).first
+    steps, transfer = [], " --transfer encoder+decoder" if best["transfer"] == "encoder+decoder" else ""
+    if section.results["seeds"].min() < 3:
+        steps.append(("Three seeds give intervals and tests", "segae bench DATA --seeds 3"))
+    weights = f"{shlex.quote(best['weights'])} --encoder {shlex.quote(best['encoder'])}"
+    if best["method"]:
+        args = parse_json(best["method_args"]).items()
+        given = [f"--method-args.{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in args]
+        command = ["segae pretrain IMAGES --weights", weights, "--method", shlex.quote(best["method"]), *given]
+        steps.append(("Pretrain as the best variant did", " ".join(command)))
+        weights = "runs/pretrain/encoder.safetensors"
+    steps.append(("Fine-tune with your labels", f"segae finetune DATA --weights {weights}{transfer}"))
+    return [*steps, ("Segment images", "segae predict IMAGES --model runs/finetune/model.safetensors")]
+
+
+def _number(value: float, digits: int = 3, *, sign: bool = False) -> str:
+    """A number with a true minus sign; a dash for NaN."""
+    return "–" if np.isnan(value) else f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "−")
+
+
+def _span(line: pd.Series, low: str, high: str, *, sign: bool = False) -> str:
+    return "" if np.isnan(line[low]) else f"{_number(line[low], sign=sign)} to {_number(line[high], sign=sign)}"
+
+
+def _difference(line: pd.Series) -> tuple[str, str]:
+    return _number(line["gain"], sign=True), _span(line, "gain_low", "gain_high", sign=True)
+
+
+def _p_value(p: float) -> str:
+    return "–" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

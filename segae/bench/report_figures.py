@@ -1,237 +1,206 @@
-"""The figures of a report: matplotlib ``Figure`` objects with a text for those who cannot see them."""
+"""Figures of the report: at most six lines, labeled directly, one idea each; inlined into the page or exported."""
 
 from __future__ import annotations
 
+import textwrap
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
+from PIL import Image
 
-from segae.bench.report_arms import REFERENCES
-from segae.bench.report_numbers import Numbers, Result
-from segae.bench.report_style import ReportFigure, Style, legend, panel, plain, shortened
-from segae.bench.report_text import number
-from segae.tasks.page import name_of
-from segae.training.figures import DPI, INK
+from segae._io import write_atomically
+from segae.errors import DataError
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-
-    from segae.bench.statistics import Interval
-
-
-def efficiency_figures(numbers: Numbers, styles: Mapping[str, Style], name: str) -> list[ReportFigure]:
-    """Mean IoU at each label budget, and the differences to random and to ImageNet, each with its interval."""
-    points = [Point(one.arm.name, one.arm.labels, one.miou, one.interval) for one in numbers.results]
-    made = [_over_labels(points, styles, name, "mean IoU")]
-    for init in REFERENCES:
-        points = [
-            Point(one.arm.name, one.arm.labels, one.against[init].difference.estimate, one.against[init].difference)
-            for one in numbers.results
-            if init in one.against
-        ]
-        if points:
-            made.append(_over_labels(points, styles, f"{name}-above-{init}", f"mean IoU above {name_of(init)}"))
-    return made
-
-
-def classes_figure(
-    results: Sequence[Result], classes: Sequence[str], styles: Mapping[str, Style], name: str
-) -> ReportFigure:
-    """IoU of each class, one mark for each arm, a bar from the lowest to the highest seed."""
-    columns = {f"iou_{one}": one for one in classes}
-    title = f"IoU of each class, {results[0].arm.labels} labels; bars from the lowest seed to the highest"
-    return _strips(results, columns, styles, name, title, "IoU")
-
-
-def boundary_figure(results: Sequence[Result], styles: Mapping[str, Style], name: str) -> ReportFigure:
-    """Boundary IoU beside plain IoU: how much of an arm's quality is at the contours (arXiv 2103.16562)."""
-    columns = {"miou": "mean IoU", "boundary_iou": "boundary IoU"}
-    title = f"Boundary quality, {results[0].arm.labels} labels; bars from the lowest seed to the highest"
-    return _strips(results, columns, styles, name, title, "score")
-
-
-def convergence_figures(
-    results: Sequence[Result], curves: pd.DataFrame, styles: Mapping[str, Style], name: str
-) -> list[ReportFigure]:
-    """Training loss over the epochs, and validation scores where there are any; means over seeds with their range."""
-    panels = {"train_loss": "training loss", "valid_loss": "validation loss", "miou": "validation mean IoU"}
-    made = []
-    for column, label in panels.items():
-        figure, axes = panel()
-        said = []
-        for result in results:
-            mine = curves[curves["settings"].isin([row["settings"] for row in result.arm.rows])]
-            table = mine.groupby("epoch")[column].agg(["mean", "min", "max"]).dropna() if column in mine else mine[:0]
-            if len(table):
-                style = styles[result.arm.name]
-                axes.plot(
-                    table.index,
-                    table["mean"],
-                    color=style.colour,
-                    ls=style.line,
-                    marker=style.marker,
-                    ms=4,
-                    label=plain(result.arm.name),
-                )
-                axes.fill_between(table.index, table["min"], table["max"], color=style.colour, alpha=0.15, lw=0)
-                said.append(f"{result.arm.name} {number(table['mean'].iloc[0])} to {number(table['mean'].iloc[-1])}")
-        if said:
-            axes.set(xlabel="epoch", ylabel=label)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            legend(figure, axes)
-            title = f"{label.capitalize()}, {results[0].arm.labels} labels"
-            alt = f"{title}, first epoch to last: {'; '.join(said)}."
-            made.append(ReportFigure(f"{name}-{column.replace('_', '-')}", title, alt, figure))
-    return made
-
-
-def confusion_figure(arm: str, confusion: NDArray[np.int64], classes: Sequence[str], name: str) -> ReportFigure:
-    """Where the pixels of each true class went, in per cent of that class; (K, K), rows truth."""
-    total = confusion.sum(axis=1, keepdims=True)
-    share = np.divide(confusion, total, out=np.full(confusion.shape, np.nan), where=total > 0)
-    side = 1.6 + max(0.7 * len(classes), 1.6) if len(classes) <= 8 else 6.0
-    figure = Figure(figsize=(side + 0.4, side), layout="constrained", facecolor="white", dpi=DPI)
-    axes = figure.subplots()
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    words = [plain(shortened(one)) for one in classes]
-    axes.set_xticks(range(len(classes)), words, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(classes)), words)
-    axes.set(xlabel="predicted", ylabel="true", title=plain(arm))
-    axes.title.set_fontsize(10)
-    axes.tick_params(length=0, colors=INK)
-    axes.spines[:].set_visible(False)
-    for (row, column), value in np.ndenumerate(share) if len(classes) <= 8 else ():
-        text = "–" if np.isnan(value) else f"{100 * value:.0f} %"
-        axes.text(column, row, text, ha="center", va="center", color="white" if value > 0.55 else INK)
-    right = "; ".join(f"{one} {100 * share[i, i]:.0f} %" for i, one in enumerate(classes) if not np.isnan(share[i, i]))
-    return ReportFigure(name, arm, f"Confusion matrix of {arm}. Pixels given their true class: {right}.", figure)
-
-
-def cost_figure(results: Sequence[Result], styles: Mapping[str, Style], name: str) -> ReportFigure:
-    """Mean IoU against the minutes of training, pretraining included."""
-    figure, axes = panel()
-    said = []
-    for result in results:
-        tuning, before = (result.arm.mean(column) / 60 for column in ("seconds", "pretrain_seconds"))
-        minutes = tuning + (0 if np.isnan(before) else before)
-        style = styles[result.arm.name]
-        axes.plot(
-            minutes, result.miou, color=style.colour, marker=style.marker, ms=7, ls="", label=plain(result.arm.name)
-        )
-        said.append(f"{result.arm.name} {minutes:.1f} minutes, mean IoU {number(result.miou)}")
-    axes.set(xlabel="minutes of training, our pretraining included", ylabel="mean IoU", xlim=(0, None))
-    legend(figure, axes)
-    title = f"What it costs, {results[0].arm.labels} labels"
-    return ReportFigure(name, title, f"{title}: {'; '.join(said)}.", figure)
+MAX_LINES = 6  # in one figure; more cannot be followed
+INK, FAINT = "#1d2230", "#e6e6e6"
+# Okabe and Ito's colors for color-blind readers, without yellow, which is too faint on white
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MARKERS = "osD^vP"
+_DPI, _SIZE = 120, (5.4, 3.3)
+_SVG_LIMIT = 20_000  # bytes: a smaller SVG is never larger than the PNG
+_SHEET_WIDTH = 960  # pixels: wider pictures are scaled down
 
 
 @dataclass(frozen=True)
-class Point:
-    """A value of an arm at a label budget, with its interval if there is one."""
+class ReportFigure:
+    """A figure, the name of its file, its title on the page, and its content in words (alt text)."""
 
-    arm: str
-    labels: int
-    value: float
-    interval: Interval | None
+    name: str
+    title: str
+    alt: str
+    figure: Figure
 
     @property
-    def ends(self) -> tuple[float, float]:
-        """The interval, or the value twice where there is none."""
-        known = self.interval is not None and not np.isnan(self.interval.low)
-        return (self.interval.low, self.interval.high) if known and self.interval else (self.value, self.value)
-
-    def __str__(self) -> str:
-        low, high = self.ends
-        return number(self.value) if low == high else f"{number(self.value)} ({number(low)} to {number(high)})"
+    def uri(self) -> str:
+        """Data URI: SVG or PNG, whichever is smaller."""
+        files = {"image/svg+xml": save(self.figure, "svg")}
+        if len(files["image/svg+xml"]) > _SVG_LIMIT:
+            files["image/png"] = save(self.figure, "png")
+        return data_uri(*min(files.items(), key=lambda item: len(item[1])))
 
 
-def _over_labels(points: Sequence[Point], styles: Mapping[str, Style], name: str, label: str) -> ReportFigure:
-    """An error bar for each point over the number of labels; a single budget becomes a dot plot."""
-    budgets = sorted({point.labels for point in points})
+def efficiency_figure(results: pd.DataFrame, names: Sequence[str], name: str) -> ReportFigure:
+    """Mean IoU against the number of labels, with intervals where there are any; a dot plot for a single budget.
+
+    Args:
+        results: columns ``name``, ``labels``, ``miou``, ``low`` and ``high`` (NaN without an interval).
+        names: the variants to show, at most six.
+        name: of the figure's file.
+    """
+    shown = results[results["name"].isin(names[:MAX_LINES])]
+    budgets = sorted(set(shown["labels"]))
+    said = "; ".join(f"{row['name']}, {row['labels']} labels: {_spoken(row)}" for _, row in shown.iterrows())
+    figure, axes = _panel()
     if len(budgets) == 1:
-        return _dots(points, styles, name, label)
-    figure, axes = panel()
-    draw_over_labels(axes, points, styles, label)
-    legend(figure, axes)
-    said = "; ".join(f"{point.arm}, {point.labels} labels: {point}" for point in points)
-    title = f"{label[:1].upper()}{label[1:]} against labels, with intervals"
-    return ReportFigure(name, title, f"{title}. {said}.", figure)
-
-
-def draw_over_labels(axes: Axes, points: Sequence[Point], styles: Mapping[str, Style], label: str) -> None:
-    """A line with error bars for each arm, over the label budgets; zero is marked where ``label`` says "above"."""
-    budgets = sorted({point.labels for point in points})
-    names = list(dict.fromkeys(point.arm for point in points))
-    for place, arm in enumerate(names):
-        mine = sorted((point for point in points if point.arm == arm), key=lambda point: point.labels)
+        _draw_dots(figure, axes, shown, names)
+        title = f"Mean IoU with {budgets[0]} labels"
+        return ReportFigure(name, title, f"{title}. {said}.", figure)
+    for place, one in enumerate(names[:MAX_LINES]):
+        mine = shown[shown["name"] == one].sort_values("labels")
         shift = 1.03 ** (place - (len(names) - 1) / 2)  # intervals beside one another, not on one another
-        style, values = styles[arm], [point.value for point in mine]
-        bars = list(zip(*(_bars(point.value, *point.ends) for point in mine), strict=True))
-        look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "ls": style.line, "label": plain(arm)}
-        axes.errorbar([point.labels * shift for point in mine], values, bars, capsize=2.5, ms=5, lw=1.5, **look)
-    if "above" in label:
-        axes.axhline(0, color=INK, lw=1)
-    axes.set(xscale="log", xlabel="labelled training images", ylabel=label)
+        look: dict[str, Any] = {"color": COLORS[place], "marker": _MARKERS[place], "ms": 5, "lw": 1.6, "capsize": 2.5}
+        axes.errorbar(mine["labels"] * shift, mine["miou"], _bars(mine), label=one, **look)
+    axes.set(xscale="log", xlabel="labeled training images", ylabel="mean IoU")
     axes.set_xticks(budgets, [str(one) for one in budgets])
     axes.xaxis.set_minor_locator(NullLocator())
+    last = {one: shown[shown["name"] == one].sort_values("labels")["miou"].iloc[-1] for one in names[:MAX_LINES]}
+    _label_ends(axes, last)
+    return ReportFigure(name, "Mean IoU against the number of labels", f"Mean IoU against labels. {said}.", figure)
 
 
-def _dots(points: Sequence[Point], styles: Mapping[str, Style], name: str, label: str) -> ReportFigure:
-    """The arms of one budget below one another, each with its interval."""
-    figure, axes = panel()
-    figure.set_figheight(1.1 + 0.34 * len(points))
-    for place, point in enumerate(points):
-        style, (low, high) = styles[point.arm], point.ends
-        look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "capsize": 3, "lw": 1.6}
-        axes.errorbar(point.value, place, xerr=[[end] for end in _bars(point.value, low, high)], **look)
-    axes.set_yticks(range(len(points)), [plain(shortened(point.arm, 36)) for point in points])
-    axes.set(xlabel=label, ylim=(len(points) - 0.5, -0.5))
-    axes.grid(axis="x", color="#E6E6E6", lw=0.8)
-    if "above" in label:
-        axes.axvline(0, color=INK, lw=1)
-    title = f"{label[:1].upper()}{label[1:]}, {points[0].labels} labels, with intervals"
-    said = "; ".join(f"{point.arm}: {point}" for point in points)
-    return ReportFigure(name, title, f"{title}. {said}.", figure)
+def curves_figure(curves: pd.DataFrame, runs: Mapping[str, Sequence[str]], name: str) -> ReportFigure | None:
+    """Training loss over the epochs, the mean over the seeds of each variant; None where no run has a log.
+
+    Args:
+        curves: columns ``run_id``, ``epoch``, ``train_loss``.
+        runs: run ids of each variant, at most six.
+        name: of the figure's file.
+    """
+    figure, axes = _panel()
+    last: dict[str, float] = {}
+    for place, (one, ids) in enumerate(list(runs.items())[:MAX_LINES]):
+        loss = curves[curves["run_id"].isin(ids)].groupby("epoch")["train_loss"].mean().dropna()
+        if len(loss):
+            axes.plot(loss.index, loss, color=COLORS[place], marker=_MARKERS[place], ms=4, lw=1.6)
+            last[one] = float(loss.iloc[-1])
+        else:
+            axes.plot([], [])
+    if not last:
+        return None
+    axes.set(xlabel="epoch", ylabel="training loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _label_ends(axes, last, [list(runs).index(one) for one in last])
+    said = "; ".join(f"{one} {value:.3f}" for one, value in last.items())
+    return ReportFigure(name, "Training loss", f"Training loss after the last epoch: {said}.", figure)
 
 
-def _bars(value: float, low: float, high: float) -> tuple[float, float]:
-    """How far an interval reaches down and up; a mean of equal values may lie outside them by a last bit."""
-    return max(value - low, 0.0), max(high - value, 0.0)
+def picture_uri(path: Path) -> str:
+    """Data URI of a picture file, scaled down to at most 960 pixels of width, as JPEG.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    content = BytesIO()
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            width = min(picture.width, _SHEET_WIDTH)
+            size = (width, max(1, round(picture.height * width / picture.width)))
+            picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(content, "JPEG", quality=85)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as a picture: {error}") from error
+    return data_uri("image/jpeg", content.getvalue())
 
 
-def _strips(
-    results: Sequence[Result],
-    columns: Mapping[str, str],
-    styles: Mapping[str, Style],
-    name: str,
-    title: str,
-    label: str,
-) -> ReportFigure:
-    """One group of marks for each column, a mark for each arm, bars from the lowest seed to the highest."""
-    figure, axes = panel()
-    said = []
-    for place, one in enumerate(results):
-        style = styles[one.arm.name]
-        shift = 0.7 * ((place + 0.5) / len(results) - 0.5)
-        for group, column in enumerate(columns):
-            found = [float(row[column]) for row in one.arm.rows if row.get(column)]
-            if found:
-                low, mean, high = min(found), sum(found) / len(found), max(found)
-                text = plain(one.arm.name) if group == 0 else None
-                bars = [[end] for end in _bars(mean, low, high)]
-                axes.errorbar(
-                    group + shift, mean, bars, color=style.colour, marker=style.marker, ms=5, ls="", label=text
-                )
-                said.append(f"{one.arm.name}, {columns[column]}: {number(mean)}")
-    names = [plain(shortened(one)) for one in columns.values()]
-    slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, names)) > 48 else {}
-    axes.set_xticks(range(len(columns)), names, **slant)  # type: ignore[arg-type]
-    axes.set(ylabel=label, xlim=(-0.5, len(columns) - 0.5))
-    legend(figure, axes)
-    return ReportFigure(name, title, f"{title}. {'; '.join(said)}.", figure)
+def data_uri(kind: str, content: bytes) -> str:
+    """A file as a data URI of this media type."""
+    return f"data:{kind};base64,{b64encode(content).decode()}"
+
+
+def save(figure: Figure, kind: str) -> bytes:
+    """The figure as a file: svg, png or pdf; the same figure gives the same bytes."""
+    content = BytesIO()
+    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "segae", "pdf.fonttype": 42}):  # words as words
+        figure.savefig(content, format=kind, metadata=metadata, dpi=_DPI)
+    return content.getvalue()
+
+
+def export(figures: Sequence[ReportFigure], folder: Path) -> None:
+    """Write each figure as SVG and PDF."""
+    for one in figures:
+        for kind in ("svg", "pdf"):
+            content = save(one.figure, kind)
+            write_atomically(folder / f"{one.name}.{kind}", lambda file, content=content: file.write(content))  # type: ignore[misc]
+
+
+def _panel() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_SIZE, layout="constrained", facecolor="white", dpi=_DPI)
+    axes = figure.subplots()
+    axes.tick_params(colors=INK, labelsize=9.5)
+    axes.grid(axis="y", color=FAINT, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _draw_dots(figure: Figure, axes: Axes, shown: pd.DataFrame, names: Sequence[str]) -> None:
+    """The variants of one budget below one another, the best on top, each with its interval."""
+    ordered = shown.sort_values("miou", ascending=False).reset_index(drop=True)
+    figure.set_figheight(1.0 + 0.42 * len(ordered))
+    for place in range(len(ordered)):
+        one = ordered.iloc[[place]]
+        color = COLORS[list(names).index(one["name"].iloc[0])]
+        axes.errorbar(one["miou"], [place], xerr=_bars(one), color=color, marker="o", capsize=3, lw=1.6)
+    axes.set_yticks(range(len(ordered)), ["\n".join(textwrap.wrap(_plain(one), 30)) for one in ordered["name"]])
+    axes.set(xlabel="mean IoU", ylim=(len(ordered) - 0.5, -0.5))
+    axes.grid(axis="x", color=FAINT, lw=0.8)
+
+
+def _label_ends(axes: Axes, last: Mapping[str, float], colors: Sequence[int] | None = None) -> None:
+    """Write each name at the right end of its line, in its color, in place of a legend; names keep apart."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    texts = {one: textwrap.wrap(_plain(one), 22) or [""] for one in last}
+    height = (high - low) / 16.5  # of a line of text
+    order = sorted(last, key=lambda one: last[one])
+    places: dict[str, float] = {}
+    floor, ceiling = low, high
+    for one in order:  # from below, each above the one before
+        half = height * len(texts[one]) / 2
+        places[one] = max(last[one], floor + half)
+        floor = places[one] + half
+    for one in reversed(order):  # and down again from the top of the axes
+        half = height * len(texts[one]) / 2
+        places[one] = min(places[one], ceiling - half)
+        ceiling = places[one] - half
+    for index, one in enumerate(last):
+        color = COLORS[colors[index] if colors else index]
+        style: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 9, "color": color}
+        axes.text(1.03, places[one], "\n".join(texts[one]), **style)
+
+
+def _bars(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """Distances from the means down and up to the ends of their intervals; 0 where there is none."""
+    bars = np.stack([rows["miou"] - rows["low"], rows["high"] - rows["miou"]]).astype(float)
+    return np.nan_to_num(np.maximum(bars, 0))
+
+
+def _spoken(row: pd.Series) -> str:
+    known = not np.isnan(row["low"])
+    return f"{row['miou']:.3f}" + (f" ({row['low']:.3f} to {row['high']:.3f})" if known else "")
+
+
+def _plain(text: str) -> str:
+    """A name in which matplotlib sees no formula."""
+    return text.replace("$", r"\$")
