@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: real images where they exist, tiny drawn ones everywhere."""
+"""Fixtures and options of all tests."""
 
 from __future__ import annotations
 
@@ -15,22 +15,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="takes minutes on a CPU: run pytest --slow"))
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes minutes on a CPU: run pytest --slow"))
+    on_gpu = [item for item in items if "gpu" in item.keywords]
+    if on_gpu:
+        import torch  # seconds, so only where a test asks for it
+
+        if not torch.cuda.is_available():
+            for item in on_gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(autouse=True)
-def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or fills the user's cache."""
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test a cache of its own, so that none reads or fills the user's."""
     monkeypatch.setenv("SEGAE_CACHE", str(tmp_path / "segae-cache"))
+    return tmp_path / "segae-cache"
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real images, from $SEGAE_TEST_DATA or beside the checkout."""
+    """The folder of real images, from $SEGAE_TEST_DATA or beside the checkout; for tests marked ``real``."""
     folder = Path(os.environ.get("SEGAE_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     if not (folder / "oxford-iiit-pet-sample").is_dir():
         pytest.skip(f"no real images in {folder}: set SEGAE_TEST_DATA to a folder that has them")

@@ -1,38 +1,40 @@
-"""The cache: right content, built once, never half, never stale."""
+"""The cache: right content, built once, never half, never stale, never damaged."""
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
-from segae.data import cache, cache_store
-from segae.data.cache import cache_images, cache_pairs, default_cache_dir
-from segae.data.dataset import Pair
-from segae.data.images import read_image, read_mask
-from segae.data.quarantine import Quarantine
-from segae.data.resize import resize_image, resize_mask
-from segae.errors import SegaeError
+from segae.data import (
+    Pair,
+    SkippedFiles,
+    cache,
+    cache_images,
+    cache_pairs,
+    content_hashes,
+    read_image,
+    read_mask,
+    resize_image,
+    resize_mask,
+)
+from segae.data.cache import remember_facts
+from segae.errors import DataError, SegaeError
 
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> list[Pair]:
-    generator = np.random.default_rng(0)
-    made = []
+    generator, made = np.random.default_rng(0), []
     for number in range(12):
         height, width = generator.integers(20, 60, 2)
         pair = Pair(str(number), tmp_path / f"{number}.png", tmp_path / f"{number}_mask.png")
-        image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(image).save(pair.image)
+        Image.fromarray(generator.integers(0, 256, (height, width, 3), np.uint8)).save(pair.image)
         Image.fromarray(generator.choice(np.uint8([1, 2, 3]), (height, width))).save(pair.mask)
         made.append(pair)
     return made
@@ -42,126 +44,132 @@ def pairs(tmp_path: Path) -> list[Pair]:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The image files that were really decoded."""
     seen: list[Path] = []
-
-    def spy(path: Path) -> np.ndarray:
-        seen.append(path)
-        return read_image(path)
-
-    monkeypatch.setattr(cache, "read_image", spy)
+    for name in ("read_resized", "read_pair"):
+        read = getattr(cache, name)
+        monkeypatch.setattr(
+            cache, name, lambda path, *args, read=read, **kw: seen.append(path) or read(path, *args, **kw)
+        )
     return seen
 
 
-def images_of(pairs: list[Pair], **options: object) -> np.ndarray:
-    return cache_images([pair.image for pair in pairs], 16, Quarantine(), progress=False, **options).images
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count files of a moment ago as old ones, so that facts about them are remembered."""
+    monkeypatch.setattr(cache, "_SETTLED_NS", -(10**12))
 
 
-def leftovers() -> list[str]:
-    return [path.name for path in default_cache_dir().rglob("*.partial")]
+def images_of(pairs: list[Pair]) -> np.ndarray:
+    return cache_images([pair.image for pair in pairs], 16, SkippedFiles()).images
 
 
 def test_arrays_equal_reading_directly_and_are_read_only(pairs: list[Pair]) -> None:
-    cached = cache_pairs(pairs, 16, (1, 2, 3), Quarantine(), progress=False)
-    assert cached.images.shape == (12, 16, 16, 3)
-    assert cached.masks.shape == (12, 16, 16)
+    cached = cache_pairs(pairs, 16, (1, 2, 3), SkippedFiles())
+    assert (cached.images.shape, cached.masks.shape) == ((12, 16, 16, 3), (12, 16, 16))
     assert cached.pairs == tuple(pairs)
     for image, mask, pair in zip(cached.images, cached.masks, pairs, strict=True):
         assert np.array_equal(image, resize_image(read_image(pair.image), 16))
         assert np.array_equal(mask, resize_mask((read_mask(pair.mask) - 1).astype(np.uint8), 16))
     assert np.array_equal(cached.images, images_of(pairs))
-    assert isinstance(cached.images, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         cached.images[0] = 0
+    assert cache_pairs([], 16, (0, 1), SkippedFiles()).images.shape == (0, 16, 16, 3)
 
 
-def test_the_second_call_decodes_nothing(
-    pairs: list[Pair],
-    decoded: list[Path],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_each_image_is_decoded_once_also_when_it_was_moved(
+    pairs: list[Pair], decoded: list[Path], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # bars are for people who watch
-    paths = [pair.image for pair in pairs]
-    first = cache_images(paths, 16, Quarantine())
-    assert "Decoding images" in capsys.readouterr().err
-    assert sorted(decoded) == sorted(paths)
-    second = cache_images(paths, 16, Quarantine())
-    assert len(decoded) == len(paths)
-    assert capsys.readouterr().err == ""
-    assert np.array_equal(first.images, second.images)
+    first = images_of(pairs)
+    assert sorted(decoded) == sorted(pair.image for pair in pairs)
+    assert np.array_equal(images_of(pairs), first)
+    moved = [pair.image.rename(tmp_path / f"moved_{pair.name}.png") for pair in pairs]
+    assert cache_images(moved, 16, SkippedFiles()).paths == tuple(moved)
+    assert len(decoded) == len(pairs)
 
 
 def test_parameters_and_order_make_other_entries(pairs: list[Pair]) -> None:
     assert np.array_equal(images_of(pairs)[::-1], images_of(pairs[::-1]))
-    assert cache_images([pairs[0].image], 24, Quarantine(), progress=False).images.shape == (1, 24, 24, 3)
-    one = cache_pairs(pairs, 16, (1, 2, 3), Quarantine(), progress=False)
-    other = cache_pairs(pairs, 16, (3, 2, 1), Quarantine(), progress=False)
+    assert cache_images([pairs[0].image], 24, SkippedFiles()).images.shape == (1, 24, 24, 3)
+    one, other = (cache_pairs(pairs, 16, values, SkippedFiles()) for values in ((1, 2, 3), (3, 2, 1)))
     assert np.array_equal(one.masks, 2 - other.masks)
 
 
-@pytest.mark.parametrize("age_s", [0, 3600])
-def test_a_changed_file_gives_new_content(pairs: list[Pair], age_s: int) -> None:
-    path = pairs[3].image
-    past = time.time() - age_s
-    os.utime(path, (past, past))
-    before = images_of(pairs).copy()
-    Image.fromarray(255 - read_image(path)).save(path)
-    after = images_of(pairs)
-    assert np.array_equal(after[3], resize_image(read_image(path), 16))
-    assert not np.array_equal(after[3], before[3])
-    assert np.array_equal(np.delete(after, 3, 0), np.delete(before, 3, 0))
-
-
-def test_the_same_content_under_another_name_is_not_decoded_again(
-    pairs: list[Pair], decoded: list[Path], tmp_path: Path
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_image_replaced_by_one_of_the_same_size_and_time_is_noticed(
+    tmp_path: Path, in_place: bool, settled: None
 ) -> None:
-    images_of(pairs)
-    moved = [pair.image.rename(tmp_path / f"moved_{pair.name}.png") for pair in pairs]
-    count = len(decoded)
-    assert cache_images(moved, 16, Quarantine(), progress=False).paths == tuple(moved)
-    assert len(decoded) == count
+    path, other = tmp_path / "a.bmp", tmp_path / "b.bmp"
+    for target, level in ((path, 10), (other, 200)):
+        Image.fromarray(np.full((8, 8, 3), level, np.uint8)).save(target)
+        os.utime(target, ns=(10**18, 10**18))
+    assert cache_images([path], 8, SkippedFiles()).images[0, 0, 0, 0] == 10
+    if in_place:
+        path.write_bytes(other.read_bytes())
+    else:
+        other.replace(path)
+    os.utime(path, ns=(10**18, 10**18))
+    assert path.stat().st_mtime_ns == 10**18
+    assert cache_images([path], 8, SkippedFiles()).images[0, 0, 0, 0] == 200
 
 
-def test_settled_files_are_not_hashed_again(pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
-    for pair in pairs:
-        os.utime(pair.image, (1e9, 1e9))
+def test_files_that_did_not_change_are_not_hashed_again(
+    pairs: list[Pair], settled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = images_of(pairs)
-    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr(cache, "read_bytes", lambda path: pytest.fail(f"{path} was read again"))
     assert np.array_equal(images_of(pairs), first)
 
 
-def test_a_damaged_index_or_entry_is_made_anew(pairs: list[Pair]) -> None:
-    first = images_of(pairs).copy()
-    for path in default_cache_dir().rglob("*"):
-        if path.name == "images":
-            path.write_bytes(path.read_bytes()[:-1])
-        elif path.suffix == ".json" and path.parent.name == "index":
-            path.write_text("{")
-    assert np.array_equal(images_of(pairs), first)
-    for path in default_cache_dir().rglob("entry.json"):
-        path.write_text("[]")
-    assert np.array_equal(images_of(pairs), first)
+def test_a_file_of_a_moment_ago_is_not_remembered(pairs: list[Pair]) -> None:
+    calls: list[Path] = []
+    for _ in range(2):
+        assert remember_facts("x", [pairs[0].image], lambda path: calls.append(path) or "fact") == ["fact"]
+    assert len(calls) == 2
 
 
-def test_unreadable_files_are_quarantined_and_again_on_the_second_use(pairs: list[Pair], decoded: list[Path]) -> None:
+@pytest.mark.parametrize("damage", ["flip", "cut", "info", "index"])
+def test_damaged_entries_and_indexes_are_made_again(
+    pairs: list[Pair], private_cache: Path, damage: str, caplog: pytest.LogCaptureFixture, settled: None
+) -> None:
+    first = cache_pairs(pairs, 16, (1, 2, 3), SkippedFiles())
+    expected = first.images.copy(), first.masks.copy()
+    entry = next(private_cache.rglob("entry.json")).parent
+    if damage == "info":
+        (entry / "entry.json").write_text("[]")
+    elif damage == "index":
+        (private_cache / "facts.sqlite").write_bytes(b"no database" * 1000)
+    else:
+        for name in ("images", "masks"):
+            data = bytearray((entry / name).read_bytes())
+            data[len(data) // 2] ^= 1
+            (entry / name).write_bytes(data[:-1] if damage == "cut" else data)
+    again = cache_pairs(pairs, 16, (1, 2, 3), SkippedFiles())
+    assert np.array_equal(again.images, expected[0])
+    assert np.array_equal(again.masks, expected[1])
+    assert ("damaged" in caplog.text) == (damage == "flip")
+    assert content_hashes([pairs[0].image]) == content_hashes([pairs[0].image])
+
+
+def test_unreadable_files_are_skipped_also_on_the_second_use(pairs: list[Pair], decoded: list[Path]) -> None:
     pairs[2].image.write_bytes(b"no image")
     pairs[5].mask.write_bytes(b"")
     pairs[7].mask.unlink()
     for _ in range(2):
-        quarantine = Quarantine()
-        cached = cache_pairs(pairs, 16, (1, 2, 3), quarantine, progress=False)
+        skipped = SkippedFiles()
+        cached = cache_pairs(pairs, 16, (1, 2, 3), skipped)
         assert [pair.name for pair in cached.pairs] == ["0", "1", "3", "4", "6", "8", "9", "10", "11"]
         assert len(cached.images) == len(cached.masks) == 9
         assert np.array_equal(cached.images[2], resize_image(read_image(pairs[3].image), 16))
-        reasons = dict(quarantine.items)
+        reasons = dict(skipped.files)
         assert list(reasons) == [pairs[2].image, pairs[5].image, pairs[7].image]
-        assert "no known image format" in reasons[pairs[2].image]
-        assert "its mask 5_mask.png: the file is empty" in reasons[pairs[5].image]
-        assert "No such file" in reasons[pairs[7].image]
-    # what a file holds is decided once; a file that was not to be had may be there the next time
-    assert len(decoded) == 24
+        assert "5_mask.png" in reasons[pairs[5].image]
+    assert len(decoded) == 12
+    Image.fromarray(read_image(pairs[7].image)[..., 0] // 255 + 1).save(pairs[7].mask)  # mended
+    assert len(cache_pairs(pairs, 16, (1, 2, 3), SkippedFiles()).pairs) == 10
 
 
-def test_a_disk_that_fails_once_takes_no_image_away(pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fails_once_takes_no_image_away(
+    pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, settled: None
+) -> None:
     read_bytes, failing = Path.read_bytes, pairs[3].image
 
     def fail(path: Path) -> bytes:
@@ -169,153 +177,80 @@ def test_a_disk_that_fails_once_takes_no_image_away(pairs: list[Pair], monkeypat
             raise OSError(errno.EIO, "Input/output error")
         return read_bytes(path)
 
-    images_of(pairs[:1])  # the index knows the contents
+    content_hashes([pair.image for pair in pairs])  # remembered
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", fail)
         assert len(images_of(pairs)) == 11
     assert len(images_of(pairs)) == 12
 
 
-def test_a_file_that_was_mended_comes_back(pairs: list[Pair]) -> None:
-    content = pairs[0].image.read_bytes()
-    pairs[0].image.unlink()
-    assert len(images_of(pairs)) == 11
-    pairs[0].image.write_bytes(content)
-    assert len(images_of(pairs)) == 12
-
-
-def test_nothing_readable_is_an_error_each_time(pairs: list[Pair]) -> None:
+def test_nothing_readable_is_an_error_each_time_unless_it_is_allowed(pairs: list[Pair]) -> None:
     for pair in pairs:
         pair.image.write_bytes(b"no image")
     for _ in range(2):
-        with pytest.raises(SegaeError, match="None of the 12 images can be read"):
+        with pytest.raises(DataError, match="None of the 12 images"):
             images_of(pairs)
-
-
-def test_a_part_that_may_be_empty_is_no_error(pairs: list[Pair]) -> None:
-    pairs[0].image.write_bytes(b"no image")
-    cached = cache_pairs(pairs[:1], 16, (1, 2, 3), Quarantine(), progress=False, none_is_fine=True)
+    cached = cache_pairs(pairs, 16, (1, 2, 3), SkippedFiles(), allow_empty=True)
     assert (len(cached.images), cached.pairs) == (0, ())
 
 
-def test_no_images_give_empty_arrays() -> None:
-    assert cache_pairs([], 16, (0, 1), Quarantine()).images.shape == (0, 16, 16, 3)
-
-
-def test_masks_that_cannot_be_right_stop_the_run(pairs: list[Pair]) -> None:
-    with pytest.raises(SegaeError, match=r"_mask\.png holds the value 3, .*Wanted only 1, 2"):
-        cache_pairs(pairs, 16, (1, 2), Quarantine(), progress=False)
+def test_masks_that_cannot_be_right_stop_the_run(pairs: list[Pair], private_cache: Path) -> None:
+    with pytest.raises(DataError, match=r"_mask\.png holds the value 3"):
+        cache_pairs(pairs, 16, (1, 2), SkippedFiles())
     Image.fromarray(np.ones((5, 9), np.uint8)).save(pairs[4].mask)
-    width, height = Image.open(pairs[4].image).size
-    with pytest.raises(SegaeError, match=rf"4_mask\.png is 9 x 5 .* {width} x\s+{height}"):
-        cache_pairs(pairs, 16, (1, 2, 3), Quarantine(), progress=False)
-    with pytest.raises(SegaeError, match="300 classes"):
-        cache_pairs(pairs, 16, range(300), Quarantine(), progress=False)
-    assert leftovers() == []
-
-
-def test_a_full_disk_is_an_error_and_leaves_nothing(pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_space(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(cache_store, "_flush", no_space)
-    with pytest.raises(SegaeError, match=r"No space left.*SEGAE_CACHE"):
-        images_of(pairs)
-    assert leftovers() == []
-    monkeypatch.undo()
-    assert len(images_of(pairs)) == 12
+    with pytest.raises(DataError, match=r"4_mask\.png is 9 x 5"):
+        cache_pairs(pairs, 16, (1, 2, 3), SkippedFiles())
+    with pytest.raises(DataError, match="mask_values"):
+        cache_pairs(pairs, 16, range(300), SkippedFiles())
+    assert not list(private_cache.glob("*.partial"))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_write_that_the_kernel_refuses_is_an_error(pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
-    real_open: Callable[..., object] = Path.open
+def test_a_full_disk_is_an_error_and_leaves_nothing(
+    pairs: list[Pair], private_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_open = Path.open
 
     def onto_full_disk(path: Path, mode: str = "r", *args: object, **options: object) -> object:
         full = path.parent.name.endswith(".partial") and mode == "wb"
         return real_open(Path("/dev/full") if full else path, mode, *args, **options)
 
-    monkeypatch.setattr(Path, "open", onto_full_disk)
-    with pytest.raises(SegaeError, match="No space left"):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", onto_full_disk)
+        with pytest.raises(SegaeError, match=r"No space left.*SEGAE_CACHE"):
+            images_of(pairs)
+    assert not list(private_cache.glob("*.partial"))
+    assert len(images_of(pairs)) == 12
+
+
+def test_a_cache_that_is_no_folder_is_an_error(pairs: list[Pair], private_cache: Path) -> None:
+    private_cache.write_text("")
+    with pytest.raises(SegaeError, match=str(private_cache)):
         images_of(pairs)
-    assert leftovers() == []
 
 
-def test_a_place_that_is_no_folder_is_an_error(pairs: list[Pair], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SegaeError, match="cannot be stored in"):
-        images_of(pairs, cache_dir=tmp_path / "file")
-
-
-def test_what_a_killed_process_left_is_replaced(pairs: list[Pair]) -> None:
+def test_what_a_killed_process_left_is_replaced(pairs: list[Pair], private_cache: Path) -> None:
     images_of(pairs)
-    entry = next(default_cache_dir().rglob("entry.json")).parent
+    entry = next(private_cache.rglob("entry.json")).parent
     entry.rename(entry.with_suffix(".partial"))
     (entry.with_suffix(".partial") / "images").write_bytes(b"half")
     assert len(images_of(pairs)) == 12
-    assert leftovers() == []
+    assert not list(private_cache.glob("*.partial"))
 
 
-WORKER = """
-import sys, time
-from pathlib import Path
-from segae.data import cache
-from segae.data.images import read_image
-from segae.data.quarantine import Quarantine
-
-folder, log = Path(sys.argv[1]), Path(sys.argv[2])
-
-def slow(path):
-    with log.open("a") as file:
-        file.write(path.name + "\\n")
-    time.sleep(0.05)
-    return read_image(path)
-
-cache.read_image = slow
-log.with_suffix("." + sys.argv[3]).touch()
-while len(list(log.parent.glob("log.ready*"))) < 2:
-    time.sleep(0.01)
-paths = sorted(path for path in folder.glob("*.png") if "mask" not in path.name)
-print(int(cache.cache_images(paths, 16, Quarantine(), progress=False).images.astype("int64").sum()))
-"""
-
-
-def test_two_processes_build_an_entry_once(pairs: list[Pair], tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    arguments = [sys.executable, "-c", WORKER, str(tmp_path), str(log)]
-    started = [
-        subprocess.Popen([*arguments, f"ready{number}"], stdout=subprocess.PIPE, text=True) for number in range(2)
-    ]
-    sums = [int(process.communicate(timeout=120)[0]) for process in started]
-    expected = images_of(sorted(pairs, key=lambda pair: pair.image)).astype(np.int64).sum()
-    assert sums == [expected, expected]
-    assert sorted(log.read_text().split()) == sorted(pair.image.name for pair in pairs)
-    assert leftovers() == []
-
-
-def test_waiting_for_the_other_process_is_said(
-    pairs: list[Pair], caplog: pytest.LogCaptureFixture, tmp_path: Path
+def test_a_second_builder_waits_and_finds_the_entry(
+    pairs: list[Pair], private_cache: Path, decoded: list[Path]
 ) -> None:
-    import threading
-
-    with caplog.at_level(logging.INFO, "segae"):
-        with cache_store._only_builder(tmp_path, "x"):
-            entered = threading.Event()
-
-            def second() -> None:
-                with cache_store._only_builder(tmp_path, "x"):
-                    entered.set()
-
-            thread = threading.Thread(target=second)
-            thread.start()
-            assert not entered.wait(0.2)
-        thread.join(10)
-    assert entered.is_set()
-    assert "waiting" in caplog.text
-    assert pairs
-
-
-def test_the_default_place_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEGAE_CACHE", str(tmp_path))
-    assert default_cache_dir() == tmp_path
-    monkeypatch.delenv("SEGAE_CACHE")
-    assert default_cache_dir() == Path.home() / ".cache" / "segae"
+    expected = images_of(pairs).copy()
+    entry = next(private_cache.rglob("entry.json")).parent
+    hidden = entry.rename(private_cache / "hidden")
+    with FileLock(entry.with_suffix(".lock")):  # as if another process were building
+        found: list[np.ndarray] = []
+        thread = threading.Thread(target=lambda: found.append(images_of(pairs)))
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        hidden.rename(entry)
+    thread.join(30)
+    assert np.array_equal(found[0], expected)
+    assert len(decoded) == len(pairs)

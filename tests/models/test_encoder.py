@@ -1,8 +1,9 @@
-"""The contract between the stages, and its way into other libraries."""
+"""Encoders: built, described, saved, and loaded by segae, by plain timm and by plain smp."""
 
 from __future__ import annotations
 
-import json
+import copy
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,218 +12,248 @@ import safetensors.torch
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
+from segae import models
 from segae.errors import SegaeError
-from segae.models.encoder import (
-    EncoderDescription,
-    create_encoder,
-    load_encoder,
-    require_size,
-    save_encoder,
-)
-from segae.models.segmenter import create_segmenter
 
 TINY = ("test_resnet", "test_convnext", "test_efficientnet")
+METHODS = {"denoise": "sigma", "spark": "patch_size", "pseudo_masks": "source", "reconstruct": None}
 
 
-def image(channels: int = 3) -> torch.Tensor:
+def images(channels: int = 3) -> Tensor:
     return torch.randn(2, channels, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def changed(encoder: nn.Module) -> nn.Module:
-    """Running statistics and weights that no fresh encoder has."""
+def used(name: str) -> models.Encoder:
+    """An encoder with running statistics that no fresh one has."""
     torch.manual_seed(1)
-    encoder.train()(image())
+    encoder = models.create_encoder(name)
+    encoder.train()(images())
     return encoder.eval()
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> tuple[Path, nn.Module, EncoderDescription]:
-    encoder, description = create_encoder("test_resnet")
-    description = replace(
-        description, init="ae:denoise", pretraining={"objective": "denoise", "images": 40, "final_loss": 0.25}
-    )
-    save_encoder(tmp_path / "encoder.safetensors", changed(encoder), description)
-    return tmp_path / "encoder.safetensors", encoder, description
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("architecture", TINY)
-def test_an_encoder_gives_six_maps_down_to_stride_32(architecture: str) -> None:
-    encoder, description = create_encoder(architecture)
-    features = encoder(image())
-    assert [map_.shape[1] for map_ in features] == encoder.out_channels
-    assert [map_.shape[-1] for map_ in features] == [64, 32, 16, 8, 4, 2]
+@pytest.mark.parametrize("name", TINY)
+def test_an_encoder_gives_six_maps_down_to_stride_32(name: str) -> None:
+    encoder = models.create_encoder(name)
+    features = encoder(images())
+    assert [one.shape[1] for one in features] == encoder.out_channels
+    assert [one.shape[-1] for one in features] == [64, 32, 16, 8, 4, 2]
     assert encoder.output_stride == 32
-    assert description.init == "random"
 
 
-def test_description_carries_timms_normalisation() -> None:
-    _, lite = create_encoder("tf_efficientnet_lite0")
-    assert (lite.mean, lite.std, lite.image_size) == ((0.5,) * 3, (0.5,) * 3, 224)
-    _, resnet = create_encoder("test_resnet")
-    config = timm.get_pretrained_cfg("test_resnet")
-    assert (resnet.mean, resnet.std, resnet.image_size) == (config.mean, config.std, config.input_size[-1])
+def test_an_encoder_knows_itself() -> None:
+    info = models.create_encoder("tf_efficientnet_lite0").info
+    assert (info.mean, info.std, info.image_size) == ((0.5,) * 3, (0.5,) * 3, 224)
+    info, config = models.create_encoder("test_resnet").info, timm.get_pretrained_cfg("test_resnet")
+    assert (info.mean, info.std, info.image_size) == (config.mean, config.std, config.input_size[-1])
+    assert (info.architecture, info.in_channels, info.weights) == ("test_resnet", 3, models.Weights())
+    assert not info.weights.pretrained
 
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_numbers_of_channels(channels: int) -> None:
-    encoder, description = create_encoder("test_resnet", in_channels=channels)
-    assert encoder(image(channels))[-1].shape == (2, 96, 2, 2)
-    assert len(description.mean) == len(description.std) == channels
-
-
-def test_random_is_random_and_follows_the_seed() -> None:
-    weights = []
-    for seed in (0, 1, 0):
-        torch.manual_seed(seed)
-        weights.append(create_encoder("test_resnet")[0].state_dict()["model.conv1.0.weight"])
-    assert not torch.equal(weights[0], weights[1])
-    assert torch.equal(weights[0], weights[2])
-
-
-def test_an_unknown_architecture_names_close_ones() -> None:
-    with pytest.raises(SegaeError, match=r'"resnet19".*Did you mean .*resnet18'):
-        create_encoder("resnet19")
-
-
-@pytest.mark.parametrize("architecture", ["test_vit", "test_coatnet"])
-def test_a_network_of_one_stride_or_one_size_is_refused(architecture: str) -> None:
-    with pytest.raises(SegaeError, match=f'"{architecture}" cannot be an encoder.*convolutional'):
-        create_encoder(architecture)
-
-
-def test_an_unknown_init_is_refused() -> None:
-    with pytest.raises(SegaeError, match='"imagenette" is no initialisation'):
-        create_encoder("test_resnet", "imagenette")
-
-
-@pytest.mark.parametrize("architecture", TINY)
-def test_a_file_gives_back_the_encoder(tmp_path: Path, architecture: str) -> None:
-    encoder, description = create_encoder(architecture)
-    save_encoder(tmp_path / "e.safetensors", changed(encoder), description)
-    loaded, read = load_encoder(tmp_path / "e.safetensors")
-    assert read == description
-    assert torch.equal(loaded.eval()(image())[-1], encoder(image())[-1])
-
-
-def test_the_description_is_in_the_header_and_beside(saved) -> None:
-    path, _, description = saved
-    assert load_encoder(path)[1] == description
-    with safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["description"])
-    assert header == json.loads(path.with_suffix(".json").read_text())
-    assert header["pretraining"]["images"] == 40
-
-
-def test_a_file_is_an_init(saved) -> None:
-    path, encoder, description = saved
-    loaded, read = create_encoder("test_resnet", str(path))
-    assert read == description
-    assert torch.equal(loaded.eval()(image())[-1], encoder(image())[-1])
-
-
-def test_a_file_of_another_architecture_names_both(saved) -> None:
-    with pytest.raises(SegaeError, match=r"architecture test_resnet, but test_convnext was asked"):
-        create_encoder("test_convnext", str(saved[0]))
-
-
-def test_a_file_of_other_channels_names_both(saved) -> None:
-    with pytest.raises(SegaeError, match=r"in_channels 3, but 1 was asked"):
-        create_encoder("test_resnet", str(saved[0]), in_channels=1)
-
-
-def leave(_: dict) -> None: ...
-
-
-def rewrite(path: Path, change_state=leave, change_metadata=leave) -> None:
-    with safe_open(path, framework="pt") as file:
-        metadata = dict(file.metadata())
-    state = safetensors.torch.load_file(path)
-    change_state(state)
-    change_metadata(metadata)
-    safetensors.torch.save_file(state, path, metadata=metadata)
+    encoder = models.create_encoder("test_resnet", in_channels=channels)
+    assert encoder(images(channels))[-1].shape == (2, 96, 2, 2)
+    assert encoder.info.in_channels == len(encoder.info.mean) == len(encoder.info.std) == channels
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("arguments", "message"),
     [
-        lambda state: state.pop("model.layer4.0.conv1.weight"),
-        lambda state: state.update({"model.extra": torch.zeros(1)}),
-        lambda state: state.update({"model.conv1.0.weight": torch.zeros(1, 3, 3, 3)}),
-        lambda state: state.update({"model.conv1.0.weigth": state.pop("model.conv1.0.weight")}),
-    ],
-    ids=["missing", "extra", "shape", "misspelt"],
-)
-def test_one_damaged_key_is_an_error(saved, change) -> None:
-    rewrite(saved[0], change_state=change)
-    with pytest.raises(SegaeError, match=r"encoder.safetensors does not fit"):
-        load_encoder(saved[0])
-
-
-def edit_description(**changes) -> object:
-    def change(metadata: dict[str, str]) -> None:
-        metadata["description"] = json.dumps({**json.loads(metadata["description"]), **changes})
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda metadata: metadata.clear(), "its header has no description"),
-        (lambda metadata: metadata.update(kind="segmenter"), "its kind is segmenter"),
-        (lambda metadata: metadata.update(description="{"), "description in the header of .* cannot be read"),
-        (edit_description(colour="red"), "fields missing or unknown: colour"),
-        (edit_description(architecture="resnet19"), "no network called"),
+        ({"name": "resnet19"}, "name must be .*'resnet19'.*resnet18"),
+        ({"name": "test_vit"}, "name must be a convolutional network.*'test_vit'"),
+        ({"name": "test_coatnet"}, "name must be a convolutional network.*'test_coatnet'"),
+        ({"name": None}, "name must be"),
+        ({"name": "test_resnet", "in_channels": 0}, "in_channels must be .*, got 0"),
+        ({"name": "test_resnet", "weights": "imagenette"}, "weights must be .*'imagenette'"),
+        ({"name": "resnet18", "weights": "pets_pseudo_masks"}, "name must be tf_efficientnet_lite0 .*, got 'resnet18'"),
+        ({"weights": "pets_pseudo_masks", "in_channels": 1}, "in_channels must be 3 .*, got 1"),
     ],
 )
-def test_a_file_without_a_usable_description_is_refused(saved, change, message: str) -> None:
-    rewrite(saved[0], change_metadata=change)
+def test_what_cannot_be_built_is_refused(arguments: dict, message: str) -> None:
     with pytest.raises(SegaeError, match=message):
-        load_encoder(saved[0])
+        models.create_encoder(**arguments)
 
 
-@pytest.fixture(params=["test_resnet", "test_convnext", "test_efficientnet", "tf_efficientnet_lite0", "convnext_atto"])
-def file_of(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, list[torch.Tensor]]:
-    encoder, description = create_encoder(request.param)
-    save_encoder(tmp_path / "encoder.safetensors", changed(encoder), description)
-    return request.param, tmp_path / "encoder.safetensors", encoder(image())
+@pytest.mark.parametrize("name", TINY)
+def test_a_file_gives_back_the_encoder_without_its_name(tmp_path: Path, name: str) -> None:
+    encoder = used(name)
+    info = replace(
+        encoder.info, weights=models.Weights("imagenet", "denoise", {"sigma": 0.2}), pretraining={"images": 40}
+    )
+    path = models.save_encoder(encoder, tmp_path / "e.safetensors", info=info)
+    assert encoder.info.pretraining == {}
+    for loaded in (
+        models.load_encoder(path),
+        models.create_encoder(weights=path),
+        models.create_encoder(name, weights=str(path)),
+    ):
+        assert loaded.info == info
+        assert torch.equal(loaded.eval()(images())[-1], encoder(images())[-1])
 
 
-def test_five_lines_into_plain_timm(file_of) -> None:
-    name, path, expected = file_of
-    state = safetensors.torch.load_file(path)
-    state = {key.removeprefix("model."): value for key, value in state.items()}
-    model = timm.create_model(name, features_only=True, pretrained=False)
-    model.load_state_dict(state, strict=True)
-    features = model.eval()(image())
-    assert all(torch.equal(*pair) for pair in zip(features, expected[-len(features) :], strict=True))
-
-
-def test_five_lines_into_smp(file_of) -> None:
-    name, path, expected = file_of
+@pytest.mark.parametrize("name", [*TINY, "tf_efficientnet_lite0", "convnext_atto", "regnetx_002"])
+def test_the_file_loads_into_plain_timm_plain_smp_and_a_segmenter(tmp_path: Path, name: str) -> None:
+    encoder = used(name)
+    path, expected = models.save_encoder(encoder, tmp_path / "encoder.safetensors"), encoder(images())
     state = safetensors.torch.load_file(path)
     model = smp.Unet(f"tu-{name}", encoder_weights=None, classes=3)
-    model.encoder.load_state_dict(state, strict=True)
-    assert all(torch.equal(*pair) for pair in zip(model.eval().encoder(image()), expected, strict=True))
+    model.encoder.load_state_dict(dict(state), strict=True)
+    assert same(model.eval().encoder(images()), expected)
+    segmenter = models.create_segmenter(path, num_classes=3)
+    assert same(segmenter.eval().encoder(images()), expected)
+    state = {key.removeprefix("model."): value for key, value in state.items()}
+    network = timm.create_model(name, features_only=True, pretrained=False)
+    network.load_state_dict(state, strict=True)
+    features = network.eval()(images())
+    assert same(features, expected[-len(features) :])
 
 
-def test_five_lines_into_the_segmenter(file_of) -> None:
-    _, path, expected = file_of
-    encoder, description = load_encoder(path)
-    model = create_segmenter(encoder, description.architecture, "unet", classes=3)
-    assert all(torch.equal(*pair) for pair in zip(model.eval().encoder(image()), expected, strict=True))
-    assert model(image()).shape == (2, 3, 64, 64)
+def test_a_dilated_copy_has_the_same_weights_and_draws_no_random_number() -> None:
+    encoder, state = used("test_resnet"), torch.get_rng_state()
+    dilated = encoder.with_stride(8)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(list(dilated.state_dict().values()), list(encoder.state_dict().values()))
+    assert dilated(images())[-1].shape[-1] == 8
+    assert dilated.info == encoder.info
+    assert encoder.with_stride(32) is encoder
 
 
-@pytest.mark.parametrize(("size", "choice"), [(100, "Use 96 or 128."), (16, "Use 32."), (0, "Use 32.")])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("random", models.Weights()),
+        ("imagenet", models.Weights("imagenet")),
+        ("runs/a.safetensors", models.Weights("runs/a.safetensors")),
+        ("random+spark", models.Weights("random", "spark")),
+        ("imagenet+denoise:0.2", models.Weights("imagenet", "denoise", {"sigma": 0.2})),
+        ("random+spark:32+decoder", models.Weights("random", "spark", {"patch_size": 32}, "encoder+decoder")),
+        (
+            "imagenet+pseudo_masks:features+decoder",
+            models.Weights("imagenet", "pseudo_masks", {"source": "features"}, "encoder+decoder"),
+        ),
+        ("pets_pseudo_masks+decoder", models.Weights("pets_pseudo_masks", transfer="encoder+decoder")),
+        ("imagenet+denoise+spark", models.Weights("imagenet+denoise", "spark")),
+    ],
+)
+def test_weights_are_read_from_text_and_written_as_it(text: str, expected: models.Weights) -> None:
+    weights = models.Weights.parse(text, METHODS)
+    assert weights == expected
+    assert str(weights) == text
+    assert weights.pretrained == (text != "random")
+    assert weights.from_imagenet == text.startswith("imagenet")
+    assert hash(weights) == hash(expected)
+
+
+def test_a_file_whose_name_looks_like_weights_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a+spark").write_text("")
+    assert models.Weights.parse("a+spark", METHODS) == models.Weights("a+spark")
+    assert models.Weights.parse("a+spark+decoder", METHODS) == models.Weights("a+spark", transfer="encoder+decoder")
+    assert models.Weights.parse("a+spark+denoise", METHODS) == models.Weights("a+spark", "denoise")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("random+sparc", "method must be .*'sparc'.*spark"),
+        ("spark", r"weights must be .*random\+spark.*'spark'"),
+        ("+decoder", r"weights must be .*'\+decoder'"),
+        ("+spark", r"weights must be .*random\+spark.*'\+spark'"),
+        ("random+reconstruct:3", "no value .*reconstruct"),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused(text: str, message: str) -> None:
+    with pytest.raises(SegaeError, match=message):
+        models.Weights.parse(text, METHODS)
+
+
+@pytest.mark.parametrize(("size", "choice"), [(100, "96 or 128"), (16, "32"), (0, "32")])
 def test_an_image_size_off_the_stride_names_the_next(size: int, choice: str) -> None:
-    with pytest.raises(SegaeError, match=f"image size {size} .*stride 32.*{choice}"):
-        require_size(size, 32)
+    with pytest.raises(SegaeError, match=f"image_size must be .* 32, got {size}; use {choice}"):
+        models.require_image_size(size, 32)
+    models.require_image_size(224, 32)
 
 
-@pytest.mark.parametrize("size", [32, 64, 224])
-def test_multiples_of_the_stride_pass(size: int) -> None:
-    require_size(size, 32)
+def test_encoders_are_listed_by_pattern() -> None:
+    assert "tf_efficientnet_lite0" in models.list_encoders("*lite*")
+    assert "vit_base_patch16_224" not in models.list_encoders("*")
+    assert any(name.startswith("resnet18.") for name in models.list_encoders("resnet18*", pretrained=True))
+
+
+def make_segmenter(name: str, decoder: str) -> models.Segmenter:
+    torch.manual_seed(0)
+    model = models.create_segmenter(name, num_classes=3, decoder=decoder)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | nn.Dropout2d):
+            module.p = 0.0  # saved bytes are compared, and one of the two would keep other masks
+    return model.train()
+
+
+def step(model: nn.Module) -> int:
+    """A forward and a backward pass; returns the bytes that were kept between them."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(images()).square().mean()
+    loss.backward()
+    return sum(kept.values())
+
+
+def assert_same_step(one: nn.Module, other: nn.Module) -> None:
+    for (name, ours), (same, theirs) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert name == same
+        assert torch.equal(ours.grad, theirs.grad), name
+    for (name, ours), (_, theirs) in zip(one.named_buffers(), other.named_buffers(), strict=True):
+        assert torch.equal(ours, theirs), name  # running statistics counted once, num_batches_tracked too
+
+
+@pytest.mark.parametrize("decoder", ["unet", "fpn"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
+def test_gradients_and_statistics_stay_and_memory_goes(name: str, decoder: str) -> None:
+    plain = make_segmenter(name, decoder)
+    thrifty = copy.deepcopy(plain)
+    assert models.set_gradient_checkpointing(thrifty) > 4
+    kept = [step(model) for model in (plain, thrifty)]
+    assert kept[1] < 0.5 * kept[0]
+    assert_same_step(thrifty, plain)
+    assert models.set_gradient_checkpointing(thrifty) == 0
+
+
+def test_the_model_can_be_pickled_copied_and_saved(tmp_path) -> None:
+    model = make_segmenter("test_resnet", "unet")
+    models.set_gradient_checkpointing(model)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    twins = [torch.load(file, weights_only=False), copy.deepcopy(model)]
+    for twin in twins:
+        assert models.set_gradient_checkpointing(twin) == 0
+        step(twin)
+    step(model)
+    for twin in twins:
+        assert_same_step(twin, model)
+    path = models.save_segmenter(model, tmp_path / "s.safetensors")
+    assert list(models.load_segmenter(path).state_dict()) == list(model.state_dict())
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    assert model(images()).std() == 0
+    assert all(twin(images()).std() > 0 for twin in twins)
+
+
+def test_models_that_it_does_not_suit_are_refused() -> None:
+    with pytest.raises(SegaeError, match="model must have an encoder.*Linear"):
+        models.set_gradient_checkpointing(nn.Linear(2, 2))
+    with pytest.raises(SegaeError, match="masking must be dense .*, got sparse"):
+        models.set_gradient_checkpointing(
+            models.build_autoencoder(models.create_encoder("test_resnet"), masking="sparse")
+        )

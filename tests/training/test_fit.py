@@ -1,234 +1,230 @@
 """Training to the end, stopping in between, and going on as if nothing had happened."""
 
-from __future__ import annotations
+import errno
+import hashlib
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback
+from torch import nn
 
-from segae.errors import SegaeError
-from segae.training.callbacks import Callback
-from segae.training.checkpoint import load_resume_file, save_resume_file
-from segae.training.fit import fit
-from segae.training.loaders import make_loaders
-from segae.training.schedule import make_phases, make_pretraining_phases
+from segae.errors import CheckpointError, SegaeError
+from segae.training import fit, freeze_finetune_phases, limit_threads, pretraining_phases
+from segae.training.fit import load_resume_file, save_resume_file
+from tests.training.learners import KillAfter, Tiny, changed, phase, pretraining, segmentation, state, without_times
 
-
-class KillAfter(Callback):
-    """Ends the process, as far as a test can, right after an epoch was saved."""
-
-    order = 75
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def after_epoch(self) -> None:
-        if len(self.learn.epoch_clock.log) == self.epochs:
-            raise KeyboardInterrupt
+HARD = {"hard_mask_fraction": 0.8, "distance_penalty": 1.0, "accumulate": 2}
 
 
-def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    theirs = other.state_dict()
-    return all(torch.equal(value, theirs[name]) for name, value in one.state_dict().items())
-
-
-def without_times(log: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if "second" not in key} for row in log]
-
-
-@pytest.mark.parametrize("killed_after", [1, 2, 3, 4])
-def test_resumed_segmentation_is_bit_for_bit_the_uninterrupted_one(segmentation, tmp_path, killed_after):
-    whole = segmentation()
-    expected = fit(whole, make_phases(1, 3))
-    first = segmentation()
-    first.add_cb(KillAfter(killed_after))
-    with pytest.raises(KeyboardInterrupt):
-        fit(first, make_phases(1, 3), resume_file=tmp_path / "resume.pt")
-    torch.rand(7)  # a new process would not have this process's random state
-    second = segmentation(seed=0)
-    log = fit(second, make_phases(1, 3), resume_file=tmp_path / "resume.pt", resume=True)
-    assert same(whole.model, second.model)
-    assert without_times(log) == without_times(expected)
-
-
-def test_resumed_pretraining_is_bit_for_bit_the_uninterrupted_one(pretraining, tmp_path):
-    phases = make_pretraining_phases(3, 1e-3)
-    whole = pretraining()
+@pytest.mark.parametrize(
+    ("make", "settings", "epochs"),
+    [(segmentation, {}, 1), (segmentation, {}, 3), (segmentation, {}, 4), (pretraining, {}, 2), (pretraining, HARD, 2)],
+)
+def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(tmp_path, make, settings, epochs):
+    phases = freeze_finetune_phases(1, 3) if make is segmentation else pretraining_phases(3, 1e-3)
+    files = {"resume_file": tmp_path / "resume.pt", "log_csv": tmp_path / "log.csv"}
+    whole, first, second = make(**settings), make(**settings), make(**settings)
     expected = fit(whole, phases)
-    first = pretraining()
-    first.add_cb(KillAfter(2))
+    first.add_cb(KillAfter(epochs))
     with pytest.raises(KeyboardInterrupt):
-        fit(first, phases, log_csv=tmp_path / "log.csv", resume_file=tmp_path / "resume.pt")
-    second = pretraining()
-    log = fit(second, phases, log_csv=tmp_path / "log.csv", resume_file=tmp_path / "resume.pt", resume=True)
-    assert same(whole.model, second.model)
+        fit(first, phases, **files)
+    torch.rand(7)  # a new process would not have this process's random state
+    log = fit(second, phases, resume=True, **files)
+    assert changed(second.model, state(whole.model)) == set()
     assert without_times(log) == without_times(expected)
-    assert list(pd.read_csv(tmp_path / "log.csv")["epoch"]) == [1, 2, 3]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "log.csv"), log)
 
 
-def test_a_resumed_stream_hears_where_all_ranks_were(segmentation, tmp_path):
-    resume, told = tmp_path / "resume.pt", []
-    learner = segmentation()
-    learner.dls.train.dataset.state_dict = lambda: {"rank": 0}
-    fit(learner, make_phases(0, 1), resume_file=resume)
-    content = load_resume_file(resume)
-    save_resume_file(resume, {**content, "streams": [*content["streams"], {"rank": 1}]})
-    learner = segmentation()
-    learner.dls.train.dataset.load_state_dict = lambda *states: told.append(states)
-    fit(learner, make_phases(0, 1), resume_file=resume, resume=True)
-    assert told == [({"rank": 0}, [{"rank": 0}, {"rank": 1}])]
+def test_a_killed_process_is_continued_bit_for_bit_by_another(tmp_path):
+    file, phases = tmp_path / "resume.pt", pretraining_phases(4, 1e-3)
+
+    def train(resume: bool, done: Any) -> None:
+        learner = pretraining("denoise")
+        fit(learner, phases, resume_file=file, resume=resume, report=lambda row: done.put(row["epoch"]))
+        torch.save(learner.model.state_dict(), tmp_path / "state.pt")
+
+    with limit_threads(1):  # what is forked may not have threads
+        context = multiprocessing.get_context("fork")  # nothing is imported again
+        epochs = context.Queue()
+        for resume in (False, True):
+            process = context.Process(target=train, args=(resume, epochs))
+            process.start()
+            while epochs.get(timeout=60) != (4 if resume else 3):
+                pass
+            if not resume:
+                os.kill(process.pid, signal.SIGKILL)  # two epochs are saved, the third is on its way
+            process.join(60)
+            assert process.exitcode == (0 if resume else -signal.SIGKILL)
+        whole = pretraining("denoise")
+        fit(whole, phases)
+    assert changed(whole.model, torch.load(tmp_path / "state.pt")) == set()
 
 
-def test_seeds_decide_order_and_corruption_too(pretraining):
-    """The same weights to begin with: what differs afterwards comes from the seed of the training."""
-    one, same_seed, other = pretraining(seed=0), pretraining(seed=0), pretraining(seed=1)
-    other.model.load_state_dict(one.model.state_dict())
-    for learner in (one, same_seed, other):
-        fit(learner, make_pretraining_phases(1, 1e-3))
-    assert same(one.model, same_seed.model)
-    assert not same(one.model, other.model)
+def test_training_learns_something_and_the_seed_decides_order_and_corruption():
+    log = fit(segmentation(), freeze_finetune_phases(1, 8, lr=1e-2))
+    assert log["train_loss"].iloc[-1] < 0.8 * log["train_loss"][0]
+    assert log["miou"].iloc[-1] > log["miou"][0]
+    learners = [pretraining(seed=seed) for seed in (0, 0, 1)]  # the same weights to begin with
+    logs = [fit(learner, pretraining_phases(4, 3e-3)) for learner in learners]
+    assert logs[0]["train_loss"].iloc[-1] < 0.95 * logs[0]["train_loss"][0]
+    assert changed(learners[0].model, state(learners[1].model)) == set()
+    assert changed(learners[0].model, state(learners[2].model))
 
 
-def test_training_learns_something(segmentation, pretraining):
-    learner = segmentation()
-    log = fit(learner, make_phases(1, 8, lr=1e-2))
-    assert log[-1]["train_loss"] < 0.8 * log[0]["train_loss"]
-    assert log[-1]["miou"] > log[0]["miou"]
-    log = fit(pretraining("reconstruct"), make_pretraining_phases(12, 3e-3))
-    assert log[-1]["train_loss"] < 0.95 * log[0]["train_loss"]
+def test_the_log_has_its_columns():
+    log = fit(segmentation(train=17), freeze_finetune_phases(1, 1))
+    columns = (
+        "epoch phase train_loss lr_encoder lr_head images seconds images_per_second peak_memory_mb valid_loss miou"
+    )
+    assert list(log) == columns.split()
+    assert log["images"].tolist() == [16, 16]
+    assert (log["peak_memory_mb"] > 10).all()
+    assert not {"valid_loss", "miou"} & set(fit(segmentation(valid=0), freeze_finetune_phases(0, 1)))
 
 
 class Poison(Callback):
-    """Makes the weights useless in an epoch."""
+    """Makes weights useless before the second epoch or after its last step."""
 
-    def __init__(self, epoch: int) -> None:
-        self.epoch_poisoned = epoch
+    order = 40
+
+    def __init__(self, part: str, value: float) -> None:
+        self.part, self.bad = part, value
 
     def before_train(self) -> None:
-        if self.learn.epoch_clock.now == self.epoch_poisoned:
-            with torch.no_grad():
-                next(self.learn.model.decoder.parameters()).fill_(float("nan"))
+        self.spoil(self.part == "start")
+
+    def after_batch(self) -> None:
+        self.spoil(self.part == "end" and self.learn.training and self.learn.iter == self.learn.n_iter - 1)
+
+    def spoil(self, now: bool) -> None:
+        if now and self.learn.epoch_clock.now == 1:
+            next(self.learn.model.decoder.parameters()).data[0] = self.bad
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_epoch(segmentation, tmp_path):
+@pytest.mark.parametrize(("part", "value"), [("start", float("nan")), ("end", float("inf")), ("end", float("nan"))])
+def test_numbers_that_are_not_finite_stop_and_keep_the_last_good_epoch(tmp_path, part, value):
     learner = segmentation()
-    learner.add_cb(Poison(2))
-    with pytest.raises(SegaeError, match="loss became nan by step 1 of epoch 3.*--lr"):
-        fit(learner, make_phases(1, 3), log_csv=tmp_path / "log.csv", resume_file=tmp_path / "resume.pt")
-    state = load_resume_file(tmp_path / "resume.pt")
-    assert state["epochs_done"] == 2
-    assert all(torch.isfinite(value).all() for value in state["model"].values())
-    assert list(pd.read_csv(tmp_path / "log.csv")["epoch"]) == [1, 2]
-
-
-def test_a_step_that_blows_the_weights_up_is_not_saved(segmentation, tmp_path):
-    class BlowUp(Callback):
-        def after_batch(self) -> None:
-            if self.learn.training and self.learn.epoch_clock.now == 1 and self.learn.iter == self.learn.n_iter - 1:
-                with torch.no_grad():
-                    next(self.learn.model.decoder.parameters())[0] = float("inf")
-
-    learner = segmentation()
-    learner.add_cb(BlowUp())
-    with pytest.raises(SegaeError, match="last step of epoch 2"):
-        fit(learner, make_phases(1, 1), resume_file=tmp_path / "resume.pt")
+    learner.add_cb(Poison(part, value))
+    with pytest.raises(SegaeError, match="epoch 2.*lr must be smaller"):
+        fit(learner, freeze_finetune_phases(1, 2), log_csv=tmp_path / "log.csv", resume_file=tmp_path / "resume.pt")
     assert load_resume_file(tmp_path / "resume.pt")["epochs_done"] == 1
+    assert pd.read_csv(tmp_path / "log.csv")["epoch"].tolist() == [1]
 
 
-def test_an_interrupted_batch_leaves_no_autocast_behind(segmentation):
-    class Interrupt(Callback):
-        def after_pred(self) -> None:
-            raise KeyboardInterrupt
-
-    learner = segmentation(precision="bfloat16")
-    learner.add_cb(Interrupt())
-    with pytest.raises(KeyboardInterrupt):
-        fit(learner, make_phases(0, 1))
-    assert not torch.is_autocast_enabled("cpu")
-
-
-def test_a_full_disk_stops_and_keeps_the_last_checkpoint(segmentation, tmp_path, monkeypatch):
-    path = tmp_path / "resume.pt"
-    learner = segmentation()
+def test_a_full_disk_is_named_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     class FillDisk(Callback):
-        order = 65
+        order = 65  # between the log and the resume file
 
         def after_epoch(self) -> None:
             if self.learn.epoch_clock.now == 1:
+                monkeypatch.setattr(os, "fsync", full)
 
-                def fail(content, file):
-                    file.write(b"half of it")
-                    raise OSError(28, "No space left on device")
-
-                monkeypatch.setattr(torch, "save", fail)
-
+    learner = segmentation()
     learner.add_cb(FillDisk())
-    with pytest.raises(SegaeError, match="No space left on device"):
-        fit(learner, make_phases(1, 2), resume_file=path)
-    assert load_resume_file(path)["epochs_done"] == 1
+    with pytest.raises(SegaeError, match=r"resume\.pt.*disk is full"):
+        fit(learner, freeze_finetune_phases(1, 2), resume_file=tmp_path / "resume.pt")
+    assert load_resume_file(tmp_path / "resume.pt")["epochs_done"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["resume.pt"]
+    with pytest.raises(SegaeError, match=r"log\.csv"):
+        fit(segmentation(), freeze_finetune_phases(0, 1), log_csv=tmp_path / "log.csv")
 
 
-def test_no_validation_images_means_no_validation_columns(segmentation):
-    log = fit(segmentation(valid=0), make_phases(0, 1))
-    assert "valid_loss" not in log[0]
-    assert "miou" not in log[0]
+@pytest.fixture(scope="module")
+def resume_file(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("resume") / "resume.pt"
+    fit(segmentation(Tiny, size=16), freeze_finetune_phases(0, 1), resume_file=path)
+    return path.read_bytes()
 
 
-def test_bfloat16_autocast_reaches_the_model_and_weights_stay_float32(segmentation):
-    kinds = []
-    learner = segmentation(precision="bfloat16")
-    learner.model.segmentation_head.register_forward_hook(lambda module, args, output: kinds.append(output.dtype))
-    log = fit(learner, make_phases(0, 1))
-    assert torch.bfloat16 in kinds
-    assert all(parameter.dtype == torch.float32 for parameter in learner.model.parameters())
-    assert log[0]["train_loss"] == pytest.approx(fit(segmentation(), make_phases(0, 1))[0]["train_loss"], rel=0.1)
+@pytest.mark.parametrize("where", [0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.9999])
+def test_any_changed_bit_of_a_resume_file_is_refused(tmp_path, resume_file, where):
+    path, data = tmp_path / "resume.pt", bytearray(resume_file)
+    data[int(where * len(data))] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"resume\.pt"):
+        fit(segmentation(Tiny, size=16), freeze_finetune_phases(0, 2), resume_file=path, resume=True)
 
 
-def test_a_resume_file_of_another_model_is_refused(segmentation, tmp_path):
-    fit(segmentation(), make_phases(0, 1), resume_file=tmp_path / "resume.pt")
-    with pytest.raises(SegaeError, match="another model"):
-        fit(
-            segmentation(architecture="test_efficientnet"),
-            make_phases(0, 2),
-            resume_file=tmp_path / "resume.pt",
-            resume=True,
-        )
-
-
-def test_a_damaged_resume_file_is_refused(tmp_path):
-    path = tmp_path / "resume.pt"
-    save_resume_file(path, {"model": {"a": torch.ones(1000)}})
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(SegaeError, match=r"damaged.*--overwrite"):
-        load_resume_file(path)
-
-
-def test_a_resume_file_never_runs_code(tmp_path):
-    import pickle
-
+def test_missing_shortened_foreign_and_dangerous_resume_files_are_refused(tmp_path, resume_file):
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
 
-    path = tmp_path / "resume.pt"
-    path.write_bytes(pickle.dumps({"format": 1, "model": Evil()}))
-    with pytest.raises(SegaeError, match=r"resume\.pt"):
-        load_resume_file(path)
+    path, body = tmp_path / "resume.pt", pickle.dumps({"model": Evil()}, protocol=2)
+    dangerous = f"segae-resume-2 {hashlib.blake2b(body, digest_size=16).hexdigest()}\n".encode() + body
+    for content in (None, resume_file[:500], b"", b"text\n", dangerous):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"resume\.pt"):
+            load_resume_file(path)
     assert not (tmp_path / "ran").exists()
+    save_resume_file(path, {"model": {}})
+    with pytest.raises(CheckpointError, match=r"resume\.pt"):
+        load_resume_file(path)
+    path.write_bytes(resume_file)
+    with pytest.raises(CheckpointError, match="this model"):
+        fit(segmentation(), freeze_finetune_phases(0, 2), resume_file=path, resume=True)
 
 
-def test_a_batch_of_one_value_is_refused_in_words(segmentation):
-    learner = segmentation()
-    items = learner.dls.train.dataset
-    items.items[:] = [(image[:, :32, :32], mask[:32, :32]) for image, mask in items.items]
-    learner.dls.loaders[0] = make_loaders(items, None, batch_size=1, device=torch.device("cpu"), seed=0).train
-    with pytest.raises(SegaeError, match=r"single value for a channel.*--batch-size"):
-        fit(learner, make_phases(0, 1))
+def test_weights_that_are_not_finite_are_neither_saved_nor_resumed(tmp_path, resume_file, monkeypatch):
+    path = tmp_path / "resume.pt"
+    path.write_bytes(resume_file)
+    content = load_resume_file(path)
+    content["model"]["head.weight"][0] = float("nan")
+    with pytest.raises(CheckpointError, match="finite"):
+        save_resume_file(path, content)
+    assert path.read_bytes() == resume_file
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[save_resume_file.__module__], "all_finite", lambda values: True)
+        save_resume_file(path, content)
+    with pytest.raises(CheckpointError, match="finite"):
+        load_resume_file(path)
 
 
-def test_a_weight_decay_that_grows_the_weights_is_refused(segmentation, pretraining):
-    for make in (segmentation, pretraining):
-        with pytest.raises(SegaeError, match=r"weight_decay is -0\.1; wanted 0 or more"):
-            make(weight_decay=-0.1)
+class OneValue(Tiny):
+    """BatchNorm over a single value in a batch of one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4))
+
+
+def test_a_batch_of_one_value_is_refused_with_the_argument():
+    with pytest.raises(SegaeError, match="batch_size must be >= 2"):
+        fit(segmentation(OneValue, train=4, batch=1, size=16), freeze_finetune_phases(0, 1))
+
+
+@pytest.mark.parametrize(("max_steps", "epochs", "images", "saved"), [(2, 1, 16, 0), (3, 1, 18, 1), (5, 2, 16, 1)])
+def test_max_steps_ends_the_training_cleanly(tmp_path: Path, caplog, max_steps, epochs, images, saved):
+    path = tmp_path / "resume.pt"
+    with caplog.at_level("INFO", "segae"):
+        log = fit(segmentation(max_steps=max_steps), freeze_finetune_phases(1, 3), resume_file=path)
+    assert len(log) == epochs
+    assert log["images"].iloc[-1] == images
+    assert log["miou"].notna().all()
+    assert (log["images_per_second"] > 0).all()
+    assert f"{max_steps} optimizer steps" in caplog.text
+    assert "images/s" in caplog.text
+    assert (load_resume_file(path)["epochs_done"] if path.exists() else 0) == saved
+
+
+def test_a_training_that_max_steps_cut_short_is_continued_as_if_it_was_not(tmp_path):
+    whole, phases = pretraining("denoise"), [phase(3)]
+    expected = fit(whole, phases)
+    fit(pretraining("denoise", max_steps=5), phases, resume_file=tmp_path / "resume.pt")
+    second = pretraining("denoise", max_steps=100)
+    log = fit(second, phases, resume_file=tmp_path / "resume.pt", resume=True)
+    assert second.epoch_clock.steps == 9
+    assert without_times(log) == without_times(expected)
+    assert changed(second.model, state(whole.model)) == set()

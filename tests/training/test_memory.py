@@ -1,120 +1,117 @@
-"""A memory that is full in the middle of a run: nothing finished is lost, and the next line to type is said."""
+"""A full memory is distinguished from other errors; the largest batch is found by steps that leave no trace."""
 
 from __future__ import annotations
 
-import csv
-import json
-from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from segmentation_models_pytorch.base import SegmentationModel
 
-from segae.cli import main
-from segae.errors import SegaeError
-from segae.training.callbacks import Callback
-from segae.training.checkpoint import load_resume_file
-from segae.training.evaluation import predict_masks
-from segae.training.fit import fit
-from segae.training.memory import full_memory
-from segae.training.schedule import make_phases
+from segae.data.loaders import make_loaders
+from segae.errors import OutOfMemoryError
+from segae.methods import create_autoencoder, create_method
+from segae.models import create_segmenter
+from segae.training import memory
+from segae.training.learner import pretraining_learner, segmentation_learner
+from segae.training.memory import halve_until_fit, is_out_of_memory, largest_batch, out_of_memory_as_error, trial_step
 
 ON_CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
 ON_CPU = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 B"
+FULL = [
+    (torch.OutOfMemoryError(ON_CUDA), ON_CUDA),
+    (torch.OutOfMemoryError(f"Exception occurred in `Learner` when calling event `after_pred`:\n\t{ON_CUDA}"), ON_CUDA),
+    (MemoryError("Unable to allocate 9 GiB for an array"), "Unable to allocate 9 GiB"),
+    (RuntimeError(f"a note\n{ON_CPU}\nC++ frames"), ON_CPU),
+    (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), "MPS backend"),
+    (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), "CUDA error"),
+]
 
 
-def fill_memory(monkeypatch: pytest.MonkeyPatch, step: int, error: Exception) -> None:
-    """Every segmenter's forward raises the error from this training step on, counted from 1."""
-    forward, steps = SegmentationModel.forward, []
-
-    def full(self, image_bchw):
-        if self.training and torch.is_grad_enabled():
-            steps.append(None)
-            if len(steps) >= step:
-                raise error
-        return forward(self, image_bchw)
-
-    monkeypatch.setattr(SegmentationModel, "forward", full)
+@pytest.mark.parametrize(("error", "reason"), FULL)
+def test_a_full_memory_is_reported_as_such_with_its_reason(error, reason):
+    assert is_out_of_memory(error)
+    with pytest.raises(OutOfMemoryError, match="batch_size") as stopped, out_of_memory_as_error():
+        raise error
+    assert reason in str(stopped.value)
+    assert stopped.value.__cause__ is error
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError(ON_CUDA), RuntimeError(ON_CPU)])
-def test_finished_epochs_stay_and_the_message_names_the_flags(segmentation, tmp_path, monkeypatch, error):
-    (tmp_path / "config.json").write_text(json.dumps({"task": "Segment"}))
-    resume = tmp_path / "resume.pt"
-    fill_memory(monkeypatch, 5, error)  # 18 images make 3 batches of 8 at most: the second epoch
-    with pytest.raises(SegaeError) as stopped:
-        fit(segmentation(), make_phases(1, 2), resume_file=resume)
-    said = str(stopped.value)
-    assert "in epoch 2: 8 images at once, in batches of 8" in said
-    assert str(error).splitlines()[0] in said
-    assert f"segae segment --config {tmp_path / 'config.json'} --resume --micro-batch 4 " in said
-    assert "--activation-checkpointing" in said
-    assert load_resume_file(resume)["epochs_done"] == 1
-    monkeypatch.undo()
-    log = fit(segmentation(accumulate=2), make_phases(1, 2), resume_file=resume, resume=True)
-    assert [row["epoch"] for row in log] == [1, 2, 3]
+@pytest.mark.parametrize("error", [RuntimeError("shapes cannot be multiplied"), OSError(ON_CPU), ValueError("memory")])
+def test_other_errors_pass_as_they_are(error):
+    assert not is_out_of_memory(error)
+    with pytest.raises(type(error)) as stopped, out_of_memory_as_error():
+        raise error
+    assert stopped.value is error
 
 
-def test_images_of_accumulated_batches_are_counted_too(segmentation, monkeypatch):
-    fill_memory(monkeypatch, 1, torch.OutOfMemoryError(ON_CUDA))
-    with pytest.raises(SegaeError, match=r"epoch 1: 8 images at once, in batches of 16.*Train with --micro-batch 4 or"):
-        fit(segmentation(accumulate=2), make_phases(1, 1))
+def test_a_real_allocation_that_does_not_fit_is_reported_with_the_given_advice():
+    with pytest.raises(OutOfMemoryError, match="got 16"), out_of_memory_as_error("batch_size must be < 16, got 16"):
+        torch.empty(2**60, dtype=torch.uint8)
 
 
-def test_a_callback_may_run_out_of_memory_as_well(segmentation):
-    class Greedy(Callback):
-        def before_batch(self) -> None:
-            raise torch.OutOfMemoryError(ON_CUDA)
+def attempt_with_room_for(images: int, tried: list[int]):
+    def attempt(count: int) -> None:
+        tried.append(count)
+        if count > images:
+            raise torch.OutOfMemoryError(f"{ON_CUDA}\nand more")
 
-    learner = segmentation()
-    learner.add_cb(Greedy())
-    with pytest.raises(SegaeError, match=r"\(CUDA out of memory"):
-        fit(learner, make_phases(1, 1))
+    return attempt
 
 
-def test_other_errors_pass_as_they_are(segmentation, monkeypatch):
-    fill_memory(monkeypatch, 2, RuntimeError("CUDA error: device-side assert triggered"))
-    with pytest.raises(RuntimeError, match="device-side assert"):
-        fit(segmentation(), make_phases(1, 1))
+@pytest.mark.parametrize(("batch_size", "expected"), [(128, [128, 64, 32, 16]), (24, [24])])
+def test_a_batch_is_halved_until_it_fits(batch_size, expected):
+    tried: list[int] = []
+    assert halve_until_fit(batch_size, attempt_with_room_for(24, tried)) == expected[-1]
+    assert tried == expected
+    with pytest.raises(ZeroDivisionError):  # other failures are no lack of memory
+        halve_until_fit(batch_size, lambda count: 1 // 0)
 
 
-def test_a_prediction_names_the_smaller_batch():
-    class Full(torch.nn.Module):
-        def forward(self, image_bchw):
-            raise torch.OutOfMemoryError(ON_CUDA)
-
-    images, mean = np.zeros((6, 8, 8, 3), np.uint8), (0.5,) * 3
-    with pytest.raises(SegaeError, match=r"4 image\(s\) at once.*--batch-size 2 .*--device cpu"):
-        predict_masks(Full(), images, mean, mean, batch_size=4)
-    with pytest.raises(SegaeError, match=r"1 image\(s\) at once.*Repeat the command with --device cpu"):
-        predict_masks(Full(), images, mean, mean, batch_size=1)
+@pytest.mark.parametrize(("batch_size", "smallest"), [(8, 2), (12, 3), (1, 1)])
+def test_a_batch_that_never_fits_is_an_error(batch_size, smallest):
+    with pytest.raises(OutOfMemoryError, match=rf"batch_size .*got {smallest} \(CUDA out of memory"):
+        halve_until_fit(batch_size, attempt_with_room_for(0, []))
 
 
-def test_what_is_a_full_memory():
-    assert full_memory(torch.cuda.OutOfMemoryError(ON_CUDA)) == ON_CUDA
-    assert full_memory(MemoryError("Unable to allocate 9 GiB for an array")) == "Unable to allocate 9 GiB for an array"
-    assert full_memory(MemoryError()) == "MemoryError"
-    assert full_memory(RuntimeError(f"a note\n{ON_CPU}\nC++ frames")) == ON_CPU
-    assert full_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")) is not None
-    assert full_memory(RuntimeError("shapes cannot be multiplied")) is None
-    assert full_memory(OSError(f"{ON_CPU}")) is None
+def learner_of(kind: str, batch_size: int = 4, device: str = "cpu"):
+    """A Learner on random 64 px images, the same from call to call."""
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 64, 64)
+    items = [(image, (image[0] > 0).long()) if kind == "segmentation" else image for image in images]
+    loaders = make_loaders(items, None, batch_size=batch_size, device=torch.device(device))
+    if kind == "segmentation":
+        return segmentation_learner(loaders, create_segmenter("test_resnet", num_classes=2), bn_mode="train")
+    model = create_autoencoder("test_resnet", method=kind)
+    return pretraining_learner(loaders, model, create_method(kind))
 
 
-def test_the_command_leaves_with_2_and_goes_on_in_smaller_batches(tmp_path, monkeypatch, capsys):
-    data, out = tmp_path / "pets", tmp_path / "run"
-    main(["data", "drawn", "--root", str(data), "--train", "8", "--test", "1", "--unlabelled", "0", "--size", "64"])
-    given = ["--data", str(data), "--out", str(out), "--encoder", "test_resnet", "--image-size", "64"]
-    given += ["--batch-size", "4", "--epochs", "1", "--val-fraction", "0", "--device", "cpu"]
-    with monkeypatch.context() as patch:
-        fill_memory(patch, 3, torch.OutOfMemoryError(ON_CUDA))
-        with pytest.raises(SystemExit) as stopped:
-            main(["segment", *given])
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert "unexpected" not in said
-    line = said.rpartition("Type segae ")[2].partition(" (or")[0]  # as it would be copied
-    main(line.split())
-    with (out / "log.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
-    assert json.loads(Path(out, "config.json").read_text())["micro_batch"] == 2
+@pytest.mark.parametrize("kind", ["segmentation", "inpaint", "spark", "pseudo_masks", "denoise"])
+def test_a_trial_step_leaves_no_trace(kind):
+    tried, plain, seen = learner_of(kind), learner_of(kind), []
+    next(tried.model.encoder.parameters()).register_hook(seen.append)
+    state = torch.get_rng_state()
+    trial_step(tried, 6, 64)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(seen) == 1
+    assert all(parameter.grad is None for parameter in tried.model.parameters())
+    others = plain.model.state_dict()
+    assert all(torch.equal(value, others[name]) for name, value in tried.model.state_dict().items())
+
+
+def test_the_largest_batch_is_tried_on_a_gpu_alone(monkeypatch):
+    learner, made = learner_of("segmentation"), []
+    assert largest_batch(lambda count: made.append(count) or learner, 8, image_size=64) == (learner, 8)
+    full, attempt = SimpleNamespace(dls=SimpleNamespace(device=torch.device("cuda"))), attempt_with_room_for(2, [])
+    monkeypatch.setattr(memory, "trial_step", lambda learner, count, image_size: attempt(count))
+    assert largest_batch(lambda count: made.append(count) or full, 8, image_size=64) == (full, 2)
+    assert made == [8, 8, 2]
+
+
+@pytest.mark.gpu
+def test_a_gpu_halves_a_batch_that_is_too_large():
+    torch.cuda.set_per_process_memory_fraction(1.5e9 / torch.cuda.mem_get_info()[1])
+    try:
+        _, count = largest_batch(lambda count: learner_of("segmentation", count, "cuda"), 2**14, image_size=64)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert 2 <= count < 2**14

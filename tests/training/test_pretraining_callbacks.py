@@ -7,144 +7,92 @@ import logging
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback
 from torch import nn
 
+from segae.data import make_loaders
 from segae.errors import SegaeError
-from segae.models.encoder import create_encoder
-from segae.models.pretrainer import create_pretrainer
-from segae.objectives.presets import make_objective
-from segae.training.callbacks import Callback
-from segae.training.fit import fit
-from segae.training.learner import pretraining_learner
-from segae.training.loaders import make_loaders
-from segae.training.plateau import at_plateau
-from segae.training.pretraining_watch import FeatureRank
-from segae.training.rank import effective_rank, feature_spread, pooled_features
-from segae.training.run import seed_everything
-from segae.training.schedule import Phase
-
-CPU = torch.device("cpu")
-
-
-def phase(
-    epochs: int, lr: float = 1e-3, ratio: float = 1.0, train_encoder: bool = True, name: str = "pretrain"
-) -> Phase:
-    return Phase(name, epochs, lr * ratio, lr, 0.1, 25.0, train_encoder=train_encoder)
-
-
-def batches(count: int) -> list:
-    coarse = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    return [(image,) for image in nn.functional.interpolate(coarse, size=64, mode="bilinear")]
-
-
-def make(name: str = "mask", valid: int = 4, masking: str | None = None, **more):
-    """A learner that is the same at every call; the pretrainer's forward takes the mask."""
-    seed_everything(0)
-    encoder, _ = create_encoder("test_resnet")
-    objective = make_objective(name, patch=32 if name == "sparse_mask" else 16)
-    channels = objective.reconstruction.out_channels(3)
-    decoder = create_pretrainer(encoder, "test_resnet", out_channels=channels, masking=masking or objective.masking)
-    loaders = make_loaders(batches(18), batches(valid), batch_size=8, device=CPU)
-    return pretraining_learner(loaders, decoder, objective, **more)
-
-
-def state(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def changed(module: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
-    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
-
-
-def is_statistic(name: str) -> bool:
-    return "running" in name or "num_batches" in name
+from segae.evaluation.probe import feature_std, pooled_features, rankme
+from segae.methods import create_method
+from segae.training import fit, pretraining_learner, seed_everything
+from segae.training.pretraining_callbacks import RankMeMonitor
+from tests.training.learners import CPU, Items, KillAfter, changed, images, is_statistic, phase, pretraining, state
 
 
 class Watch(Callback):
-    """Notes what the model gets and what the loss gets."""
+    """Keeps what the model gets and what the loss gets."""
 
     order = 5
 
     def __init__(self) -> None:
-        self.seen: list = []
+        self.train: list[tuple] = []
+        self.valid: list[tuple] = []
+        self.skips: list[torch.Tensor] = []
 
     def before_batch(self) -> None:
-        self.seen.append((self.learn.training, *self.learn.xb, *self.learn.yb))
+        (self.train if self.learn.training else self.valid).append((*self.learn.xb, *self.learn.yb))
+        if "drop_skips" in self.learn.model_kwargs:
+            self.skips.append(self.learn.model_kwargs["drop_skips"])
+
+
+def watched(method: str = "inpaint", epochs: int = 1, **settings) -> Watch:
+    learner, watch = pretraining(method, **settings), Watch()
+    learner.add_cb(watch)
+    fit(learner, [phase(epochs, frozen=learner.corrupt_input.method.frozen_encoder)])
+    return watch
 
 
 def test_the_model_gets_the_mask_and_the_loss_the_clean_image():
-    learner, watch = make("mask"), Watch()
-    learner.add_cb(watch)
-    fit(learner, [phase(1)])
-    _, image, hidden, target, hidden_again = watch.seen[0]
-    assert hidden is hidden_again
-    assert 0.5 < hidden.mean() < 0.7
-    assert torch.equal(image, torch.where(hidden > 0, 0.0, target))
+    image, mask, target, mask_again = watched().train[0]
+    assert mask is mask_again
+    assert 0.5 < mask.mean() < 0.7
+    assert torch.equal(image, torch.where(mask > 0, 0.0, target))
 
 
-def test_a_target_of_the_corruption_reaches_the_loss():
-    learner, watch = make("decoder_denoise"), Watch()
-    learner.add_cb(watch)
-    with pytest.raises(SegaeError, match="trains the decoder alone"):
-        fit(learner, [phase(1)])
-    fit(learner, [phase(1, train_encoder=False)])
-    _, image, hidden, noise, _ = watch.seen[0]
-    assert hidden is None
+def test_a_target_of_the_corruption_reaches_the_loss_and_the_encoder_stays_frozen():
+    with pytest.raises(SegaeError, match="ddep"):
+        fit(pretraining("ddep"), [phase(1)])
+    image, mask, noise, _ = watched("ddep").train[0]
+    assert mask is None
     assert noise.std() == pytest.approx(1, abs=0.02)
     clean = image * (1 + 0.22**2) ** 0.5 - 0.22 * noise
-    originals = torch.stack([item for (item,) in batches(18)])
-    assert min((clean[0] - original).abs().max() for original in originals) < 1e-4
+    assert min((clean[0] - original).abs().max() for original in images(18)) < 1e-4
 
 
 def test_validation_always_hides_the_same_and_training_never():
-    learner, watch = make("mask"), Watch()
-    learner.add_cb(watch)
-    fit(learner, [phase(2)])
-    first, again = [hidden for training, _, hidden, *_ in watch.seen if not training]
-    assert torch.equal(first, again)
-    masks = [hidden for training, _, hidden, *_ in watch.seen if training and len(hidden) == 8]
+    watch = watched(epochs=2)
+    assert torch.equal(watch.valid[0][1], watch.valid[1][1])
+    masks = [mask for _, mask, *_ in watch.train if len(mask) == 8]
     assert not any(torch.equal(one, other) for i, one in enumerate(masks) for other in masks[:i])
 
 
-@pytest.mark.parametrize("bn_mode", ["train", "eval"])
-@pytest.mark.parametrize("name", ["mask", "sparse_mask"])
-def test_a_frozen_encoder_does_not_change_by_a_bit(name, bn_mode):
-    learner = make(name, bn_mode=bn_mode, distance_penalty=0.1)
+@pytest.mark.parametrize(("method", "bn_mode"), [("inpaint", "train"), ("inpaint", "eval"), ("spark", "train")])
+def test_a_frozen_encoder_does_not_change_by_a_bit(method, bn_mode):
+    learner = pretraining(method, bn_mode=bn_mode, distance_penalty=0.1)
     encoder, decoder = state(learner.model.encoder), state(learner.model.decoder)
-    fit(learner, [phase(2, train_encoder=False, name="decoder")])
+    fit(learner, [phase(2, frozen=True)])
     assert changed(learner.model.encoder, encoder) == set()
     assert any(is_statistic(name) for name in changed(learner.model.decoder, decoder))
     fit(learner, [phase(1)])
-    assert changed(learner.model.encoder, encoder)
-
-
-def test_statistics_move_in_mode_train_and_rest_in_mode_eval():
-    for bn_mode, moves in (("train", True), ("eval", False)):
-        learner = make(bn_mode=bn_mode)
-        before = state(learner.model.encoder)
-        fit(learner, [phase(1)])
-        moved = changed(learner.model.encoder, before)
-        assert any(is_statistic(name) for name in moved) == moves
-        assert any(not is_statistic(name) for name in moved)
+    after = changed(learner.model.encoder, encoder)
+    assert any(not is_statistic(name) for name in after)
+    assert any(is_statistic(name) for name in after) == (bn_mode == "train")
 
 
 def distance(learner, start: dict[str, torch.Tensor]) -> float:
-    return sum(
-        float((value - start[name]).square().sum())
-        for name, value in learner.model.encoder.state_dict().items()
-        if not is_statistic(name)
-    )
+    values = learner.model.encoder.state_dict().items()
+    return sum(float((value - start[name]).square().sum()) for name, value in values if not is_statistic(name))
 
 
-def test_the_encoder_can_have_a_gentler_rate():
-    learners = {ratio: make() for ratio in (1.0, 0.1)}
+def test_the_encoder_can_have_a_lower_rate():
+    learners = {ratio: pretraining() for ratio in (1.0, 0.1)}
     start = state(learners[1.0].model.encoder)
     logs = {ratio: fit(learner, [phase(2, ratio=ratio)]) for ratio, learner in learners.items()}
-    assert logs[0.1][0]["lr_encoder"] == pytest.approx(0.1 * logs[0.1][0]["lr_head"])
+    assert logs[0.1]["lr_encoder"][0] == pytest.approx(0.1 * logs[0.1]["lr_head"][0])
     assert distance(learners[0.1], start) < 0.1 * distance(learners[1.0], start)
 
 
-def test_distance_penalty_adds_exactly_its_gradient():
+def test_the_distance_penalty_adds_exactly_its_gradient():
     class Gradients(Callback):
         order = 20  # after the penalty
 
@@ -154,7 +102,7 @@ def test_distance_penalty_adds_exactly_its_gradient():
 
     found = []
     for weight in (0.0, 0.3):
-        learner = make(distance_penalty=weight)
+        learner = pretraining(distance_penalty=weight)
         generator = torch.Generator().manual_seed(5)
         moves = [0.1 * torch.randn(p.shape, generator=generator) for p in learner.model.encoder.parameters()]
         with torch.no_grad():
@@ -164,150 +112,272 @@ def test_distance_penalty_adds_exactly_its_gradient():
         with pytest.raises(KeyboardInterrupt):
             fit(learner, [phase(1)])
         found.append(learner.noted)
-    for plain, penalised, move in zip(*found, moves, strict=True):
-        assert torch.allclose(penalised - plain, 0.3 * move, atol=1e-5)
+    for plain, penalized, move in zip(*found, moves, strict=True):
+        assert torch.allclose(penalized - plain, 0.3 * move, atol=1e-5)
 
 
-def test_distance_penalty_keeps_the_encoder_near_and_survives_a_resume(tmp_path):
-    class Kill(Callback):
-        order = 79
-
-        def after_epoch(self) -> None:
-            if len(self.learn.epoch_clock.log) == 2:
-                raise KeyboardInterrupt
-
-    free, held = make(), make(distance_penalty=10.0)
+def test_the_distance_penalty_keeps_the_encoder_near_its_start():
+    free, held = pretraining(), pretraining(distance_penalty=10.0)
     start = state(free.model.encoder)
-    fit(free, [phase(4)])
-    fit(held, [phase(4)])
+    fit(free, [phase(3)])
+    fit(held, [phase(3)])
     assert 0 < distance(held, start) < 0.5 * distance(free, start)
-    first, second = make(distance_penalty=10.0), make(distance_penalty=10.0)
-    first.add_cb(Kill())
-    with pytest.raises(KeyboardInterrupt):
-        fit(first, [phase(4)], resume_file=tmp_path / "resume.pt")
-    fit(second, [phase(4)], resume_file=tmp_path / "resume.pt", resume=True)
-    assert changed(second.model, state(held.model)) == set()
 
 
-def test_rank_columns_are_of_clean_validation_images_and_the_dense_encoder():
-    learner = make("sparse_mask", valid=12)
-    row = fit(learner, [phase(1)])[-1]
-    encoder = learner.model.encoder.eval()
+class Blind(nn.Module):
+    """Predicts zero everywhere: its error at a place is the brightness there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Conv2d(3, 4, 1)
+
+    def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return 0 * self.encoder(images)[:, :3]
+
+
+def plain_learner(model: nn.Module, method: str, size: int = 64, **settings):
+    """A learner for a model of its own."""
+    seed_everything(0)
+    items = [Items([(image,) for image in images(count, size)]) for count in (32, 8)]
+    loaders = make_loaders(*items, batch_size=8, device=CPU)
+    more = {"patch_size": 16} if method == "inpaint" else {}
+    return pretraining_learner(loaders, model, create_method(method, **more), **settings)
+
+
+def grids(parts: list[tuple]) -> torch.Tensor:
+    """Masks of batches, one value for each patch: (N, patches)."""
+    return torch.cat([mask[:, 0, ::16, ::16].flatten(1) for _, mask, *_ in parts])
+
+
+def test_with_the_whole_share_the_hardest_patches_are_hidden_but_not_at_first_nor_in_validation():
+    watches = []
+    for fraction in (1.0, 0.0):
+        learner, watch = plain_learner(Blind(), "inpaint", hard_mask_fraction=fraction), Watch()
+        learner.add_cb(watch)
+        fit(learner, [phase(3)])
+        watches.append(watch)
+    hard, plain = watches
+    assert torch.equal(grids(hard.valid), grids(plain.valid))
+    assert torch.equal(grids(hard.train[:4]), grids(plain.train[:4])), "the first epoch is all chance"
+    found, clean = grids(hard.train[8:]), torch.cat([target for _, _, target, _ in hard.train[8:]])
+    error = nn.functional.avg_pool2d(clean.square().mean(dim=1, keepdim=True), 16).flatten(1)
+    count = int(found[0].sum())
+    assert torch.equal(found > 0, error >= error.sort(dim=1, descending=True).values[:, count - 1 : count])
+    between = grids(hard.train[4:8])
+    assert 0.5 < float((between * (error_rank(hard.train[4:8]) < count)).sum() / between.sum()) < 1
+
+
+def error_rank(parts: list[tuple]) -> torch.Tensor:
+    clean = torch.cat([target for _, _, target, _ in parts])
+    error = nn.functional.avg_pool2d(clean.square().mean(dim=1, keepdim=True), 16).flatten(1)
+    return error.argsort(dim=1, descending=True).argsort(dim=1)
+
+
+def test_measuring_difficulty_leaves_statistics_and_modes_alone():
+    learner, modes = pretraining("spark", hard_mask_fraction=1.0, bn_mode="eval"), []
+    norms = [module for module in learner.model.modules() if isinstance(module, nn.BatchNorm2d)]
+    inside = {id(module) for module in learner.model.encoder.modules()}
+
+    class Modes(Callback):
+        order = 5
+
+        def before_batch(self) -> None:
+            if self.learn.training:
+                modes.append(all(module.training == (id(module) not in inside) for module in norms))
+
+    learner.add_cb(Modes())
+    fit(learner, [phase(2)])
+    assert modes == [True] * 6
+    assert {int(norm.num_batches_tracked) for norm in norms if id(norm) not in inside} <= {6}  # one per batch
+    assert {int(norm.num_batches_tracked) for norm in norms if id(norm) in inside} == {0}
+
+
+def test_a_share_of_the_training_images_has_no_skips_and_validation_has_all():
+    watch = watched("denoise", epochs=2, train=40, decoder="unet", skip_dropout=0.25)
+    drawn = torch.cat(watch.skips)
+    assert drawn.dtype == torch.bool
+    assert len(drawn) == 2 * 40  # none in validation
+    assert 0.1 < drawn.float().mean() < 0.4
+    assert not torch.equal(drawn[:40], drawn[40:])  # other ones in the next epoch
+
+
+def test_rankme_is_of_clean_validation_images_and_the_dense_encoder():
+    learner = pretraining("spark", valid=12)
+    row = fit(learner, [phase(1)]).iloc[-1]
+    learner.model.encoder.eval()
     with torch.no_grad():
-        features = pooled_features(encoder, torch.stack([image for (image,) in batches(12)]))
-    assert row["feature_rank"] == pytest.approx(effective_rank(features), abs=1e-3)
-    assert row["feature_std"] == pytest.approx(feature_spread(features), rel=1e-3)
+        features = pooled_features(learner.model.encoder, torch.stack(images(12)))
+    assert row["rankme"] == pytest.approx(rankme(features), abs=1e-3)
+    assert row["feature_std"] == pytest.approx(feature_std(features), rel=1e-3)
 
 
-def test_a_collapse_is_told_once(caplog):
+def test_a_collapse_is_reported_once(caplog):
     class Collapse(Callback):
         def after_train(self) -> None:
             if self.learn.epoch_clock.now >= 1:
-                with torch.no_grad():
-                    for parameter in self.learn.model.encoder.parameters():
-                        parameter.zero_()
+                for parameter in self.learn.model.encoder.parameters():
+                    parameter.data.zero_()
 
-    learner = make(valid=10)
+    learner = pretraining(valid=10)
     learner.add_cb(Collapse())
     with caplog.at_level(logging.WARNING, "segae"):
         log = fit(learner, [phase(4)])
-    assert [row["feature_std"] > 0 for row in log] == [True, False, False, False]
-    assert len([record for record in caplog.records if "collapsed" in record.message]) == 1
-    assert "collapsed in epoch 2" in caplog.text
+    assert (log["feature_std"] > 0).tolist() == [True, False, False, False]
+    assert len([record for record in caplog.records if "collapsed in epoch 2" in record.message]) == 1
+
+
+class Linear(nn.Module):
+    """The classic linear autoencoder of small gray images, whose encoder returns one tensor (B, features)."""
+
+    def __init__(self, pixels: int = 28 * 28, features: int = 16) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, features))
+        self.decoder = nn.Linear(features, pixels)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.encoder(images)).view_as(images)
+
+
+class OneMap(nn.Module):
+    """An autoencoder whose encoder returns one map (B, C, H, W), and a list of maps if asked."""
+
+    def __init__(self, as_list: bool) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.decoder, self.as_list = nn.ConvTranspose2d(8, 3, 4, 2, 1), as_list
+        if as_list:
+            convolutions = self.encoder.forward
+            self.encoder.forward = lambda images: [images, convolutions(images)]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        code = self.encoder(images)
+        return self.decoder(code[-1] if self.as_list else code)
+
+
+@pytest.mark.parametrize("model", [Linear(3 * 28 * 28), OneMap(False), OneMap(True)], ids=["linear", "map", "list"])
+def test_other_autoencoders_train_and_are_watched(model):
+    log = fit(plain_learner(model, "reconstruct", size=28), [phase(15, lr=3e-3)])
+    assert log["train_loss"].iloc[-1] < 0.9 * log["train_loss"][0]
+    assert log["rankme"].between(1, 8).all()
+    assert log["r2"].iloc[-1] > log["r2"][0]
+    assert "bottleneck_ratio" not in log
 
 
 def noisy_probe(encoder: nn.Module) -> float:
     """As bad a guest as can be: draws numbers, changes modes."""
     encoder.train()
-    with torch.no_grad():
-        return float(torch.rand(3).sum())
+    return float(torch.rand(3).sum())
 
 
 def test_diagnostics_do_not_disturb_training(tmp_path):
-    plain, watched = make(), make(probe=noisy_probe, probe_every=2)
-    plain.remove_cb(FeatureRank)
+    plain, observed = pretraining(), pretraining(probe=noisy_probe, probe_every=2)
+    plain.remove_cb(RankMeMonitor)
     before = fit(plain, [phase(5)], resume_file=tmp_path / "a.pt")
-    log = fit(watched, [phase(5)], resume_file=tmp_path / "b.pt", log_csv=tmp_path / "log.csv")
-    assert changed(watched.model, state(plain.model)) == set()
-    assert [row["train_loss"] for row in log] == [row["train_loss"] for row in before]
-    assert [module.training for module in watched.model.modules()] == [m.training for m in plain.model.modules()]
-    assert "feature_rank" not in before[0]
-    assert ["probe_miou" in row for row in log] == [False, True, False, True, True]  # every second epoch, and the last
+    log = fit(observed, [phase(5)], resume_file=tmp_path / "b.pt", log_csv=tmp_path / "log.csv")
+    assert changed(observed.model, state(plain.model)) == set()
+    assert log["train_loss"].tolist() == before["train_loss"].tolist()
+    assert [module.training for module in observed.model.modules()] == [m.training for m in plain.model.modules()]
+    assert "rankme" not in before
     table = pd.read_csv(tmp_path / "log.csv")
-    assert table["probe_miou"].isna().tolist() == [True, False, True, False, False]
-    assert table["feature_rank"].tolist() == [row["feature_rank"] for row in log]
+    assert table["probe_miou"].isna().tolist() == [True, False, True, False, False]  # every second epoch, and the last
+    pd.testing.assert_frame_equal(table, log)
+
+
+@pytest.mark.slow
+def test_with_skip_dropout_the_decoder_comes_to_need_the_deepest_map():
+    settings = {"train": 16, "valid": 8, "decoder": "unet"}
+    logs = [fit(pretraining("denoise", skip_dropout=p, **settings), [phase(12, lr=3e-3)]) for p in (0.0, 1.0)]
+    without, with_dropout = (log["bottleneck_ratio"].iloc[-1] for log in logs)
+    assert without < 1.1
+    assert with_dropout > without + 0.02
+
+
+def test_the_diagnostics_are_what_they_say():
+    learner = pretraining("spark", decoder="hierarchical", valid=8)
+    fit(learner, [phase(1)])
+
+    class Again(Callback):
+        order = 5
+
+        def after_loss(self) -> None:
+            if not self.learn.training:
+                (image, mask), (target, _) = self.learn.xb, self.learn.yb
+                *others, deepest = self.learn.model.encode(image, mask)
+                prediction = self.learn.model.decode([*others, deepest.roll(1, 0)], mask)
+                loss, compare = self.learn.loss, self.learn.loss_func
+                self.ratio = float(compare(prediction, target, mask) / loss)
+                self.r2 = float(1 - loss / compare(torch.zeros_like(prediction), target, mask))
+
+    again = Again()
+    learner.add_cb(again)
+    row = fit(learner, [phase(1)]).iloc[-1]
+    assert row["bottleneck_ratio"] == pytest.approx(again.ratio, abs=1e-3)
+    assert row["r2"] == pytest.approx(again.r2, abs=1e-3)
+
+
+class Zero(nn.Module):
+    def forward(self, prediction: torch.Tensor) -> torch.Tensor:
+        return 0 * prediction
+
+
+@pytest.mark.parametrize(("blind", "word"), [("prediction", "r2"), ("decoder", "ratio")])
+def test_what_was_not_trained_is_a_warning_after_the_last_epoch(caplog, blind, word):
+    learner = pretraining("denoise", decoder="plain" if blind == "prediction" else "unet", valid=8)
+    if blind == "prediction":
+        learner.model.head = Zero()
+    else:
+        encode = learner.model.encode
+        learner.model.encode = lambda *inputs: [*(maps := encode(*inputs))[:-1], 0 * maps[-1]]
+        learner.model.head[0].bias.data += 1
+        learner.loss_func = lambda prediction, target, mask: (prediction - 5).square().mean()
+    with caplog.at_level(logging.WARNING, "segae"):
+        log = fit(learner, [phase(2, lr=1e-9)])
+    column, value = ("r2", 0) if blind == "prediction" else ("bottleneck_ratio", 1)
+    assert log[column].iloc[-1] == pytest.approx(value, abs=1e-3)
+    assert len([record for record in caplog.records if word in record.message]) == 1
+
+
+class GivenLosses(Callback):
+    """Replaces the validation losses of the log."""
+
+    order = 61  # right after the log
+
+    def __init__(self, chosen: list[float]) -> None:
+        self.chosen = chosen
+
+    def after_epoch(self) -> None:
+        log = self.learn.epoch_clock.log
+        log[-1]["valid_loss"] = self.chosen[len(log) - 1]
 
 
 @pytest.mark.parametrize(
-    ("losses", "patience", "expected"),
+    ("losses", "patience", "epochs"),
     [
-        ([], 1, False),
-        ([1.0, 0.9, 0.8], 1, False),
-        ([1.0, 0.9, 0.9], 1, True),
-        ([1.0, 0.9995, 0.9991], 2, True),  # too little at each step
-        ([1.0, 0.9995, 0.998], 2, False),
-        ([1.0, 1.2, 1.1, 1.05], 3, True),
-        ([float("nan"), float("nan")], 2, False),
-        ([1.0, float("nan"), float("nan")], 2, True),
+        ([1.0, 0.9, 0.8, 0.7], 1, 4),
+        ([1.0, 0.9, 0.9, 0.1], 1, 3),
+        ([1.0, 0.9995, 0.9991, 0.1], 2, 3),  # too little at each step
+        ([1.0, 0.9995, 0.998, 0.1], 2, 4),
+        ([1.0, 1.2, 1.1, 1.05], 3, 4),
     ],
 )
-def test_plateau(losses, patience, expected):
-    assert at_plateau(losses, patience, 1e-3) is expected
-
-
-def test_training_ends_at_a_plateau_and_a_resume_leaves_it_there(tmp_path, caplog):
-    files = {"resume_file": tmp_path / "resume.pt", "log_csv": tmp_path / "log.csv"}
-    still = phase(9, lr=1e-12)
-    learner = make(patience=2, bn_mode="eval")
-    for module in learner.model.decoder.modules():  # or their statistics would move the loss
-        module.momentum = 0.0
-    with caplog.at_level(logging.INFO, "segae"):
-        log = fit(learner, [still], **files)
-    assert len(log) == 3
-    assert "ends after epoch 3" in caplog.text
-
-    class NoEpoch(Callback):
-        def before_epoch(self) -> None:
-            raise AssertionError("a finished training went on")
-
-    resumed = make(patience=2, bn_mode="eval")
-    resumed.add_cb(NoEpoch())
-    again = fit(resumed, [still], resume=True, **files)
-    assert again == log
+def test_training_ends_when_the_validation_loss_no_longer_falls_and_a_resume_leaves_it_there(
+    tmp_path, losses, patience, epochs
+):
+    learner, files = pretraining("denoise", train=8, patience=patience), {"resume_file": tmp_path / "resume.pt"}
+    learner.add_cb(GivenLosses(losses))
+    log = fit(learner, [phase(4)], **files)
+    assert len(log) == epochs
+    resumed = pretraining("denoise", train=8, patience=patience)
+    resumed.add_cb(KillAfter(epochs + 1))
+    again = fit(resumed, [phase(4)], resume=True, **files)
+    pd.testing.assert_frame_equal(again, log)
     assert changed(resumed.model, state(learner.model)) == set()
-    assert pd.read_csv(tmp_path / "log.csv")["epoch"].tolist() == [1, 2, 3]
 
 
-def test_a_plateau_of_the_decoder_lets_the_encoder_train(tmp_path):
-    learner = make(patience=1)
-    for module in learner.model.decoder.modules():
-        module.momentum = 0.0
+def test_a_plateau_of_the_decoder_lets_the_encoder_train():
+    learner = pretraining("denoise", train=8, patience=1)
+    learner.add_cb(GivenLosses([1.0, 1.0, 1.0, 0.5]))
     start = state(learner.model.encoder)
-    phases = [phase(5, lr=1e-12, train_encoder=False, name="decoder"), phase(2)]
-    log = fit(learner, phases, resume_file=tmp_path / "resume.pt")
-    assert [row["phase"] for row in log][:3] == ["decoder", "decoder", "pretrain"]
+    log = fit(learner, [phase(5, frozen=True), phase(2)])
+    assert log["phase"].tolist() == ["decoder", "decoder", "pretrain", "pretrain"]
     assert changed(learner.model.encoder, start)
-
-
-def test_refusals():
-    class Headless(nn.Module):
-        pass
-
-    with pytest.raises(SegaeError, match="Headless has no attribute 'encoder'"):
-        pretraining_learner(make().dls, Headless(), make_objective("mask"))
-    for settings, message in (
-        ({"bn_mode": "strict"}, "bn_mode is 'strict'"),
-        ({"distance_penalty": -1.0}, "distance_penalty is -1"),
-        ({"patience": 3, "valid": 0}, "no validation images"),
-        ({"patience": 0}, "patience is 0"),
-        ({"probe": noisy_probe, "probe_every": 0}, "probe_every is 0"),
-    ):
-        with pytest.raises(SegaeError, match=message):
-            make(**settings)
-
-
-def test_an_objective_in_a_model_that_hides_nothing_from_the_encoder_is_refused():
-    encoder, _ = create_encoder("test_resnet")
-    loaders = make_loaders(batches(8), batches(4), batch_size=4, device=CPU)
-    with pytest.raises(SegaeError, match='asks for sparse masking.*masking="sparse"'):
-        pretraining_learner(loaders, create_pretrainer(encoder, "test_resnet"), make_objective("sparse_mask"))

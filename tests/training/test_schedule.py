@@ -1,162 +1,145 @@
-"""Frozen means frozen: traps 2, 3, 4 and 8, checked by their effects."""
-
-from __future__ import annotations
+"""Frozen means frozen, checked by its effects; and each kind of weights has its own fine-tuning settings."""
 
 import pytest
-import torch
+from fastai.callback.core import Callback
 from torch import nn
 
 from segae.errors import SegaeError
-from segae.training.callbacks import Callback
-from segae.training.fit import fit
-from segae.training.schedule import PROTOCOLS, make_phases, make_pretraining_phases, parameter_groups, protocol_of
+from segae.models import Weights
+from segae.training import finetune_defaults, fit, freeze_finetune_phases, pretraining_phases
+from segae.training.schedule import parameter_groups
+from tests.training.learners import changed, is_statistic, segmentation, state
+
+NAN = float("nan")
 
 
 class Snapshots(Callback):
-    """Copies the model's state after each epoch."""
+    """Copies the model's state before the training and after each epoch."""
 
-    order = 90
+    order = 95
 
     def before_fit(self) -> None:
-        if not hasattr(self, "states"):
-            self.states = [self.copy()]
-
-    def copy(self) -> dict[str, torch.Tensor]:
-        return {name: value.clone() for name, value in self.learn.model.state_dict().items()}
+        self.states = getattr(self, "states", [state(self.learn.model)])
 
     def after_epoch(self) -> None:
-        self.states.append(self.copy())
+        self.states.append(state(self.learn.model))
 
 
-def changed(before: dict, after: dict, part: str) -> list[str]:
-    return [name for name in before if name.startswith(part) and not torch.equal(before[name], after[name])]
-
-
-def is_statistic(name: str) -> bool:
-    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-
-
-def test_frozen_epoch_leaves_every_bit_of_the_encoder_and_the_next_one_does_not(segmentation):
-    learner = segmentation("strict")
-    learner.add_cb(Snapshots())
-    fit(learner, make_phases(1, 1))
-    start, frozen, full = learner.snapshots.states
-    assert changed(start, frozen, "encoder.") == []
-    assert changed(start, frozen, "decoder.")
-    after = changed(frozen, full, "encoder.")
-    assert any(is_statistic(name) for name in after)
-    weights = [name for name in start if name.startswith("encoder.") and not is_statistic(name)]
-    assert set(weights) <= set(after), "a weight of the encoder did not move once it was unfrozen"
-
-
-def test_eval_mode_never_moves_statistics_but_trains_the_affine_parameters(segmentation):
-    learner = segmentation("eval")
-    learner.add_cb(Snapshots())
-    fit(learner, make_phases(1, 1))
-    start, frozen, full = learner.snapshots.states
-    assert changed(start, frozen, "encoder.") == []
-    moved = changed(start, full, "encoder.")
-    assert moved
-    assert not any(is_statistic(name) for name in moved)
-
-
-def test_train_mode_moves_batchnorm_of_a_frozen_encoder_and_nothing_else(segmentation):
-    """Trap 4: this is what fastai calls frozen."""
-    learner = segmentation("train")
-    batchnorm = {
-        f"encoder.{name}." for name, layer in learner.model.encoder.named_modules() if isinstance(layer, nn.BatchNorm2d)
-    }
-    learner.add_cb(Snapshots())
-    fit(learner, make_phases(1, 0))
-    start, frozen = learner.snapshots.states
-    moved = changed(start, frozen, "encoder.")
-    assert any(is_statistic(name) for name in moved)
-    assert any(name.endswith(".weight") for name in moved)
-    assert all(name.rpartition(".")[0] + "." in batchnorm for name in moved)
-
-
-def test_fastais_own_fine_tune_freezes_and_unfreezes_too(segmentation):
-    """Traps 2 and 3: with our splitter freezing freezes, and the optimizer has the encoder afterwards."""
-    learner = segmentation()
+def snapshots(learner, run) -> list[dict]:
     learner.add_cb(Snapshots())
     with learner.no_bar(), learner.no_logging():
-        learner.fine_tune(1, 1e-3, freeze_epochs=1, lr_mult=2)
-    start, frozen, full = learner.snapshots.states
-    assert changed(start, frozen, "encoder.") == []
-    assert changed(start, frozen, "decoder.")
-    after = changed(frozen, full, "encoder.")
-    assert any(is_statistic(name) for name in after)
-    assert any(name.endswith("conv1.weight") for name in after)
+        run(learner)
+    return learner.snapshots.states
 
 
-def test_a_second_fit_goes_on_counting_and_trains_what_it_says(segmentation):
-    learner = segmentation()
-    fit(learner, make_phases(1, 0))
-    learner.add_cb(Snapshots())
-    log = fit(learner, make_phases(0, 1))
-    assert [row["epoch"] for row in log] == [1, 2]
-    before, after = learner.snapshots.states
-    assert any(is_statistic(name) for name in changed(before, after, "encoder."))
+@pytest.mark.parametrize(
+    ("bn_mode", "run"),
+    [
+        ("strict", lambda learner: fit(learner, freeze_finetune_phases(1, 1))),
+        ("strict", lambda learner: learner.fine_tune(1, 1e-3, freeze_epochs=1, lr_mult=2)),  # fastai's own
+        ("eval", lambda learner: fit(learner, freeze_finetune_phases(1, 1))),
+    ],
+)
+def test_a_frozen_epoch_leaves_every_bit_of_the_encoder_and_the_next_one_does_not(bn_mode, run):
+    start, frozen, full = snapshots(segmentation(bn_mode=bn_mode), run)
+    assert changed(frozen, start, "encoder.") == set()
+    assert changed(frozen, start, "decoder.")
+    after = changed(full, frozen, "encoder.")
+    assert any(is_statistic(name) for name in after) == (bn_mode == "strict")
+    assert {name for name in start if name.startswith("encoder.") and not is_statistic(name)} <= after
 
 
-def test_a_model_without_encoder_is_refused_because_freezing_would_do_nothing():
-    with pytest.raises(SegaeError, match="nothing to freeze"):
-        parameter_groups(nn.Sequential(nn.Conv2d(3, 2, 1)))
+def test_mode_train_moves_batchnorm_of_a_frozen_encoder_and_nothing_else():
+    learner = segmentation(bn_mode="train")
+    start = state(learner.model)
+    log = fit(learner, freeze_finetune_phases(1, 0, lr_ratio=0.25))
+    layers = {
+        f"encoder.{name}" for name, one in learner.model.encoder.named_modules() if isinstance(one, nn.BatchNorm2d)
+    }
+    after = changed(learner.model, start, "encoder.")
+    assert {is_statistic(name) for name in after} == {True, False}
+    assert {name.rpartition(".")[0] for name in after} <= layers
+    assert log["lr_encoder"][0] == pytest.approx(0.25 * log["lr_head"][0]) != 0
+    learner = segmentation(bn_mode="train", architecture="test_convnext")  # has LayerNorm
+    start = state(learner.model)
+    fit(learner, freeze_finetune_phases(1, 0, lr=0.1))
+    assert changed(learner.model, start, "encoder.") == set()
 
 
-def test_every_parameter_is_in_exactly_one_group(segmentation):
-    model = segmentation().model
-    groups = parameter_groups(model)
-    ids = [id(parameter) for group in groups for parameter in group]
-    assert len(ids) == len(set(ids)) == len(list(model.parameters()))
-    assert {id(parameter) for parameter in model.encoder.parameters()} == {id(p) for p in groups[0]}
-
-
-def test_learning_rates_reach_the_optimizer_in_the_ratio_asked_for(segmentation):
-    """Trap 8: fastai's fine_tune would give the encoder a hundredth."""
+def test_a_second_fit_goes_on_counting_and_rates_reach_the_optimizer_in_their_ratio():
     seen: list[tuple[str, float, float]] = []
 
     class Rates(Callback):
         def before_step(self) -> None:
-            encoder, head = (group["lr"] for group in self.learn.opt.opt.param_groups)
-            seen.append((self.learn.epoch_clock.phase, float(encoder), float(head)))
+            seen.append((self.learn.epoch_clock.phase, *(float(one["lr"]) for one in self.learn.opt.opt.param_groups)))
 
     learner = segmentation()
     learner.add_cb(Rates())
-    log = fit(learner, make_phases(1, 2, lr=4e-3, lr_ratio=0.25))
-    full = [(encoder, head) for phase, encoder, head in seen if phase == "full"]
-    assert all(encoder == pytest.approx(0.25 * head) for encoder, head in full)
-    assert max(head for _, head in full) == pytest.approx(2e-3, rel=0.1)
-    assert max(head for phase, _, head in seen if phase == "frozen") <= 4e-3
-    assert [row["phase"] for row in log] == ["frozen", "full", "full"]
-    assert log[0]["lr_encoder"] == 0
+    fit(learner, freeze_finetune_phases(1, 0, lr=4e-3))
+    log = fit(learner, freeze_finetune_phases(0, 2, lr=4e-3, lr_ratio=0.25))
+    assert log["epoch"].tolist() == [1, 2, 3]
+    assert log["phase"].tolist() == ["frozen", "full", "full"]
+    assert log["lr_encoder"][0] == 0
+    assert all(encoder == pytest.approx(0.25 * head) for name, encoder, head in seen if name == "full")
+    peaks = [max(head for name, _, head in seen if name == phase) for phase in ("frozen", "full")]
+    assert peaks == [pytest.approx(4e-3, rel=0.3), pytest.approx(2e-3, rel=0.1)]
 
 
-def test_the_log_says_at_which_rate_batchnorm_moves_in_a_frozen_epoch(segmentation):
-    learner = segmentation(bn_mode="train")
-    log = fit(learner, make_phases(1, 1, lr=4e-3, lr_ratio=0.25))
-    assert log[0]["lr_encoder"] == pytest.approx(0.25 * log[0]["lr_head"]) != 0
+def test_every_parameter_is_in_exactly_one_group_and_a_model_without_encoder_is_refused():
+    model = segmentation().model
+    groups = [{id(parameter) for parameter in group} for group in parameter_groups(model)]
+    assert groups[0] == {id(parameter) for parameter in model.encoder.parameters()}
+    assert groups[0] | groups[1] == {id(parameter) for parameter in model.parameters()}
+    assert not groups[0] & groups[1]
+    with pytest.raises(SegaeError, match="encoder"):
+        parameter_groups(nn.Sequential(nn.Conv2d(3, 2, 1)))
 
 
-def test_an_autoencoder_is_not_starved_by_default():
-    assert PROTOCOLS["autoencoder"].lr_ratio >= 0.1  # ten times what fastai would give its first layer
+COLOR, BRIGHTNESS, WHOLE = {"source": "color"}, {"source": "brightness"}, {"transfer": "encoder+decoder"}
 
 
-@pytest.mark.parametrize("bad", [{"epochs": -1}, {"freeze_epochs": 0, "epochs": 0}, {"lr": 0.0}, {"lr_ratio": -1.0}])
-def test_impossible_schedules_are_refused(bad):
-    with pytest.raises(SegaeError):
-        make_phases(**bad)
+@pytest.mark.parametrize(
+    ("weights", "lr", "ratio", "bn_mode", "lpft_head"),
+    [
+        (Weights(), 4e-3, 1.0, "train", False),
+        (Weights("imagenet"), 4e-3, 1.0, "strict", False),
+        (Weights("somebody"), 4e-3, 1.0, "strict", False),
+        (Weights("random", "spark"), 4e-3, 0.1, "strict", False),
+        (Weights("random", "spark", **WHOLE), 4e-3, 1.0, "strict", False),
+        (Weights("random", "pseudo_masks", COLOR), 4e-3, 0.1, "strict", False),
+        (Weights("random", "pseudo_masks", COLOR, **WHOLE), 4e-3, 1.0, "strict", True),
+        (Weights("random", "pseudo_masks", BRIGHTNESS, **WHOLE), 4e-3, 1.0, "strict", False),
+        (Weights("imagenet", "spark"), 4e-3, 0.3, "strict", False),
+        (Weights("imagenet+spark", "a2mim"), 4e-3, 0.3, "strict", False),
+        (Weights("imagenet", "ddep", **WHOLE), 8e-3, 0.3, "strict", False),
+        (Weights("imagenet", "pseudo_masks", BRIGHTNESS, **WHOLE), 4e-3, 0.3, "strict", True),
+    ],
+)
+def test_each_kind_of_weights_has_its_fine_tuning_settings(weights, lr, ratio, bn_mode, lpft_head):
+    found = finetune_defaults(weights)
+    assert (found.lr, found.lr_ratio, found.bn_mode, found.lpft_head) == (lr, ratio, bn_mode, lpft_head)
+    assert finetune_defaults(Weights(weights.start, weights.method, weights.method_args), weights.transfer) == found
 
 
-def test_impossible_pretraining_is_refused():
-    with pytest.raises(SegaeError, match="epochs is 0"):
-        make_pretraining_phases(0, 1e-3)
+def test_the_decoder_can_train_before_the_encoder_or_alone():
+    decoder, both = pretraining_phases(3, 1e-3, freeze_epochs=2, encoder_lr_ratio=0.1)
+    assert (decoder.epochs, decoder.train_encoder, both.epochs, both.train_encoder) == (2, False, 3, True)
+    assert both.lr_encoder == pytest.approx(1e-4)
+    (alone,) = pretraining_phases(3, 1e-3, freeze_epochs=2, frozen_encoder=True)
+    assert (alone.epochs, alone.train_encoder) == (5, False)
 
 
-def test_unknown_batchnorm_mode_is_refused(segmentation):
-    with pytest.raises(SegaeError, match="strict, eval, train"):
-        segmentation("frozen")
+@pytest.mark.parametrize("value", [-1, NAN, float("inf"), "1"])
+@pytest.mark.parametrize("argument", ["epochs", "freeze_epochs", "lr", "lr_ratio", "warmup"])
+def test_impossible_schedules_are_refused(argument, value):
+    with pytest.raises(SegaeError, match=argument):
+        freeze_finetune_phases(**{argument: value})
+    argument = argument.replace("lr_ratio", "encoder_lr_ratio")
+    with pytest.raises(SegaeError, match=argument):
+        pretraining_phases(**{"epochs": 2, "lr": 1e-3, argument: value})
 
 
-def test_weights_of_another_origin_are_fine_tuned_like_imagenets():
-    assert protocol_of("somebody's") == protocol_of("imagenet")
+def test_no_epoch_at_all_is_refused():
+    for plan in (lambda: freeze_finetune_phases(0, 0), lambda: pretraining_phases(0, 1e-3)):
+        with pytest.raises(SegaeError, match="epochs"):
+            plan()
