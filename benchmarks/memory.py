@@ -1,215 +1,89 @@
-"""Does a training's memory stay flat when the images become many?
+"""Peak memory of `segae finetune` and `segae pretrain` for 1,000 and for 100,000 listed images.
 
-    python benchmarks/memory.py [--task pretrain segment] [--paths cache live tar] [--counts 1000 100000] [--write]
+    python benchmarks/memory.py [--counts 1000 100000]
 
-For each task, data path and number of images a process of its own finds the images, builds loaders and learner as
-``segae pretrain`` or ``segae segment`` does, and trains for some seconds. A thousand small pictures (and masks) are
-drawn once; the others are hard links to them in further folders, or links to one tar file, so each is found, listed
-and read like any other. ``--write`` adds rows to results/.
-
-What counts is memory that nobody else can use: anonymous and shared pages, each page divided by the processes that
-share it (``Pss_Anon`` and ``Pss_Shmem`` of Linux's ``smaps_rollup``, and ``SwapPss``: what was moved out to swap is
-still held), summed over the process and its workers, five times a second. The pages of the memory-mapped cache are the
-kernel's to take back and do not count; they stand in a column of their own.
+A hundred small images are written once; the others are hard links to them in further folders, so each is found, listed
+and read like any other. Each training runs for a few steps in a process of its own, with images decoded when they are
+needed (--cache none).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import re
 import subprocess
 import sys
-import tarfile
 import tempfile
-from collections.abc import Iterator
+import time
 from pathlib import Path
-from typing import Any
 
-from pages import Watch
+import numpy as np
+from PIL import Image
 
-DRAWN = 1000
-SIZE = 32
-BATCH = 16
-CLASSES = ("background", "thing")
+WRITTEN = 100
 
 
-def draw(folder: Path) -> Path:
-    """A thousand noisy JPEG files, a mask for each, and a tar file of the images."""
-    import numpy as np
-    from PIL import Image
-
+def lay_out(folder: Path, count: int) -> Path:
+    """Write images and masks of a data set with this many training images."""
     generator = np.random.default_rng(0)
-    drawn, masks = folder / "drawn", folder / "drawn-masks"
-    drawn.mkdir()
-    masks.mkdir()
-    for number in range(DRAWN):
-        picture = generator.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-        Image.fromarray(picture).save(drawn / f"{number:04d}.jpg")
-        Image.fromarray(picture[..., 0] % len(CLASSES)).save(masks / f"{number:04d}.png")
-    with tarfile.open(folder / "drawn.tar", "w") as archive:
-        for path in sorted(drawn.iterdir()):
-            archive.add(path, path.name)
-    return drawn
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    first = []
+    for number in range(WRITTEN):
+        pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number:07d}.jpg")
+        Image.fromarray(pixels[..., 0] % 2).save(folder / "masks" / f"{number:07d}.png")
+        first.append((folder / "images" / f"{number:07d}.jpg", folder / "masks" / f"{number:07d}.png"))
+    for number in range(WRITTEN, count):
+        image, mask = first[number % WRITTEN]
+        os.link(image, folder / "images" / f"{number:07d}.jpg")
+        os.link(mask, folder / "masks" / f"{number:07d}.png")
+    (folder / "classes.txt").write_text("background\nthing\n")
+    names = [f"{number:07d}" for number in range(count)]
+    (folder / "train.txt").write_text("\n".join(names[:-10]) + "\n")
+    (folder / "test.txt").write_text("\n".join(names[-10:]) + "\n")
+    return folder
 
 
-def lay_out(drawn: Path, folder: Path, count: int, kind: str) -> list[Path]:
-    """So many images as ``--data`` would name them: "folders" or "tar" of images, or "labelled" with masks."""
-    folder.mkdir()
-    for turn in range(count // DRAWN):
-        name = f"part-{turn:04d}"
-        if kind == "tar":
-            os.link(drawn.with_suffix(".tar"), folder / f"{name}.tar")
-        elif kind == "labelled":
-            _link_all(drawn, folder / "images", name)
-            _link_all(drawn.with_name("drawn-masks"), folder / "masks", name)
-        else:
-            _link_all(drawn, folder / name, name)
-    if kind == "labelled":
-        (folder / "classes.txt").write_text("\n".join(CLASSES))
-    return sorted(folder.glob("*.tar")) if kind == "tar" else [folder]
+def peak_mb(words: list[str]) -> float:
+    """Run a command and return the largest sum of private memory of it and its workers, in MB."""
+    process = subprocess.Popen([sys.executable, "-m", "segae.cli", *words], stdout=subprocess.DEVNULL)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, sum(map(private_mb, [process.pid, *children(process.pid)])))
+        time.sleep(0.2)
+    if process.returncode:
+        raise SystemExit(f"segae {' '.join(words)} ended with code {process.returncode}")
+    return peak
 
 
-def _link_all(source: Path, folder: Path, prefix: str) -> None:
-    folder.mkdir(exist_ok=True)
-    for path in source.iterdir():
-        os.link(path, folder / f"{prefix}-{path.name}")
+def children(pid: int) -> list[int]:
+    """Process ids of a process's children (Linux)."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
-def train(task: str, path: str, data: list[Path], out: Path, seconds: float, workers: int) -> dict[str, float]:
-    """Train for some seconds as ``segae pretrain`` or ``segae segment`` begins; the peak by kind."""
-    with Watch() as watch:
-        how: dict[str, Any] = {} if path == "tar" else {"data_path": path}
-        how |= {"encoder": "test_resnet", "image_size": SIZE, "batch_size": BATCH, "epochs": 1, "workers": workers}
-        learner, phases = (_pretraining if task == "pretrain" else _segmentation)(data, {**how, "out": out})
-        from segae.training.fit import fit
-        from segae.training.pace import TimedLoader
-
-        loaders = learner.dls.loaders
-        loaders[:2] = [TimedLoader(loader, learner.dls.device, limit_s=seconds) for loader in loaders[:2]]
-        log = fit(learner, phases, log_csv=out / "log.csv", resume_file=out / "resume.pt")
-    return {**watch.peak, "trained": log[-1]["images"]}
-
-
-def _pretraining(data: list[Path], how: dict[str, Any]) -> tuple[Any, Any]:
-    import torch
-
-    from segae.data.quarantine import Quarantine
-    from segae.tasks.compute import pretraining_of_items
-    from segae.tasks.loading import load_unlabelled
-    from segae.tasks.pretrain import Pretrain, begin
-
-    device = torch.device("cpu")
-    config, model, about, objective, phases = begin(Pretrain(tuple(data), objective="denoise", **how), device)
-    items = load_unlabelled(config, about, device, Quarantine())
-    given = (items.train, items.valid)
-    learner = pretraining_of_items(config, given, model, objective, device, train_indices=items.train_indices)
-    learner.kept = items  # a training holds them until its end
-    return learner, phases
-
-
-def _segmentation(data: list[Path], how: dict[str, Any]) -> tuple[Any, Any]:
-    import torch
-
-    import segae
-    from segae.data.open import open_dataset
-    from segae.data.quarantine import Quarantine
-    from segae.tasks.compute import segmentation_of_items
-    from segae.tasks.labelled import load_labelled
-    from segae.tasks.segment import Segment, resolve
-
-    device, found = torch.device("cpu"), open_dataset(data[0])
-    encoder, about = segae.create_encoder(how["encoder"])
-    config = resolve(Segment(data[0], freeze_epochs=0, **how), about)
-    model = segae.create_segmenter(encoder, config.encoder, config.decoder, len(found.classes))
-    items = load_labelled(config, found, about, device, Quarantine())
-    learner = segmentation_of_items(config, (items.train, items.valid), model, len(found.classes), SIZE, device)
-    learner.kept = items, found
-    return learner, segae.make_phases(freeze_epochs=0, epochs=1)
-
-
-def measure(task: str, path: str, count: int, folder: Path, given: argparse.Namespace) -> dict[str, float]:
-    """The peaks of one process."""
-    kind = "labelled" if task == "segment" else "tar" if path == "tar" else "folders"
-    data = lay_out(folder / "drawn", folder / f"{path}-{count}", count, kind)
-    job = {"task": task, "path": path, "data": [str(part) for part in data], "out": str(folder)}
-    job |= {"seconds": given.seconds, "workers": given.workers}
-    run = subprocess.run(
-        [sys.executable, __file__, "--job", json.dumps(job)],
-        env={**os.environ, "SEGAE_CACHE": str(folder / f"cache-{path}-{count}")},
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    return json.loads(run.stdout.splitlines()[-1])
-
-
-def parse(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", nargs="+", choices=("pretrain", "segment"), default=["pretrain"])
-    paths = ("cache", "live", "tar")
-    parser.add_argument("--paths", nargs="+", choices=paths, default=paths, help="segment has no tar")
-    parser.add_argument("--counts", nargs="+", type=int, default=[1000, 100_000], help="multiples of 1000")
-    parser.add_argument("--workers", type=int, default=0, help="processes that prepare images; their memory counts")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of training, and of validation")
-    parser.add_argument("--write", action="store_true", help="add rows to results/, or to --out")
-    parser.add_argument("--out", type=Path, help="CSV file")
-    parser.add_argument("--job", help=argparse.SUPPRESS)  # one process's part
-    return parser.parse_args(words)
-
-
-def compare(given: argparse.Namespace) -> dict[tuple[str, str], list[dict[str, float]]]:
-    """The peaks by task and data path, one for each number of images."""
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for task in given.task:
-        for path in given.paths:
-            if (task, path) != ("segment", "tar"):
-                found[task, path] = list(_peaks(task, path, given))
-                if given.write:
-                    write(task, path, found[task, path], given)
-    return found
-
-
-def _peaks(task: str, path: str, given: argparse.Namespace) -> Iterator[dict[str, float]]:
-    first = 0.0
-    for count in given.counts:
-        with tempfile.TemporaryDirectory() as folder:
-            draw(Path(folder))
-            peak = measure(task, path, count, Path(folder), given)
-        first = first or peak["own"]
-        print(
-            f"{task:<9}{path:<6}{count:>9,} images  {peak['own']:8.1f} MB  {peak['own'] / first:5.3f} of the first  "
-            f"{peak['files']:8.1f} MB of files  {peak['trained']:.0f} trained on",
-            flush=True,
-        )
-        yield peak
-
-
-def write(task: str, path: str, peaks: list[dict[str, float]], given: argparse.Namespace) -> None:
-    """A row for each number of images, and one for what each is of the first."""
-    import torch
-    from rows import save
-
-    values = []
-    for count, peak in zip(given.counts, peaks, strict=True):
-        system = f"{count} images, {given.workers} workers"
-        values.append((system, "peak_memory_mb", peak["own"]))
-        if count != given.counts[0]:
-            values.append((system, "peak_over_smaller", peak["own"] / peaks[0]["own"]))
-    cell = {"task": task, "encoder": "test_resnet", "image_size": SIZE, "batch_size": BATCH, "data_path": path}
-    settings = f"{given.seconds:g} s of training and of validation, process and workers together, without mapped files"
-    save(torch.device("cpu"), cell, values, given.out, benchmark="memory", settings=settings)
-
-
-def main() -> None:
-    given = parse()
-    if given.job is None:
-        compare(given)
-        return
-    job = json.loads(given.job)
-    data, out = [Path(part) for part in job.pop("data")], Path(job.pop("out"))
-    print(json.dumps(train(data=data, out=out, **job)))
+def private_mb(pid: int) -> float:
+    """Anonymous and shared memory of a process; pages of files do not count."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0.0
+    return sum(int(kb) for kb in re.findall(r"(?:Pss_Anon|Pss_Shmem|SwapPss):\s+(\d+)", text)) / 1e3
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1000, 100_000])
+    given = parser.parse_args()
+    common = ["--encoder", "test_resnet", "--image-size", "64", "--cache", "none", "--max-steps", "20"]
+    for count in given.counts:
+        with tempfile.TemporaryDirectory() as name:
+            data = lay_out(Path(name) / "data", count)
+            for command in ("finetune", "pretrain"):
+                method = ["--method", "denoise"] if command == "pretrain" else []
+                peak = peak_mb([command, str(data), "--out", f"{name}/{command}", *common, *method])
+                print(f"{command:10} {count:8,} images: {peak:7.0f} MB", flush=True)
