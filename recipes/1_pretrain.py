@@ -1,64 +1,59 @@
-"""Story 1: pretrain a convolutional autoencoder on unlabelled images.
+"""Pretrain an encoder on unlabeled images: the steps of `segae pretrain`, to read, copy and change.
 
-    python recipes/1_pretrain.py FOLDER [encoder.safetensors]
-
-The steps of `segae pretrain` in the open: read them, copy them, change them.
+python recipes/1_pretrain.py [FOLDER] [--method spark] [--epochs 20] [--out runs/recipe]
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import tyro
 from torch.utils.data import DataLoader
 
 import segae
 
-if __name__ != "__main__":
-    raise ImportError("recipes are run or copied, not imported; import segae instead")
-if len(sys.argv) < 2:
-    sys.exit("Wanted: python recipes/1_pretrain.py FOLDER [encoder.safetensors]")
 
-folder = Path(sys.argv[1])
-target = Path(sys.argv[2] if len(sys.argv) > 2 else "encoder.safetensors")
-architecture, image_size, epochs, batch_size, seed = "tf_efficientnet_lite0", 96, 5, 32, 0
+def main(
+    folder: tyro.conf.Positional[Path | None] = None,
+    *,
+    encoder: str = "tf_efficientnet_lite0",
+    method: str = "pseudo_masks",
+    image_size: int = 96,
+    epochs: int = 5,
+    out: Path = Path("runs/recipe"),
+) -> None:
+    """Pretrain an encoder on the images in a folder (default: the drawn pets)."""
+    segae.training.seed_everything(0)
+    device, skipped = segae.training.choose_device("auto"), segae.data.SkippedFiles()
+    folder = folder or segae.data.drawn_pets()
 
-# 1. The encoder: any convolutional network of timm. Its description says how images are normalised.
-segae.seed_everything(seed)
-device = segae.choose_device("auto")
-encoder, description = segae.create_encoder(architecture, "random")
+    # The task and its model: the encoder, and the decoder that suits the task.
+    task = segae.create_method(method)
+    model = segae.create_autoencoder(segae.create_encoder(encoder), method=task)
 
-# 2. What it is asked to do: in a crop, say where the object is that was found in the whole image by its colours alone.
-#    It takes one object near the middle for granted; "otsu" takes small bright or dark things, "denoise" nothing.
-objective = segae.make_objective("layers")
+    # The images, decoded once; test images of data sets in the folder are left out.
+    look = (image_size, model.encoder.info.mean, model.encoder.info.std)
+    paths = segae.data.find_pretraining_images([folder]).kept
+    images = segae.data.cache_images(paths, image_size, skipped).images
+    augment = segae.data.pretrain_transform(*look, crop=not task.crops)
+    train = segae.data.CachedImageDataset(images, augment, seed=0)
+    clean = segae.data.CachedImageDataset(images, segae.data.eval_transform(*look), seed=0)
+    loaders = segae.data.make_loaders(train, None, batch_size=32, device=device)
 
-# 3. The model: encoder and decoder of a U-Net, with one more layer for what the objective asks for.
-model = segae.create_pretrainer(
-    encoder,
-    architecture,
-    out_channels=objective.reconstruction.out_channels(3),
-    masking=objective.masking,
-    decoder=objective.decoder,
-).to(device)
+    # Train: a fastai Learner, one cycle of the learning rate.
+    learner = segae.pretraining_learner(loaders, model, task)
+    phases = segae.pretraining_phases(epochs, lr=task.lr)
+    segae.fit(learner, phases, report=lambda row: print(segae.training.epoch_line(row)))
 
-# 4. The images, decoded once; files that cannot be read are named and left out. No test image gets in.
-quarantine = segae.Quarantine()
-cached = segae.cache_images(segae.find_pretraining_images([folder]), image_size, quarantine)
-quarantine.report()
-normalisation = (image_size, description.mean, description.std)
-images = segae.UnlabelledImages(cached.images, segae.pretrain_transform(*normalisation, crop=not objective.crops), seed)
-loaders = segae.make_loaders(images, None, batch_size=batch_size, device=device, seed=seed)
+    # BatchNorm has seen corrupted images only: measure its statistics on clean ones.
+    segae.training.recalibrate_batchnorm(model, DataLoader(clean, batch_size=32), device)
 
-# 5. Train: a fastai Learner through one cycle of the learning rate.
-learner = segae.pretraining_learner(loaders, model, objective, seed=seed)
-log = segae.fit(learner, segae.make_pretraining_phases(epochs, lr=2e-3), report=segae.print_epoch)
+    # The encoder's file says what it is; the decoder can start a segmenter together with it.
+    weights = segae.Weights("random", task.name)
+    info = replace(model.encoder.info, image_size=image_size, weights=weights, source=f"recipe on {folder.name}")
+    out.mkdir(parents=True, exist_ok=True)
+    print("wrote", segae.save_encoder(model.encoder, out / "encoder.safetensors", info=info))
+    segae.models.save_decoder(model, out / "decoder.safetensors", method=task.name)
 
-# 6. The encoder is a plain dense one again, but its BatchNorm knows corrupted images only: measure clean ones.
-clean = segae.UnlabelledImages(cached.images, segae.eval_transform(*normalisation), seed)
-segae.recalibrate_batchnorm(encoder, DataLoader(clean, batch_size, drop_last=len(clean) > batch_size), device)
 
-# 7. The file that every later stage takes: weights and, in its header, where they come from.
-pretraining = {"objective": objective.name, "dataset": folder.name, "images": len(images), "epochs": epochs}
-init, source = f"ae:{objective.name}", "recipes/1_pretrain.py"
-description = replace(description, image_size=image_size, init=init, source=source, pretraining=pretraining)
-segae.save_encoder(target, encoder, description)
-print(f"wrote {target}")
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,42 +1,34 @@
-"""Story 3: read the test split, once, and say how good the segmenter is.
+"""Score a segmenter on the test split.
 
-    python recipes/3_evaluate.py DATA [model.safetensors]
-
-The steps of `segae evaluate` in the open.
+python recipes/3_evaluate.py [FOLDER] [--model runs/recipe/model.safetensors]
 """
 
-import sys
 from pathlib import Path
+
+import tyro
 
 import segae
 
-if __name__ != "__main__":
-    raise ImportError("recipes are run or copied, not imported; import segae instead")
-if len(sys.argv) < 2:
-    sys.exit("Wanted: python recipes/3_evaluate.py DATA [model.safetensors]")
 
-root = Path(sys.argv[1])
-source = Path(sys.argv[2] if len(sys.argv) > 2 else "model.safetensors")
+def main(
+    folder: tyro.conf.Positional[Path | None] = None, *, model: Path = Path("runs/recipe/model.safetensors")
+) -> None:
+    """Print the scores of a segmenter."""
+    segmenter = segae.load_segmenter(model).to(segae.training.choose_device("auto"))
+    info = segmenter.info
 
-# 1. The model brings its classes, its image size and its normalisation along.
-model, description = segae.load_segmenter(source)
+    # The test images at the model's size.
+    data = segae.data.open_dataset(folder or segae.data.drawn_pets())
+    test = segae.data.cache_pairs(data.splits["test"], info.image_size, data.mask_values, segae.data.SkippedFiles())
 
-# 2. The test images, resized as the training images were, masks by the nearest pixel.
-data = segae.open_dataset(root)
-quarantine = segae.Quarantine()
-test = segae.cache_pairs(data.splits["test"], description.image_size, data.mask_values, quarantine)
-quarantine.report()
+    # One confusion matrix over all pixels of all test images; nearly all scores follow from it.
+    names = [pair.name for pair in test.pairs]
+    scores = segae.evaluate_model(segmenter, test.images, test.masks, names=names)
+    for name, value in scores.as_row().items():
+        print(f"{name:>16}  {value:.3f}")
+    worst = scores.per_image.sort_values("miou").iloc[0]
+    print(f"worst of {len(names)} images: {worst['name']}, mIoU {worst['miou']:.3f}")
 
-# 3. One confusion matrix over all pixels of all test images; every score follows from it.
-scores = segae.evaluate_model(
-    model,
-    test.images,
-    test.masks,
-    classes=description.classes,
-    mean=description.mean,
-    std=description.std,
-    device=segae.choose_device("auto"),
-)
-print(f"{len(test.images)} test images")
-for name, value in scores.as_row().items():
-    print(f"{name:>16}  {value:.3f}")
+
+if __name__ == "__main__":
+    tyro.cli(main)

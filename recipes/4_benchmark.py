@@ -1,37 +1,49 @@
-"""Story 4: with my images and this many labels, which start is better, and by how much?
+"""Compare start weights over seeds, with intervals: the core of `segae bench`.
 
-    python recipes/4_benchmark.py [DATA]
-
-The same as `segae bench`, in the open: a grid of arms, label budgets and seeds, rows with their provenance, and a
-page. Without DATA it draws pets and takes minutes on two CPU cores. Interrupt it as you like; it goes on.
+python recipes/4_benchmark.py [FOLDER] [--weights random imagenet runs/recipe/encoder.safetensors] [--seeds 3]
 """
 
-import sys
 from pathlib import Path
 
-from segae.cli import main
+import numpy as np
+import tyro
 
-if __name__ != "__main__":
-    raise ImportError("recipes are run or copied, not imported; use the command segae bench instead")
+import segae
 
-out = Path("runs/benchmark-recipe")
-where = ["--data", sys.argv[1]] if len(sys.argv) > 1 else ["--preset", "quick"]
 
-# 1. Where the encoder may start. An arm with @frozen behind it keeps its features as they are: what is learnt about
-#    masks is then learnt by the decoder alone.
-arms = ["random", "imagenet", "ae:layers+decoder", "imagenet@frozen"]
+def main(
+    folder: tyro.conf.Positional[Path | None] = None,
+    *,
+    weights: tuple[str, ...] = ("random", "pets_pseudo_masks"),
+    labels: int = 30,
+    seeds: int = 3,
+    image_size: int = 96,
+    out: Path = Path("runs/recipe"),
+) -> None:
+    """Fine-tune from each start with each seed, score the test split once per run, compare the means."""
+    data = folder or segae.data.drawn_pets()
+    scores = np.zeros((len(weights), seeds))
+    for place, start in enumerate(weights):
+        for seed in range(seeds):
+            run = segae.finetune(
+                data,
+                weights=start,
+                labels=labels,  # chosen by the seed: the same images for all starts
+                image_size=image_size,
+                val_fraction=0.0,
+                seed=seed,
+                out=out / f"finetune-{place}-{seed}",
+                overwrite=True,
+            )
+            scores[place, seed] = segae.evaluate(run.model, data).miou
+            print(f"{start}, seed {seed}: {scores[place, seed]:.3f}")
 
-# 2. How many of the training masks each arm may see. The images of a smaller budget are part of those of a larger one,
-#    all arms get the same ones, and every budget gets the same number of steps.
-budgets = ["25%", "100%"]
+    for start, mine in zip(weights, scores, strict=True):
+        mean = segae.statistics.mean_interval(mine)
+        gain = segae.statistics.compare(mine, scores[0]).difference  # paired by seed
+        print(f"{start}: {mean.estimate:.3f} ({mean.low:.3f} to {mean.high:.3f})", end="; ")
+        print(f"over {weights[0]}: {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})")
 
-# 3. Two seeds are enough to see it work; three or more for numbers that others should believe.
-seeds = ["0", "1"]
 
-# 4. Run what has no row yet, then rows, tables and the page. The test images are read once by each run, at its end.
-main(["bench", *where, "--out", str(out), "--arms", *arms, "--budgets", *budgets, "--seeds", *seeds])
-
-# 5. The page again, from the rows and the run folders, with its figures as SVG and PDF.
-pictures = ["--data", sys.argv[1] if len(sys.argv) > 1 else str(out / "drawn-pets"), "--runs", str(out)]
-page = ["--out", str(out / "again.html"), "--figures", str(out / "figures")]
-main(["report", "--rows", str(out / "bench.csv"), *pictures, *page])
+if __name__ == "__main__":
+    tyro.cli(main)

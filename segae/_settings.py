@@ -70,17 +70,17 @@ class Config:
 
     def __post_init__(self) -> None:
         for one in fields(self):  # type: ignore[arg-type]
-            value, wanted = getattr(self, one.name), field_types(type(self))[one.name]
-            if value is None and wanted.optional:
+            value, accepted = getattr(self, one.name), field_types(type(self))[one.name]
+            if value is None and accepted.optional:
                 continue
-            if wanted.many:
+            if accepted.many:
                 single = isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
                 value = (value,) if single else tuple(value)
                 if not value and is_required(one):
                     raise SegaeError(f"{one.name} must be given")
                 object.__setattr__(self, one.name, value)
-            for item in value if wanted.many else (value,):
-                _check(one.name, item, wanted, one.metadata)
+            for item in value if accepted.many else (value,):
+                _check(one.name, item, accepted, one.metadata)
 
     @classmethod
     def expand(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -95,22 +95,24 @@ class Config:
                 require(name, item)
 
 
-def _check(name: str, value: Any, wanted: FieldType, limits: Mapping[str, Any]) -> None:
+def _check(name: str, value: Any, accepted: FieldType, limits: Mapping[str, Any]) -> None:
     if limits:
-        check_range(name, value, integer=float not in wanted.kinds, **limits)
+        check_range(name, value, integer=float not in accepted.kinds, **limits)
         if name == "labels" and isinstance(value, float) and value > 1:
             raise SegaeError(f"labels must be a whole number of images or a share in (0, 1], got {value}")
-    elif wanted.choices and value not in wanted.choices:
-        known = ", ".join(wanted.choices)
-        raise SegaeError(f"{name} must be one of {known}, got {value!r}{nearest(value, wanted.choices)}")
-    elif wanted.kinds == {bool} and not isinstance(value, bool):
+    elif accepted.choices and value not in accepted.choices:
+        known = ", ".join(accepted.choices)
+        raise SegaeError(f"{name} must be one of {known}, got {value!r}{nearest(value, accepted.choices)}")
+    elif accepted.kinds == {bool} and not isinstance(value, bool):
         raise SegaeError(f"{name} must be true or false, got {value!r}")
-    elif os.PathLike in wanted.kinds:
+    elif os.PathLike in accepted.kinds:
         text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
         longest = 0 if "://" in text else max(map(len, os.fsencode(text).split(os.fsencode(os.sep))))
         if not text or "\0" in text or longest > 255 or len(text) > 4000:
             raise SegaeError(f"{name} must be a path, got {str(value)[:60]!r}")
-    elif wanted.kinds == {str} and not (isinstance(value, str) and 0 < len(value) <= _LONGEST and value.isprintable()):
+    elif accepted.kinds == {str} and not (
+        isinstance(value, str) and 0 < len(value) <= _LONGEST and value.isprintable()
+    ):
         raise SegaeError(f"{name} must be text of 1 to {_LONGEST} printable characters, got {str(value)[:60]!r}")
 
 
@@ -221,3 +223,10 @@ def require_weights(name: str, weights: PathLike) -> None:
     suffixes = (".safetensors", ".pt", ".pth", ".bin")
     if isinstance(weights, os.PathLike) or os.sep in weights or Path(weights).suffix in suffixes:
         require_file(name, weights)
+
+
+def require_shard(name: str, text: str) -> None:
+    """Refuse what is not a part i/n of a grid."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and len(text) < 12 and 1 <= int(part) <= int(parts)):
+        raise SegaeError(f"{name} must be i/n with 1 <= i <= n, such as 1/4, got {text!r}")

@@ -148,7 +148,7 @@ def _parse(name: str, words: list[str]) -> dict[str, Any]:
     for word in left:
         if word not in ("--config", "--preset") and not re.match(r"--method[-_]args\.", word):
             rest.append(word.replace("--trainer.", "--"))
-        elif (value := next(left, None)) is None:
+        elif (value := next(left, None)) is None or value.startswith("--"):
             raise SegaeError(f"{word} must have a value after it")
         elif word == "--config":
             settings |= _read_settings(Path(value), name)
@@ -231,20 +231,20 @@ def _flags_to_settings(name: str, words: list[str], settings: Mapping[str, Any])
 
 def _flag(start: Config, name: str, place: str, *, flat: bool) -> Any:
     """The annotation from which tyro makes a flag: type, help text, placeholder."""
-    wanted = field_types(type(start))[name]
+    accepted = field_types(type(start))[name]
     numbers = {frozenset([int]): int, frozenset([float]): float, frozenset([int, float]): int | float}
     bases = {**numbers, frozenset([bool]): bool}
-    base: Any = Literal[wanted.choices] if wanted.choices else bases.get(wanted.kinds, str)
+    base: Any = Literal[accepted.choices] if accepted.choices else bases.get(accepted.kinds, str)
     shown = {int: "INT", float: "FLOAT", int | float: "NUMBER"}.get(base, "TEXT")
-    shown = "PATH" if os.PathLike in wanted.kinds else shown
+    shown = "PATH" if os.PathLike in accepted.kinds else shown
     about = tyro.conf.arg(
         help=_docs()[type(start), name],
-        metavar=place or (None if wanted.choices or base is bool else f"{shown} ..." if wanted.many else shown),
+        metavar=place or (None if accepted.choices or base is bool else f"{shown} ..." if accepted.many else shown),
         prefix_name=False if flat else None,
         help_behavior_hint="" if place or getattr(start, name) in (None, ()) else None,
     )
-    hint = tuple[base, ...] if wanted.many else base
-    return Annotated[(hint | None if wanted.optional else hint, about, *([tyro.conf.Positional] if place else []))]
+    hint = tuple[base, ...] if accepted.many else base
+    return Annotated[(hint | None if accepted.optional else hint, about, *([tyro.conf.Positional] if place else []))]
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from segae._settings import (
     require_file,
     require_images,
     require_labeled,
+    require_shard,
     require_weights,
 )
 from segae.errors import DataError
@@ -35,7 +36,7 @@ class TrainerConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of forward pass and loss; auto takes bfloat16 on CUDA, else float32."""
     workers: int | None = number(None, 0, 256)
-    """Processes that read and augment images. Default: 0, or one per core (8 at most) where images are decoded anew."""
+    """Processes that read and augment images. Default: 0, or one per core (8 at most) to decode images."""
     threads: int | None = number(None, 1, 1024)
     """CPU threads of the computation. Default: OMP_NUM_THREADS, else one per core."""
     cache: Literal["auto", "disk", "gpu", "none"] = "auto"
@@ -287,7 +288,9 @@ class BenchConfig(Config):
     """
 
     MAIN = ("data", "preset", "weights", "labels", "seeds", "unlabeled", "encoders", "out", "jobs", "devices")
-    INPUTS: ClassVar = {"data": require_labeled, "unlabeled": require_images, "experiment": require_name}
+    INPUTS: ClassVar = {
+        **{"data": require_labeled, "unlabeled": require_images, "experiment": require_name, "shard": require_shard}
+    }
 
     data: PathLike | None = field(default=None, kw_only=False)
     """A labeled data set: images/ and masks/, or the Oxford-IIIT Pets layout. The preset quick brings its own."""

@@ -6,11 +6,12 @@ Trainings are made tiny after their arguments were read and checked, so a wrong 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import os
+import pkgutil
 import re
 import shlex
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,33 @@ import pytest
 import segae
 import segae.bench.runner
 import segae.commands._data
-import segae.data.datasets
 import segae.methods.base
 from segae import cli, config
-from segae._settings import make_config
-from segae.methods import method_table
+from segae._settings import Config, make_config
+from segae.bench.grid import parse_variant, read_schedule
+from segae.bench.tuning import read_candidates
+from segae.methods import create_method
 from tests.fabricate import draw, make_images, make_pets, save
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHERS = ("CONTRIBUTING.md", "data/README.md", "data/weights/README.md", "results/pending.md")
+OTHERS = ("CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "data/weights/README.md", "results/pending.md")
 ALL_PAGES = [*PAGES, *(ROOT / name for name in OTHERS)]
 NOT_RUN = {  # how a line of a shell block begins: why it is not run
     "make ": "installs packages and takes minutes",
     "python benchmarks/": "takes minutes",
     "segae data ": "needs a network: 0.8 GB",
-    "segae bench --preset full": "needs a network: 0.8 GB",
-    "segae bench --preset smp": "needs a network: 0.8 GB",
 }
 LAUNCHERS = ("torchrun ", "accelerate launch ")  # need several GPUs; the command behind them runs in one process
-FOREIGN_FLAGS = {"--standalone", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"}
-FOREIGN_FLAGS |= {"--multi_gpu", "--num_processes", "--encoders", "--write", "--counts", "--turns", "--slow"}
+FOREIGN_FLAGS = {  # of other programs than segae
+    *("--standalone", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"),
+    *("--multi_gpu", "--num_processes", "--write", "--slow"),
+}
+PICTURES = {
+    "pretrain": ("draw_curves", "reconstruction_sheet"),
+    "finetune": ("draw_curves", "segmentation_sheet"),
+    "evaluate": ("confusion_figure", "segmentation_sheet"),
+}
 SMALL = {"image_size": 64, "batch_size": 4}
 
 
@@ -85,7 +92,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workplace(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     """A current folder with these files, in which trainings are tiny."""
     shutil.copytree(material, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
@@ -95,7 +102,13 @@ def workplace(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(segae.commands._data, "make_config", make_tiny_config)
     make_runs = segae.bench.runner.make_runs
-    monkeypatch.setattr(segae.bench.runner, "make_runs", lambda *values: make_runs(*values)[:2])
+    monkeypatch.setattr(segae.bench.runner, "make_runs", lambda *values: make_runs(*values)[:1])
+    monkeypatch.setattr(segae.bench.runner, "drawn_pets", lambda: tmp_path / "here" / "pets")
+    if "README" not in request.node.name:  # drawing takes half of a tiny run
+        monkeypatch.setattr(segae.bench.runner, "report", lambda rows, *, out, **_: out)
+        for verb, names in PICTURES.items():
+            for name in names:
+                monkeypatch.setattr(sys.modules[f"segae.commands.{verb}"], name, lambda *_, **__: None)
     monkeypatch.setattr(segae.methods.base, "_METHODS", dict(segae.methods.base._METHODS))
     return tmp_path / "here"
 
@@ -107,12 +120,107 @@ def test_python_blocks_run(page: Path, workplace: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=name_of)
-def test_shell_blocks_run(page: Path, workplace: Path, capsys: pytest.CaptureFixture) -> None:
+def test_shell_blocks_run(page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for line in shell_lines(page):
         if not line.startswith(tuple(NOT_RUN)):
-            program, *arguments = shlex.split(line, comments=True)
-            assert program == "segae", line
-            try:
-                cli.main(arguments)
-            except SystemExit as stop:
-                assert not stop.code, f"{line}\n{capsys.readouterr().err}"
+            run(line, capsys)
+    if page.name == "README.md":
+        known = (ROOT / "docs" / "training.md").read_text() + (ROOT / "docs" / "methods.md").read_text()
+        for file in [*(workplace / "runs/pretrain").rglob("*"), *(workplace / "runs/finetune").rglob("*")]:
+            assert file.name.startswith(".") or f"`{file.name}" in known, f"{file} is not described"
+        for log in (workplace / "runs").glob("*/log.csv"):
+            assert [name for name in pd.read_csv(log) if f"`{name}`" not in known] == []
+
+
+def run(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    program, *arguments = shlex.split(line, comments=True)
+    assert program == "segae", line
+    code: Any = 0
+    try:
+        cli.main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    assert not code, f"{line}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
+def test_commands_in_the_text_can_be_parsed(
+    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Placeholders such as DATA are not looked for, and nothing runs."""
+
+    def parse_only(kind: Any, **settings: Any) -> None:
+        given = make_config(kind, **settings)
+        if isinstance(given, config.BenchConfig):
+            _ = [parse_variant(text) for text in given.weights], [read_schedule(text) for text in given.schedules]
+            read_candidates(given.tune)
+        elif isinstance(given, config.PretrainConfig) and given.method != "NAME":
+            create_method(given.method, **given.method_args)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(Config, "check_inputs", lambda self: None)
+    monkeypatch.setattr(cli, "make_config", parse_only)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    found = [*re.findall(r"`(segae [a-z]+ [^`]*--[^`]*)`", text), *shell_lines(page)]
+    for line in found:
+        if line.startswith("segae ") and "..." not in line:
+            run(line, capsys)
+
+
+def test_flags_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("pretrain", "finetune", "evaluate", "predict", "bench", "report", "data"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+    known = {*re.findall(r"--[a-z][\w.-]*[a-z]", capsys.readouterr().out), "--config", "--help"} | FOREIGN_FLAGS
+    for page in ALL_PAGES:
+        text = page.read_text()
+        if page.name == "CHANGELOG.md":  # the left column has the flags of 0.1
+            text = "\n".join(line.rpartition(" | ")[2] for line in text.splitlines())
+        flags = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", re.sub(r"^python bench.*", "", text, flags=re.MULTILINE)))
+        flags = {flag for flag in flags if not flag.startswith("--method-args.")}
+        assert flags <= known, f"{name_of(page)}: {sorted(flags - known)}"
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
+def test_names_of_the_package_in_the_text_exist(page: Path) -> None:
+    for name in re.findall(r"\bsegae\.(?!cli)[a-zA-Z_][\w.]*\w", page.read_text()):
+        pkgutil.resolve_name(name)
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
+        file = page.parent / target if target else page
+        assert file.exists(), f"{name_of(page)} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", file.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{name_of(page)} links to {target}#{anchor}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+def table_rows(page: str, heading: str) -> Iterator[list[str]]:
+    """The cells of the first table below a heading."""
+    below = (ROOT / page).read_text().partition(f"\n{heading}\n")[2]
+    for line in re.search(r"\|---.*\n((?:\|.*\n)+)", below)[1].splitlines():  # type: ignore[index]
+        yield [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_rates_on_the_speed_page_are_those_of_the_rows(device: str) -> None:
+    rows = pd.read_csv(ROOT / "results" / f"throughput_{device}.csv").query("benchmark == 'throughput'")
+    rows = rows[(rows["system"] == "segae") & rows["data_path"].isin(["disk", "gpu"])]
+    shown = list(table_rows("docs/speed.md", f"## Throughput on a {'CPU' if device == 'cpu' else 'GPU'}"))
+    for *place, speed, peak, loop in [
+        one if device == "cpu" else ["finetune", one[0], "224", *one[1:4]] for one in shown
+    ]:
+        task, encoder, size = place
+        here = rows[(rows["task"] == task) & (rows["encoder"] == encoder) & (rows["image_size"] == int(size))]
+        values = here.set_index("metric")[["value", "lowest", "highest"]]
+        assert speed == f"{values.loc['images_per_second', 'value']:,.{1 if device == 'cpu' else 0}f}"
+        for cell, metric in ((peak, "rate_over_peak"), (loop, "ratio_to_plain_loop")):
+            assert cell == "{:.2f} ({:.2f} to {:.2f})".format(*values.loc[metric])

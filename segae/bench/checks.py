@@ -14,6 +14,7 @@ from segae.errors import DataError, SegaeError
 logger = logging.getLogger("segae")
 
 _MAX_NEAR = 0.02  # of the test images: if all were known by heart, a mean IoU of 0.7 would rise by 0.006
+_MAX_STEPS_RATIO = 1.05  # an unreadable image here and there is no other schedule
 _SHOWN = 3
 
 
@@ -30,12 +31,12 @@ def require_no_leak(dataset: SegmentationDataset, *, allow_near: bool = False) -
     Raises:
         DataError: there are equal pictures, or too many near-duplicates and ``allow_near`` is false.
     """
-    test = [pair.image for pair in dataset.splits["test"]]
-    found = find_duplicates([pair.image for pair in dataset.splits["train"]], test)
-    shown = "; ".join(f"{one.image} repeats {one.of}" for one in found[:_SHOWN])
+    test = dataset.splits["test"].images
+    found = find_duplicates(dataset.splits["train"].images, test)
+    shown = "; ".join(map(str, found[:_SHOWN]))
     if exact := [one for one in found if one.exact]:
-        shown = "; ".join(f"{one.image} is {one.of}" for one in exact[:_SHOWN])
-        raise DataError(f"{len(exact)} training images are test images too: {shown}. Put each picture into one split")
+        shown = "; ".join(map(str, exact[:_SHOWN]))
+        raise DataError(f"{len(exact)} training images are test images: {shown}. Put each picture into one split")
     touched = {one.of for one in found}
     if not touched:
         return []
@@ -50,20 +51,32 @@ def require_no_leak(dataset: SegmentationDataset, *, allow_near: bool = False) -
 
 
 def require_comparable(rows: pd.DataFrame) -> None:
-    """Check finished rows: each run once; same labeled images, size, loss and steps for all variants.
+    """Check finished rows: each run once; same labeled images, size, loss, batches and epoch length for all variants.
+
+    Args:
+        rows: of one study, as ``segae.bench.results.read_rows`` gives them.
 
     Raises:
         SegaeError: names the column that differs and where.
     """
     if (repeated := rows["run_id"].duplicated()).any():
         raise SegaeError(f"run_id must be unique, got {rows.loc[repeated, 'run_id'].iloc[0]} twice")
-    place = ["dataset", "split", "labels", "seed"]
-    for columns, values in ((place, ["label_subset"]), (["dataset", "encoder"], ["image_size", "loss", "batch_size"])):
-        for name in values:
-            counts = rows.groupby(columns, dropna=False)[name].nunique()
-            if (counts > 1).any():
-                where = dict(zip(columns, counts.index[counts > 1][0], strict=True))
-                raise SegaeError(f"{name} must be the same for all variants, got {counts.max()} values for {where}")
+    same = {
+        "label_subset": ["dataset", "split", "labels", "seed"],
+        **{name: ["dataset", "split", "encoder"] for name in ("image_size", "loss", "batch_size")},
+    }
+    for name, columns in same.items():
+        for place, values in rows.groupby(columns, dropna=False)[name]:
+            if values.nunique() > 1:
+                where = ", ".join(f"{key} {value}" for key, value in zip(columns, place, strict=True))
+                found = ", ".join(map(str, values.unique()))
+                raise SegaeError(f"{name} must be the same for all variants, got {found} for {where}")
+    # of validation rows the labels, and with them the epochs, vary with the seed
+    images = rows["epoch_images"].fillna(rows["labels"]).where(rows["split"] == "test")
+    for dataset, values in images.groupby(rows["dataset"]):
+        if values.max() > _MAX_STEPS_RATIO * values.min():
+            found = f"{values.min():g} and {values.max():g} on {dataset}"
+            raise SegaeError(f"epoch_images must be the same for all variants and label budgets, got {found}")
 
 
 def compare_with_published(rows: pd.DataFrame, test_images: int) -> str:
@@ -73,6 +86,7 @@ def compare_with_published(rows: pd.DataFrame, test_images: int) -> str:
     0.0012. Ours differs in the ImageNet weights (timm's), in AdamW for Adam, and in the Dice loss of two channels.
     """
     mean, deviation, runs, images = 0.9148, 0.0012, 7, 3669
+    rows = rows[(rows["weights"] == "imagenet") & (rows["method"] == "")]
     scores = rows.get("iou_foreground", pd.Series(dtype=float)).dropna()
     if test_images != images or scores.empty:
         return f"Published for {images} test images; here are {test_images}, so the results cannot be compared"

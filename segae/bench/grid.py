@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from segae.bench.comparison import LONGER
 from segae.bench.results import run_id
-from segae.config import PRESETS, BenchConfig, FinetuneSettings, PretrainSettings, TrainerConfig
+from segae.config import PRESETS, BenchConfig, FinetuneSettings, PretrainSettings
 from segae.data import SegmentationDataset, content_hashes, find_pretraining_images, split_hash
 from segae.errors import SegaeError
 from segae.methods import create_method, method_names
-from segae.models import SMP_DECODERS, Weights
+from segae.models import SMP_DECODERS, Weights, decoder_file, find_weights
 
-KINDS = {
-    "frozen": "the encoder is frozen in all epochs",
-    "linear": "a linear decoder on an encoder that is frozen in all epochs",
-    "long": "four times the full epochs",
-}
-"""What may follow an @: the same start weights, fine-tuned in another way."""
-LONGER = 4
+KINDS = ("frozen", "linear", "long")
+"""What may follow an @: an encoder frozen in all epochs, a linear decoder on it, or four times the full epochs."""
 VALIDATION_FRACTION = 0.2  # of the training images, to choose settings on
 _ALL = {"labels": (1.0,)}
 _BASELINES = {
@@ -39,7 +36,8 @@ FURTHER_GRIDS: dict[str, tuple[dict[str, Any], ...]] = {
     "full": ({**_ALL, **_BASELINES}, {**_ALL, "encoders": ("tf_efficientnet_lite2", "resnet34")}),
 }
 """Grids that a preset adds to its first one, unless one of its dimensions was changed."""
-_DIMENSIONS = ("weights", "labels", "encoders", "decoders", "schedules")
+_DIMENSIONS = ("encoders", "decoders", "schedules", "labels", "weights")  # the first varies slowest
+_DECIDING = ("precision", "max_steps", "accumulate")  # settings of the trainer that decide a result
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Run:
         variant: text of the start weights, such as ``imagenet+denoise@frozen``.
         finetune: settings of ``segae.finetune`` but for ``weights``, ``out`` and the trainer.
         seed: of the label subset, initialization, order and augmentation.
-        weights: where the encoder starts before a pretraining of ours.
+        weights: where the encoder starts before a pretraining of ours: random, imagenet, or the path of a file.
         run_id: hash of everything that decides the result, contents of the images included.
         pretrain: settings of ``segae.pretrain``; None where there is no pretraining.
         pretrain_id: its hash; empty without.
@@ -70,20 +68,44 @@ class Run:
         return str(self.finetune["encoder"]), str(self.finetune["decoder"]), self.variant
 
     @property
-    def kind(self) -> tuple[Any, ...]:
-        """What runs of about the same duration share."""
-        return (*self.place[:2], *(self.finetune[name] for name in ("epochs", "freeze_epochs", "epoch_images")))
+    def schedule(self) -> tuple[int, int]:
+        """Frozen and full epochs."""
+        return self.finetune["freeze_epochs"], self.finetune["epochs"]
 
     @property
     def name(self) -> str:
         """A name for messages."""
-        settings, labels = self.finetune, self.finetune["labels"]
-        schedule = f"{settings['freeze_epochs']} + {settings['epochs']} epochs"
-        return f"{self.variant}, {'all' if labels is None else labels} labels, {schedule}, seed {self.seed}"
+        encoder, decoder, variant = self.place
+        frozen, full = self.schedule
+        labels = "all" if self.finetune["labels"] is None else self.finetune["labels"]
+        return f"{variant}, {labels} labels, {frozen} + {full} epochs, seed {self.seed} ({encoder}, {decoder})"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Hashes of what the runs read, which stay the same when the folders move.
+
+    Attributes:
+        labeled: classes, mask values, and by split a hash of names, images and masks.
+        unlabeled: hash of the images that a pretraining sees; empty where there is none.
+    """
+
+    labeled: tuple[Any, ...] = ()
+    unlabeled: str = ""
+
+
+def hash_contents(config: BenchConfig, dataset: SegmentationDataset) -> Contents:
+    """Hash all images and masks of a benchmark, and log which images pretraining leaves out."""
+    splits = {split: _hash_files(pairs.names, pairs.images, pairs.masks) for split, pairs in dataset.splits.items()}
+    unlabeled = ""
+    if any(parse_variant(text)[0].method for grid in _grids(config) for text in grid.weights):
+        images = find_pretraining_images([Path(root) for root in _roots(config)]).kept
+        unlabeled = _hash_files([path.name for path in images], images)
+    return Contents((dataset.classes, dataset.mask_values, splits), unlabeled)
 
 
 def make_runs(
-    config: BenchConfig, dataset: SegmentationDataset, tuned: Mapping[Any, Mapping] | None = None
+    config: BenchConfig, dataset: SegmentationDataset, contents: Contents, tuned: Mapping[Any, Mapping] | None = None
 ) -> list[Run]:
     """Make every run of the grid, each once, in the order of the rows.
 
@@ -92,29 +114,24 @@ def make_runs(
     Args:
         config: of the benchmark.
         dataset: its labeled images.
+        contents: what ``hash_contents`` gives.
         tuned: fine-tuning settings chosen for each ``Run.place``.
 
     Raises:
         SegaeError: weights, a label budget or a schedule cannot be read or used.
     """
-    contents = _contents(config, dataset)
-    grids, preset = [config], PRESETS.get(config.preset, {})
-    usual = {one.name: one.default for one in fields(BenchConfig)} | preset
-    if all(getattr(config, name) == usual[name] for name in _DIMENSIONS):
-        grids += [replace(config, **further) for further in FURTHER_GRIDS.get(config.preset, ())]
     found: dict[str, Run] = {}
-    for grid in grids:
-        if not grid.weights:
-            raise SegaeError("weights must name at least one start, got none")
-        for encoder in grid.encoders:
-            for decoder in grid.decoders:
-                for schedule in grid.schedules:
-                    for budget in grid.labels:
-                        for text in grid.weights:
-                            for seed in range(grid.trainer.seed, grid.trainer.seed + grid.seeds):
-                                about = (encoder, decoder, schedule, budget, text, seed)
-                                run = _make_run(grid, about, dataset, contents, tuned or {})
-                                found.setdefault(run.run_id, run)
+    available = len(dataset.splits["train"])
+    for grid in _grids(config):
+        if empty := [name for name in _DIMENSIONS if not getattr(grid, name)]:
+            raise SegaeError(f"{empty[0]} must have at least one value, got none")
+        for encoder, decoder, schedule, budget, text in itertools.product(*(getattr(grid, one) for one in _DIMENSIONS)):
+            settings = {"encoder": encoder, "decoder": decoder, "labels": count_labels(budget, available)}
+            settings = _finetuning(grid, settings, text, read_schedule(schedule), available)
+            settings |= (tuned or {}).get((encoder, settings["decoder"], text), {})
+            for seed in range(grid.trainer.seed, grid.trainer.seed + grid.seeds):
+                run = _make_run(grid, contents, settings, text, seed)
+                found.setdefault(run.run_id, run)
     return list(found.values())
 
 
@@ -124,8 +141,10 @@ def parse_variant(text: str) -> tuple[Weights, str]:
     Raises:
         SegaeError: unknown weights, method or kind, or a combination that trains nothing of what is transferred.
     """
-    bare, at, kind = text.partition("@")
-    if at and kind not in KINDS:
+    bare, at, kind = text.rpartition("@")
+    if not at or "/" in kind:  # an @ in the name of a folder
+        bare, kind = text, ""
+    elif kind not in KINDS:
         raise SegaeError(f"weights must end with one of @{', @'.join(KINDS)} or none, got {text!r}")
     weights = Weights.parse(bare, method_names())
     if weights.method:
@@ -135,7 +154,7 @@ def parse_variant(text: str) -> tuple[Weights, str]:
                 f"weights must end with +decoder for {weights.method}, which trains it alone, got {text!r}"
             )
         if method.needs_pretrained_encoder and weights.start == "random":
-            raise SegaeError(f"weights must not start from random for source features, got {text!r}")
+            raise SegaeError(f"weights must not start from random for {method}, got {text!r}")
     if kind == "linear" and weights.transfer == "encoder+decoder":
         raise SegaeError(f"weights must not take a decoder along to a linear one, got {text!r}")
     return weights, kind
@@ -151,90 +170,81 @@ def read_schedule(text: str) -> tuple[int, int]:
 
 def count_labels(budget: int | float, available: int) -> int | None:
     """Number of images of a label budget, a count or a share in (0, 1]; None for all."""
-    share = isinstance(budget, float)
-    count = max(round(budget * available), 1) if share and budget <= 1 else budget
-    if count != int(count) or not 1 <= count <= available:
+    count = max(round(budget * available), 1) if isinstance(budget, float) and 0 < budget <= 1 else budget
+    if not 1 <= count <= available or count != int(count):
         raise SegaeError(f"labels must be at most the {available} training images, or a share in (0, 1], got {budget}")
     return None if count == available else int(count)
 
 
-def _make_run(
-    config: BenchConfig, about: tuple[Any, ...], dataset: SegmentationDataset, contents: dict[str, Any], tuned: Mapping
-) -> Run:
-    encoder, decoder, schedule, budget, text, seed = about
+def _grids(config: BenchConfig) -> Iterator[BenchConfig]:
+    """The grid of the settings, then those that the preset adds."""
+    yield config
+    usual = {one.name: one.default for one in fields(BenchConfig)} | PRESETS.get(config.preset, {})
+    if all(getattr(config, name) == usual[name] for name in _DIMENSIONS):
+        for further in FURTHER_GRIDS.get(config.preset, ()):
+            yield replace(config, **further)
+
+
+def _finetuning(
+    config: BenchConfig, settings: dict[str, Any], text: str, schedule: tuple[int, int], available: int
+) -> dict[str, Any]:
+    """All settings of a fine-tuning; ``settings`` are its encoder, decoder and labels, ``available`` images."""
     weights, kind = parse_variant(text)
-    freeze, full = read_schedule(schedule)
-    if weights.transfer == "encoder+decoder" and decoder == "linear":
+    freeze, full = schedule
+    if weights.transfer == "encoder+decoder" and settings["decoder"] == "linear":
         raise SegaeError(f"decoders must not be linear where a decoder is taken along, got linear with {text!r}")
-    available = len(dataset.splits["train"])
-    labels = count_labels(budget, available)
-    settings: dict[str, Any] = {
+    settings = {
         **{one.name: getattr(config.finetune, one.name) for one in fields(FinetuneSettings)},
-        **{"encoder": encoder, "decoder": decoder, "transfer": weights.transfer, "labels": labels},
-        **{"freeze_epochs": freeze, "epochs": full, "classes": tuple(config.classes), "merge": tuple(config.merge)},
+        **{**settings, "transfer": weights.transfer, "freeze_epochs": freeze, "epochs": full},
+        **{"classes": tuple(config.classes), "merge": tuple(config.merge)},
         "val_fraction": 0.0 if config.split == "test" else VALIDATION_FRACTION,
     }
-    if labels is not None and settings["epoch_images"] is None:
+    if settings["labels"] is not None and settings["epoch_images"] is None:
         settings["epoch_images"] = available
     if kind == "long":
         settings["epochs"] = LONGER * full
     elif kind:
         settings |= {"freeze_epochs": freeze + full, "epochs": 0, "bn_mode": settings["bn_mode"] or "strict"}
-        settings["decoder"] = "linear" if kind == "linear" else decoder
-    settings |= tuned.get((encoder, settings["decoder"], text), {})
-    common = {"data": contents["labeled"], "seed": seed, **_plain_trainer(config.trainer)}
+        settings["decoder"] = "linear" if kind == "linear" else settings["decoder"]
+    return settings
+
+
+def _make_run(config: BenchConfig, contents: Contents, settings: dict[str, Any], text: str, seed: int) -> Run:
+    weights, _ = parse_variant(text)
+    start, content = weights.start, weights.start
+    if start not in ("random", "imagenet"):
+        file = find_weights(start).absolute()
+        takes_decoder = weights.transfer == "encoder+decoder" and not weights.method
+        start, content = str(file), str(content_hashes([file, decoder_file(file)] if takes_decoder else [file]))
+    trainer = {name: getattr(config.trainer, name) for name in _DECIDING}
+    common = {"data": contents.labeled, "seed": seed, "finetune": settings, **trainer}
     if not weights.method:
-        return Run(
-            text, settings, seed, weights.start, run_id({**common, "weights": weights.start, "finetune": settings})
-        )
-    pretrain = _pretraining(config, weights, encoder, decoder, seed)
-    own = {name: value for name, value in pretrain.items() if name != "data"}
-    pretrain_id = run_id({**own, "data": contents["unlabeled"], **_plain_trainer(config.trainer)})
-    return Run(
-        text,
-        settings,
-        seed,
-        weights.start,
-        run_id({**common, "weights": pretrain_id, "finetune": settings}),
-        pretrain,
-        pretrain_id,
-    )
+        return Run(text, settings, seed, start, run_id({**common, "weights": content}))
+    pretrain = _pretraining(config, weights, settings, seed)
+    method = {"method": weights.method, "method_args": asdict(pretrain["method"])}
+    pretrain_id = run_id({**pretrain, **method, "weights": content, "data": contents.unlabeled, **trainer})
+    pretrain |= {"data": _roots(config), "weights": start}
+    return Run(text, settings, seed, start, run_id({**common, "weights": pretrain_id}), pretrain, pretrain_id)
 
 
-def _pretraining(config: BenchConfig, weights: Weights, encoder: str, decoder: str, seed: int) -> dict[str, Any]:
-    """Settings of the pretraining that start weights ask for."""
+def _pretraining(config: BenchConfig, weights: Weights, finetune: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Settings of the pretraining that start weights ask for, but for data and weights."""
     given = config.method_args.get(weights.method, {})
-    method = create_method(weights.method, **{**given, **weights.method_args})
     settings = {one.name: getattr(config.pretrain, one.name) for one in fields(PretrainSettings)}
     if weights.transfer == "encoder+decoder":
-        if decoder not in SMP_DECODERS:
+        if (decoder := finetune["decoder"]) not in SMP_DECODERS:
             raise SegaeError(f"decoders must be one of {', '.join(SMP_DECODERS)} to be taken along, got {decoder}")
         settings["decoder"] = decoder
-    return {
-        **settings,
-        **{"data": _roots(config), "encoder": encoder, "weights": weights.start},
-        **{"method": weights.method, "method_args": asdict(method)},
-        "seed": seed if config.pretrain_seed is None else config.pretrain_seed,
-    }
+    # an object, not its name: a method that a script registers is not known to the processes that it starts
+    method = create_method(weights.method, **{**given, **weights.method_args})
+    seed = seed if config.pretrain_seed is None else config.pretrain_seed
+    return {**settings, "encoder": finetune["encoder"], "method": method, "seed": seed}
 
 
 def _roots(config: BenchConfig) -> tuple[str, ...]:
     return tuple(str(Path(root).absolute()) for root in (config.data, *config.unlabeled) if root is not None)
 
 
-def _plain_trainer(trainer: TrainerConfig) -> dict[str, Any]:
-    """What of the trainer decides a result."""
-    return {name: value for name, value in asdict(trainer).items() if name in ("precision", "max_steps")}
-
-
-def _contents(config: BenchConfig, dataset: SegmentationDataset) -> dict[str, Any]:
-    """Hashes of all images and masks: the same files elsewhere are the same runs, changed files are others."""
-    labeled = {}
-    for split, pairs in dataset.splits.items():
-        files = [file for pair in pairs for file in (pair.image, pair.mask)]
-        labeled[split] = split_hash([*(pair.name for pair in pairs), *content_hashes(files)])
-    unlabeled = ""
-    if any(parse_variant(text)[0].method for text in config.weights):
-        kept = find_pretraining_images([Path(root) for root in _roots(config)]).kept
-        unlabeled = split_hash([*(path.name for path in kept), *content_hashes(kept)])
-    return {"labeled": [dataset.classes, labeled], "unlabeled": unlabeled}
+def _hash_files(names: Sequence[str], *files: Sequence[Path]) -> str:
+    """Hash names and contents of files that belong together; their folders and their order do not matter."""
+    return split_hash(" ".join(parts) for parts in zip(names, *map(content_hashes, files), strict=True))

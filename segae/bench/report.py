@@ -194,7 +194,7 @@ def _gain_table(section: Section, labels: int) -> Table:
     """The answer at one label budget, in at most six columns."""
     here = section.at(labels)
     tested, worth = here["p"].notna().any(), (here["worth"] != "").any()
-    columns = ["encoder weights", "mIoU", "gain", *(["p, corrected", "effect size"] if tested else [])]
+    columns = ["encoder weights", "mIoU", "gain", *(["p (Holm)", "effect size"] if tested else [])]
     rows: list[list[Cell]] = []
     for _, one in here.iterrows():
         row: list[Cell] = [one["name"], (_number(one["miou"]), _span(one, "low", "high")), "–"]
@@ -208,7 +208,7 @@ def _gain_table(section: Section, labels: int) -> Table:
 
 def _tests_table(section: Section) -> Table:
     """Comparisons with other variants than the start."""
-    columns = ["encoder weights", "compared with", "labels", "difference", "p, corrected", "effect size"]
+    columns = ["encoder weights", "compared with", "labels", "difference", "p (Holm)", "effect size"]
     rows: list[list[Cell]] = []
     for _, one in section.tests.iterrows():
         numbers = (_difference(one), _p_value(one["p"]), _number(one["effect"], 1, sign=True))

@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
 import logging
+import os
 import re
 import statistics
+import threading
 import time
 import traceback
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import joblib
-import lazy_loader
 import numpy as np
 import pandas as pd
 from filelock import FileLock
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.externals.loky import ProcessPoolExecutor, cpu_count
 
-from segae._io import read_json, write_json
+from segae._io import cache_dir, read_json, write_json
 from segae.bench.checks import compare_with_published, require_comparable, require_no_leak
 from segae.bench.comparison import compare_rows
-from segae.bench.grid import Run, make_runs
-from segae.bench.report import next_steps, report, verdict
+from segae.bench.grid import Contents, Run, hash_contents, make_runs
+from segae.bench.report import next_steps, report, verdict, write_report
 from segae.bench.results import COLUMNS, collect_details, details_path, merge_rows, read_details, read_rows
-from segae.bench.tuning import tune
+from segae.bench.tuning import read_candidates, tune
 from segae.commands import download, evaluate, finetune, pretrain
 from segae.commands._data import takes_settings_of
-from segae.config import BenchConfig, TrainerConfig
+from segae.config import BenchConfig
 from segae.data import PETS_CLASSES, drawn_pets, open_dataset
 from segae.errors import SegaeError
 from segae.evaluation import SegmentationScores
 from segae.methods import create_method, method_names
 from segae.training import is_out_of_memory, read_metrics
 
-ray = lazy_loader.load("ray", error_on_import=False)
-ray_joblib = lazy_loader.load("ray.util.joblib", error_on_import=False)
 logger = logging.getLogger("segae")
 
 
@@ -62,12 +57,19 @@ class BenchResult:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one job: its duration, or why it failed; ``ours`` is a fault of segae."""
+    """What came of a job: its row and the lines beside it by table, or why it failed; ``ours`` is a fault of segae."""
 
+    row: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     seconds: float = 0.0
     failure: str = ""
     ours: bool = False
-    miou: float | None = None
+
+
+Job = Callable[[BenchConfig, Run, str], Outcome]
+"""Does the pretraining or the fine-tuning of a run on a device."""
+Submit = Callable[[int, Job, BenchConfig, Run], "Future[Outcome]"]
+"""Starts a job in a slot."""
 
 
 @takes_settings_of(BenchConfig)
@@ -82,57 +84,66 @@ def benchmark(config: BenchConfig) -> BenchResult:
     Example:
         >>> result = benchmark("pets", weights=["random", "imagenet"], labels=[0.1, 1.0], seeds=3)  # doctest: +SKIP
     """
-    config = _with_data(config)
-    assert config.data is not None
-    dataset = open_dataset(Path(config.data), classes=config.classes, merge=config.merge)
-    near = require_no_leak(dataset, allow_near=config.allow_near_duplicates)
-    tuned = None
-    if config.tune:
-        trials = replace(config, split="val", experiment=f"{config.experiment}_validation", tune=())
-        tuned = tune(trials, dataset, config.tune, config.tune_seeds, functools.partial(_require_all, trials))
-    runs = make_runs(config, dataset, tuned)
-    if config.shard:
-        part, parts = map(int, config.shard.split("/"))
-        runs = runs[part - 1 :: parts]
-    rows_csv = _rows_csv(config)
-    if near:
-        lines = [{"run_id": "", "image": str(one.image), "test_image": str(one.of)} for one in near]
-        merge_rows(details_path(rows_csv, config.experiment, "near_duplicates"), lines, key=("image", "test_image"))
-    failures = _run_all(config, runs)
-    page = None
-    found = _finished(config, runs)
+    config = _resolve(config)
+    rows_csv, candidates = _rows_csv(config), read_candidates(config.tune)
+    dataset = open_dataset(Path(str(config.data)), classes=config.classes, merge=config.merge)
+    _choose_shard(make_runs(config, dataset, Contents()), config.shard)  # refuses settings before images are read
+    _finished(config, [])  # refuses another table before anything is trained
+    contents, near = hash_contents(config, dataset), require_no_leak(dataset, allow_near=config.allow_near_duplicates)
+    lines = [{"dataset": dataset.name, "test_image": one.of.name, "looks_like": one.image.name} for one in near]
+    if lines:
+        near_csv = details_path(rows_csv, config.experiment, "near_duplicates")
+        merge_rows(near_csv, lines, key=("test_image", "looks_like"))
+    name = f"{config.experiment}_validation"
+    changes: dict[str, Any] = {"split": "val", "experiment": name, "rows": rows_csv.with_name(f"{name}.csv")}
+    trials = replace(config, seeds=config.tune_seeds, **changes)
+
+    def score(runs: Sequence[Run]) -> Mapping[str, float]:
+        if failed := _run_all(trials, submit, runs):
+            raise SegaeError(_explain(failed, len(runs), Path(config.out) / "logs"))
+        return dict(_finished(trials, runs).set_index("run_id")["miou"])
+
+    with _open_engine(config) as submit:
+        tuned = tune(trials, dataset, contents, candidates, score) if candidates else {}
+        runs = _choose_shard(make_runs(config, dataset, contents, tuned), config.shard)
+        failed = _run_all(config, submit, runs)
+    found, page = _finished(config, runs), None
     if len(found):
         require_comparable(found)
         logger.info("%d rows in %s", len(found), rows_csv)
         if config.preset == "smp":
             logger.info("%s", compare_with_published(found, len(dataset.splits["test"])))
-        if config.report and config.split == "test":
-            page = report(rows_csv, out=Path(config.out) / "index.html", experiment=config.experiment, runs=config.out)
+        page = _write_report(config, found) if config.report and config.split == "test" else None
         for line in _conclusion(found, config, page):
             logger.info("%s", line)
-    if failures:
-        raise SegaeError(_explain(failures, len(runs), Path(config.out) / "logs"))
+    if failed:
+        raise SegaeError(_explain(failed, len(runs), Path(config.out) / "logs"))
     return BenchResult(found, page)
 
 
-def _with_data(config: BenchConfig) -> BenchConfig:
-    """The data of the preset where none are given, absolute paths, and the data set's own unlabeled images."""
-    data = config.data
-    if data is None:
-        data = drawn_pets() if config.preset == "quick" else download("pets")
-    data = Path(data).absolute()
-    own = data / "unlabeled"
-    unlabeled = config.unlabeled or ((own,) if own.is_dir() else ())
-    places = {"unlabeled": tuple(Path(root).absolute() for root in unlabeled), "out": Path(config.out).absolute()}
-    return replace(config, data=data, **places)  # type: ignore[arg-type]
+def _resolve(config: BenchConfig) -> BenchConfig:
+    """The data of the preset where none are given, absolute paths, and the share of the cores of each job."""
+    data = config.data or (drawn_pets() if config.preset == "quick" else download("pets"))
+    paths: dict[str, Any] = {"data": Path(data).absolute(), "out": Path(config.out).absolute()}
+    paths["unlabeled"] = tuple(Path(root).absolute() for root in config.unlabeled)
+    devices, trainer = config.devices or (config.trainer.device,), config.trainer
+    jobs = config.jobs or len(devices)
+    if jobs > 1 or config.engine == "ray":
+        workers = 0 if trainer.workers is None else trainer.workers
+        trainer = replace(trainer, threads=trainer.threads or max(cpu_count() // jobs, 1), workers=workers)
+    return replace(config, **paths, devices=devices, jobs=jobs, trainer=trainer)
+
+
+def _choose_shard(runs: Sequence[Run], shard: str | None) -> Sequence[Run]:
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard or "1/1")
+    part, parts = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= part <= parts:
+        raise SegaeError(f"shard must be part/parts, such as 1/4, got {shard!r}")
+    return runs[part - 1 :: parts]
 
 
 def _rows_csv(config: BenchConfig) -> Path:
-    """The table of rows; that of a search of settings stands beside the one it is for."""
-    if config.rows is None:
-        return Path(config.out) / f"{config.experiment}.csv"
-    rows = Path(config.rows).absolute()
-    return rows.with_name(f"{config.experiment}.csv") if config.experiment.endswith("_validation") else rows
+    return Path(config.out) / f"{config.experiment}.csv" if config.rows is None else Path(config.rows).absolute()
 
 
 def _finished(config: BenchConfig, runs: Sequence[Run]) -> pd.DataFrame:
@@ -145,105 +156,136 @@ def _finished(config: BenchConfig, runs: Sequence[Run]) -> pd.DataFrame:
     return rows.sort_values("run_id", key=lambda ids: ids.map(order)).reset_index(drop=True)
 
 
-def _run_all(config: BenchConfig, runs: Sequence[Run]) -> dict[str, Outcome]:
+def _run_all(config: BenchConfig, submit: Submit, runs: Sequence[Run]) -> dict[str, Outcome]:
     """Run what has no row yet: first all pretrainings, then all fine-tunings; return what failed, by name."""
-    done = set(_finished(config, runs)["run_id"])
+    done, rows_csv = set(_finished(config, runs)["run_id"]), _rows_csv(config)
     missing = [run for run in runs if run.run_id not in done]
-    logger.info("%d runs, %d of them finished", len(runs), len(runs) - len(missing))
+    logger.info("%d runs, %d of them finished; logs in %s", len(runs), len(done), Path(config.out) / "logs")
     pretrainings = {run.pretrain_id: run for run in missing if run.pretrain is not None}
     unfinished = [run for run in pretrainings.values() if read_metrics(pretrain_folder(config, run)) is None]
-    failed: dict[str, Outcome] = {}
-    without: set[str] = set()
-    for run, outcome in _in_parallel(config, functools.partial(_pretrain_job, config), unfinished, "pretrainings"):
-        if outcome.failure:
-            failed[f"pretraining of {run.name}"] = outcome
-            without.add(run.pretrain_id)
+    outcomes = _in_parallel(config, submit, _pretrain_job, unfinished, "pretrainings")
+    without = {run.pretrain_id: outcome for run, outcome in outcomes if outcome.failure}
+    failed = {f"pretraining of {run.name}": without[run.pretrain_id] for run in missing if run.pretrain_id in without}
     missing = [run for run in missing if run.pretrain_id not in without]
-    for run, outcome in _in_parallel(config, functools.partial(_finetune_job, config), missing, "runs"):
+    for run, outcome in _in_parallel(config, submit, _finetune_job, missing, "runs"):
         if outcome.failure:
             failed[run.name] = outcome
+            continue
+        for kind, lines in outcome.details.items():
+            merge_rows(details_path(rows_csv, config.experiment, kind), lines, key=("run_id",))
+        merge_rows(rows_csv, [outcome.row])  # last: a run with a row is finished
     return failed
 
 
-def _require_all(config: BenchConfig, runs: Sequence[Run]) -> dict[str, float]:
-    """Run what is missing of a search; the validation mIoU by run id.
-
-    Raises:
-        SegaeError: a run failed.
-    """
-    if failed := _run_all(config, runs):
-        raise SegaeError(_explain(failed, len(runs), Path(config.out) / "logs"))
-    rows = _finished(config, runs)
-    return dict(zip(rows["run_id"], rows["miou"], strict=True))
-
-
 def _in_parallel(
-    config: BenchConfig, job: Callable[[Run, str], Outcome], runs: Sequence[Run], what: str
+    config: BenchConfig, submit: Submit, job: Job, runs: Sequence[Run], what: str
 ) -> Iterator[tuple[Run, Outcome]]:
-    """Do jobs, several at once where asked for, and log each as it ends with the time that is left.
-
-    A process that is killed, for example when the memory is full, ends the pool. What was not finished is then done
-    one job at a time, each in a process of its own, so that it ends only its own job.
-    """
-    devices = config.devices or (config.trainer.device,)
-    jobs = config.jobs or len(devices)
-    waiting = dict(enumerate(runs))
+    """Keep every slot busy with one job at a time, and log each as it ends with the time that is left."""
+    jobs, waiting = config.jobs or 1, deque(runs)
+    free = list(range(len(runs) if config.engine == "ray" else jobs))  # Ray itself lets jobs wait
+    running: dict[Future[Outcome], tuple[int, Run]] = {}
     seconds: dict[Any, list[float]] = defaultdict(list)
-
-    def collect(found: Iterable[tuple[int, Outcome]]) -> Iterator[tuple[Run, Outcome]]:
-        for index, outcome in found:
-            run = waiting.pop(index)
-            seconds[run.kind].append(outcome.seconds)
-            done, left = len(runs) - len(waiting), _time_left(seconds, waiting.values(), jobs)
-            result = f"failed: {outcome.failure}" if outcome.failure else f"{outcome.seconds:.0f} s"
-            result += "" if outcome.miou is None else f", mIoU {outcome.miou:.3f}"
-            count = f"{done} of {len(runs)} {what} done, {min(jobs, len(waiting))} running{left}"
+    while waiting or running:
+        while waiting and free:
+            slot, run = free.pop(0), waiting.popleft()
+            running[submit(slot, job, config, run)] = slot, run
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            slot, run = running.pop(future)
+            free.append(slot)
+            if error := future.exception():  # of loky or Ray; jobs raise none
+                text = f"its process was killed, perhaps because the memory was full: {str(error).strip()[-300:]}"
+            outcome = Outcome(failure=text) if error else future.result()
+            result = f"failed: {outcome.failure}"
+            if not outcome.failure:
+                seconds[run.schedule].append(outcome.seconds)
+                result = f"{outcome.seconds:.0f} s" + (f", mIoU {outcome.row['miou']:.3f}" if outcome.row else "")
+            left = [*waiting, *(run for _, run in running.values())]
+            count = f"{len(runs) - len(left)} of {len(runs)} {what} done{_time_left(seconds, left, jobs)}"
             logger.info("%s: %s: %s", count, run.name, result)
             yield run, outcome
 
-    def pool(jobs: int, **backend: Any) -> Iterator[tuple[Run, Outcome]]:
-        with joblib.parallel_config(**backend):
-            parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)
-            places = ((index, run, devices[index % len(devices)]) for index, run in list(waiting.items()))
-            yield from collect(parallel(joblib.delayed(_numbered)(job, *place) for place in places))
+
+def _time_left(seconds: Mapping[Any, list[float]], waiting: Iterable[Run], jobs: int) -> str:
+    """Estimate from the mean of finished jobs of the same schedule, or of all."""
+    known = [value for values in seconds.values() for value in values] or [0.0]
+    total = sum(statistics.fmean(seconds.get(run.schedule, known)) for run in waiting) / jobs
+    return f", {total / 60:.0f} min left" if total >= 90 else f", {total:.0f} s left" if total else ""
+
+
+@contextlib.contextmanager
+def _open_engine(config: BenchConfig) -> Iterator[Submit]:
+    """Choose where jobs run: in this process, in others, or on a Ray cluster."""
+
+    def submit(_: int, job: Job, config: BenchConfig, run: Run) -> Future[Outcome]:
+        future: Future[Outcome] = Future()
+        future.set_result(job(config, run, config.devices[0]))
+        return future
 
     if config.engine == "ray":
-        ray.init(address=config.address, ignore_reinit_error=True, log_to_driver=False)
-        ray_joblib.register_ray()
-        yield from pool(config.jobs or -1, backend="ray")
-    elif jobs == 1 or len(runs) < 2:
-        yield from collect((index, job(run, devices[0])) for index, run in list(waiting.items()))
+        yield from _on_cluster(config)
+    elif int(config.jobs or 1) > 1:
+        yield from _in_processes(str(config.trainer.threads))
     else:
+        yield submit
+
+
+def _in_processes(threads: str) -> Iterator[Submit]:
+    """Each slot has a process and a pool of its own: one that is killed ends its own job and no other."""
+    pools: dict[int, ProcessPoolExecutor] = {}
+    env = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    env["PYTHONWARNINGS"] = "ignore"  # of other libraries, which a user cannot mend
+
+    def submit(slot: int, job: Job, config: BenchConfig, run: Run) -> Future[Outcome]:
+        device = config.devices[slot % len(config.devices)]
         try:
-            yield from pool(jobs, backend="loky", inner_max_num_threads=_threads(config, jobs))
-        except TerminatedWorkerError:
-            logger.warning("a process was killed; what is left runs one job at a time")
-            for index, run in list(waiting.items()):
-                yield from collect([(index, _alone(job, run, devices[0]))])
+            return pools[slot].submit(job, config, run, device)
+        except (KeyError, BrokenProcessPool):
+            pools[slot] = ProcessPoolExecutor(1, initializer=_end_with, initargs=(os.getpid(),), env=env)
+            return pools[slot].submit(job, config, run, device)
 
-
-def _numbered(job: Callable[[Run, str], Outcome], index: int, run: Run, device: str) -> tuple[int, Outcome]:
-    return index, job(run, device)
-
-
-def _alone(job: Callable[[Run, str], Outcome], run: Run, device: str) -> Outcome:
-    """Do one job in a new process that may be killed."""
+    busy = True
     try:
-        with ProcessPoolExecutor(1, get_context("spawn")) as executor:
-            return executor.submit(job, run, device).result()
-    except BrokenProcessPool:
-        return Outcome(failure="its process was killed, perhaps because the memory was full")
+        yield submit
+        busy = False
+    finally:
+        for pool in pools.values():
+            pool.shutdown(wait=busy, kill_workers=busy)
 
 
-def _threads(config: BenchConfig, jobs: int) -> int:
-    return config.trainer.threads or max(joblib.cpu_count() // jobs, 1)
+def _end_with(parent: int) -> None:
+    """End this process when its parent has been killed, which could not end it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def _time_left(seconds: dict[Any, list[float]], waiting: Iterable[Run], jobs: int) -> str:
-    """Estimate from the mean of finished jobs of the same kind, or of all kinds."""
-    known = [value for values in seconds.values() for value in values]
-    total = sum(statistics.fmean(seconds.get(run.kind) or known) for run in waiting) / jobs
-    return f", {total / 60:.0f} min left" if total >= 90 else f", {total:.0f} s left" if total else ""
+def _on_cluster(config: BenchConfig) -> Iterator[Submit]:
+    """The machines of a Ray cluster, or this one alone where no address is given."""
+    try:
+        import ray  # an optional dependency
+    except ImportError as error:
+        raise SegaeError("engine must be local without the package ray (pip install 'segae[ray]'), got ray") from error
+    device, threads, ours = config.devices[0], config.trainer.threads or 1, not ray.is_initialized()
+    env = {"PYTHONWARNINGS": "ignore", "SEGAE_CACHE": str(cache_dir().absolute())}  # workers start in another folder
+    how: dict[str, Any] = {"runtime_env": {"env_vars": env}, "log_to_driver": False, "logging_level": "warning"}
+    how |= {} if config.address else {"num_cpus": (config.jobs or 1) * threads, "include_dashboard": False}
+    try:
+        ray.init(config.address or "local", ignore_reinit_error=True, **how)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SegaeError(f"address must be that of a running Ray cluster, got {config.address}: {error}") from error
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(device != "cpu" and any("GPU" in one for one in machines))
+    cores = max(one.get("CPU", 1) for one in machines if one.get("GPU", 0) >= gpus)  # for more it would wait for ever
+    needs = {"num_cpus": min(threads, cores), "num_gpus": gpus, "max_retries": 0}
+    try:
+        yield lambda _, job, config, run: ray.remote(job).options(**needs).remote(config, run, device).future()
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 def pretrain_folder(config: BenchConfig, run: Run) -> Path:
@@ -260,73 +302,60 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", Path(text).name).strip("-")[:60]
 
 
-def _trainer(config: BenchConfig, device: str, seed: int) -> TrainerConfig:
-    jobs = config.jobs or len(config.devices) or 1
-    threads = config.trainer.threads if jobs == 1 and config.engine == "local" else _threads(config, jobs)
-    workers = 0 if config.trainer.workers is None and jobs > 1 else config.trainer.workers  # runs share the cores
-    return replace(config.trainer, device=device, seed=seed, threads=threads, workers=workers)
-
-
 def _pretrain_job(config: BenchConfig, run: Run, device: str) -> Outcome:
     """Do the pretraining that a run needs; every failure is an outcome."""
 
-    def work(folder: Path) -> None:
-        assert run.pretrain is not None
-        settings = {name: value for name, value in run.pretrain.items() if name != "seed"}
-        pretrain(**settings, out=folder, trainer=_trainer(config, device, run.pretrain["seed"]), resume=True)
+    def work(folder: Path) -> Outcome:
+        settings = dict(run.pretrain or {})
+        trainer = replace(config.trainer, device=device, seed=settings.pop("seed"))
+        if read_metrics(folder) is None:  # another shard may have done it meanwhile
+            pretrain(**settings, out=folder, trainer=trainer, resume=True)
+        return Outcome()
 
     return _attempt(config, pretrain_folder(config, run), work)
 
 
 def _finetune_job(config: BenchConfig, run: Run, device: str) -> Outcome:
-    """Do one fine-tuning, score it once, and add its row; every failure is an outcome."""
-    miou: float | None = None
-    experiment, rows_csv = config.experiment, _rows_csv(config)
+    """Do one fine-tuning and score it once; every failure is an outcome."""
 
-    def work(folder: Path) -> None:
-        nonlocal miou
-        assert config.data is not None
-        pretrained: dict[str, Any] = {}
-        weights = run.weights
+    def work(folder: Path) -> Outcome:
+        pretraining, weights, test = {}, run.weights, config.split == "test"
         if run.pretrain is not None:
             source = pretrain_folder(config, run)
-            pretrained, weights = read_json(source / "metrics.json") or {}, str(source / "encoder.safetensors")
-        trainer = _trainer(config, device, run.seed)
-        known = (folder / "metrics.json").exists()
-        if not known:
-            result = finetune(config.data, **run.finetune, weights=weights, out=folder, trainer=trainer, resume=True)
-            if config.split == "val":
-                scores = result.scores
-                write_json(folder / "validation.json", {} if scores is None else scores.as_row())
-        if config.split == "test":
-            inference: dict[str, Any] = {"device": device, "threads": trainer.threads, "overwrite": True}
-            scores = evaluate(folder / "model.safetensors", config.data, out=folder / "test", **inference)
-            values: dict[str, Any] = {**scores.as_row(), "miou_without_border": _without_border(scores)}
-        else:
-            values = read_json(folder / "validation.json") or {}
-        miou = values["miou"]
-        row = make_row(read_metrics(folder) or {}, values, pretrained)
-        row |= {"experiment": experiment, "split": config.split, "run_id": run.run_id}
-        details = collect_details(folder, row) if config.split == "test" else {}
-        for kind, lines in details.items():
-            merge_rows(details_path(rows_csv, experiment, kind), lines, key=("run_id",))
-        merge_rows(rows_csv, [row])
+            pretraining, weights = read_metrics(source) or {}, str(source / "encoder.safetensors")
+        trainer = replace(config.trainer, device=device, seed=run.seed)
+        validation = folder / "validation.json"
+        if read_metrics(folder) is None or not (test or validation.exists()):
+            how: dict[str, Any] = {"out": folder, "trainer": trainer, "resume": True}
+            scores = finetune(str(config.data), **run.finetune, weights=weights, **how).scores
+            if not test:
+                if scores is None:
+                    raise SegaeError("split must be test where there are no validation images, got val")
+                write_json(validation, scores.as_row())
+        values = read_json(validation) or {}
+        if test:
+            how = {"out": folder / "test", "device": device, "threads": trainer.threads, "overwrite": True}
+            how |= {"classes": config.classes, "merge": config.merge}
+            scores = evaluate(folder / "model.safetensors", str(config.data), **how)
+            values = {**scores.as_row(), "miou_without_border": _without_border(scores)}
+        row = make_row(read_metrics(folder) or {}, values, pretraining)
+        row |= {"experiment": config.experiment, "split": config.split, "run_id": run.run_id}
+        return Outcome(row, collect_details(folder, row) if test else {})
 
-    return replace(_attempt(config, run_folder(config, run), work), miou=miou)
+    return _attempt(config, run_folder(config, run), work)
 
 
-def _attempt(config: BenchConfig, folder: Path, work: Callable[[Path], None]) -> Outcome:
-    """Do work under a lock, with its output in a log file unless it is the only job; failures become an outcome."""
+def _attempt(config: BenchConfig, folder: Path, work: Callable[[Path], Outcome]) -> Outcome:
+    """Do work under a lock, with its output in a log file; failures become an outcome."""
     started = time.perf_counter()
-    folder.parent.mkdir(parents=True, exist_ok=True)
     log = Path(config.out) / "logs" / f"{folder.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # what an earlier, killed benchmark left running may still be at it
+        # another shard, or what a killed benchmark left running, may be at it
         with FileLock(folder.parent / f".{folder.name}.lock"), _output_to(log):
-            work(folder)
-        return Outcome(time.perf_counter() - started)
+            return replace(work(folder), seconds=time.perf_counter() - started)
     except SegaeError as error:
-        return Outcome(time.perf_counter() - started, str(error))
+        return Outcome(failure=str(error))
     except Exception as error:
         with log.open("a") as file:
             file.write(traceback.format_exc())
@@ -337,30 +366,25 @@ def _attempt(config: BenchConfig, folder: Path, work: Callable[[Path], None]) ->
 
 @contextlib.contextmanager
 def _output_to(log: Path) -> Iterator[None]:
-    """Send prints and log messages of this process to a file."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    handler, handlers, level = logging.FileHandler(log), logger.handlers[:], logger.level
-    logger.handlers = [handler]
+    """Send prints, warnings and log messages of this process to a file."""
+    handler = logging.FileHandler(log)
+    before = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
     try:
-        with log.open("a", buffering=1) as file, contextlib.redirect_stdout(file):
+        with log.open("a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             yield
     finally:
-        logger.handlers = handlers
-        logger.setLevel(level)
+        logger.handlers, logger.level, logger.propagate = before
         handler.close()
 
 
 def make_row(run: Mapping[str, Any], scores: Mapping[str, Any], pretraining: Mapping[str, Any]) -> dict[str, Any]:
     """Make a result row from a run's metrics.json, its scores and its pretraining's metrics.json."""
-    method, renamed = run["method"], {"label_subset": "split_hash"}
-    row = {name: run.get(renamed.get(name, name), "") for name in COLUMNS}
-    row |= {"method_args": json.dumps(run["method_args"]) if method else "", "finetuning": "supervised"}
-    row["method_family"] = create_method(method).family if method in method_names() else ""
-    row["pretrain_settings"] = json.dumps(run["pretrain_settings"]) if run.get("pretrain_settings") else ""
-    row |= {f"pretrain_{name}": pretraining.get(name, "") for name in ("seconds", "energy_wh") if pretraining}
-    flags = {name: int(bool(run[name])) for name in ("augment", "recalibrate", "lpft_head")}
-    return {**row, **flags, **scores}
+    row = {name: "" if run.get(name) in (None, {}) else run[name] for name in COLUMNS}
+    family = create_method(run["method"]).family if run["method"] in method_names() else ""
+    row |= {"label_subset": run["split_hash"], "method_family": family, "finetuning": "supervised"}
+    return {**row, **{f"pretrain_{name}": pretraining.get(name) for name in ("seconds", "energy_wh")}, **scores}
 
 
 def _without_border(scores: SegmentationScores) -> float | str:
@@ -369,31 +393,34 @@ def _without_border(scores: SegmentationScores) -> float | str:
         return ""
     kept = [scores.classes.index(name) for name in ("pet", "background")]
     truth = scores.confusion[kept]
-    hits = np.array([truth[place, column] for place, column in enumerate(kept)])
-    return float((hits / (truth.sum(1) + truth[:, kept].sum(0) - hits)).mean())
+    hits = truth[[0, 1], kept]
+    return float(np.mean(hits / (truth.sum(1) + truth[:, kept].sum(0) - hits)))
+
+
+def _write_report(config: BenchConfig, found: pd.DataFrame) -> Path:
+    """Write the page of the whole study, or where its earlier rows cannot be compared with these of these alone."""
+    rows_csv, page = _rows_csv(config), Path(config.out) / "index.html"
+    try:
+        return report(rows_csv, out=page, experiment=config.experiment, runs=config.out)
+    except SegaeError as error:
+        logger.warning("the report is of these runs alone, without earlier ones of the study: %s", error)
+        return write_report(found, page, per_image=read_details(rows_csv, config.experiment, "per_image"))
 
 
 def _conclusion(rows: pd.DataFrame, config: BenchConfig, page: Path | None) -> list[str]:
     """Three lines: what to start from and how much it brings, where the report is, what to type next."""
     section = compare_rows(rows, read_details(_rows_csv(config), config.experiment, "per_image"))[0]
-    steps = next_steps(section)
+    gains, first = section.at(section.budgets[0]).dropna(subset=["gain_low"]), verdict(section)
+    if len(gains):
+        best = gains.iloc[int(gains["gain"].argmax())]
+        interval = f"{best['gain']:+.3f} ({best['gain_low']:+.3f} to {best['gain_high']:+.3f}, 95 %)"
+        first += f" Largest gain: {best['name']} over {best['start']}, {interval}."
     where = f"Report: {page.as_uri()}" if page else f"Rows: {_rows_csv(config)}"
-    gains = section.at(section.budgets[0]).dropna(subset=["gain_low"])
-    best = gains.iloc[int(gains["gain"].argmax())] if len(gains) else None
-    interval = (
-        ""
-        if best is None
-        else (
-            f" Largest gain: {best['name']} over {best['start']}, {best['gain']:+.3f} "
-            f"({best['gain_low']:+.3f} to {best['gain_high']:+.3f}, 95 %)."
-        )
-    )
-    return [verdict(section) + interval, where, f"Next: {steps[0][1]}"]
+    return [first, where, f"Next: {next_steps(section)[0][1]}"]
 
 
 def _explain(failed: Mapping[str, Outcome], runs: int, logs: Path) -> str:
-    lines = [f"  {name}: {outcome.failure}" for name, outcome in list(failed.items())[:3]]
+    lines = "\n".join(f"  {name}: {outcome.failure}" for name, outcome in list(failed.items())[:3])
     more = f" (and {len(failed) - 3} more)" if len(failed) > 3 else ""
     ours = " An unexpected error is a fault of segae; please report it." if any(o.ours for o in failed.values()) else ""
-    text = "\n".join(lines)
-    return f"{len(failed)} of {runs} runs failed{more}:\n{text}\nLogs: {logs}.{ours} Repeat to try these again"
+    return f"{len(failed)} of {runs} runs failed{more}:\n{lines}\nLogs: {logs}.{ours} Repeat to try these again"

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import math
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from segae.bench.grid import Run, count_labels, make_runs
+from segae.bench.grid import Contents, Run, make_runs
 from segae.config import BenchConfig
 from segae.data import SegmentationDataset
 from segae.errors import SegaeError
+
+logger = logging.getLogger("segae")
+
+Place = tuple[str, str, str]
 
 _FLAGS = {"true": True, "false": False}
 _WORDS: dict[str, dict[str, Any]] = {
@@ -25,37 +32,45 @@ _TUNABLE = ("lr", "lr_ratio", "warmup", *_WORDS)
 def tune(
     config: BenchConfig,
     dataset: SegmentationDataset,
-    texts: Sequence[str],
-    seeds: int,
+    contents: Contents,
+    candidates: Mapping[str, Sequence[Any]],
     score: Callable[[Sequence[Run]], Mapping[str, float]],
-) -> dict[tuple[str, str, str], dict[str, Any]]:
+) -> dict[Place, dict[str, Any]]:
     """Choose the settings with the best mean validation mIoU for every encoder, decoder and variant.
 
-    Candidates are tried with the largest label budget and the first schedule.
+    Candidates are tried with the largest label budget and the first schedule of each; of equals the first is taken.
 
     Args:
-        config: of the search: its split is ``val``.
+        config: of the search: its split is ``val``, its seeds are those of each candidate.
         dataset: the labeled images.
-        texts: candidates, such as ``lr=0.002,0.004``.
-        seeds: per candidate.
+        contents: their hashes.
+        candidates: values by setting.
         score: runs what is missing and returns the validation mIoU by run id.
     """
-    candidates = read_candidates(texts)
-    available = len(dataset.splits["train"])
-    largest = max(config.labels, key=lambda budget: count_labels(budget, available) or available)
-    config = replace(config, labels=(largest,), schedules=config.schedules[:1], seeds=seeds, preset="own")
-    trials: dict[tuple[str, str, str], dict[tuple[Any, ...], list[Run]]] = {}
+    trials: dict[Place, dict[tuple[Any, ...], list[Run]]] = defaultdict(dict)
     for values in itertools.product(*candidates.values()):
-        tried = dict(zip(candidates, values, strict=True))
-        places = {run.place: tried for run in make_runs(config, dataset)}
-        for run in make_runs(config, dataset, places):
-            trials.setdefault(run.place, {}).setdefault(values, []).append(run)
+        tried = replace(config.finetune, **dict(zip(candidates, values, strict=True)))
+        for place, runs in _deciding_runs(make_runs(replace(config, finetune=tried), dataset, contents)).items():
+            trials[place][values] = runs
     scores = score([run for one in trials.values() for runs in one.values() for run in runs])
     chosen = {}
     for place, one in trials.items():
         best = max(one, key=lambda values: statistics.fmean(scores[run.run_id] for run in one[values]))
         chosen[place] = dict(zip(candidates, best, strict=True))
+        logger.info("%s: %s", ", ".join(place), ", ".join(f"{name} {value}" for name, value in chosen[place].items()))
     return chosen
+
+
+def _deciding_runs(runs: Sequence[Run]) -> dict[Place, list[Run]]:
+    """Of each place the runs with its first schedule and its largest label budget, one per seed."""
+    found: dict[Place, list[Run]] = {}
+    for run in runs:
+        best, labels = found.setdefault(run.place, [run])[0], run.finetune["labels"] or math.inf  # None is all
+        if run.schedule == best.schedule and labels > (best.finetune["labels"] or math.inf):
+            found[run.place] = [run]
+        elif run is not best and (run.schedule, run.finetune["labels"]) == (best.schedule, best.finetune["labels"]):
+            found[run.place].append(run)
+    return found
 
 
 def read_candidates(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:

@@ -126,6 +126,12 @@ def loading_settings(config: PretrainConfig | FinetuneConfig, device: torch.devi
     return {"device": device, "workers": workers, "seed": config.trainer.seed, **place}
 
 
+def settings_taken_by(function: Callable[..., Any], config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+    """The settings of a config and of its trainer that a function has arguments for, by name."""
+    known = {**vars(config.trainer), **vars(config)}
+    return {name: known[name] for name in inspect.signature(function).parameters if name in known}
+
+
 def plain_settings(config: Config, **resolved: Any) -> dict[str, Any]:
     """A config as nested plain values for config.json, with what was resolved and without how to start."""
     settings = {**asdict(config), **resolved}  # type: ignore[call-overload]

@@ -23,6 +23,7 @@ from segae.commands._data import (
     note_in_run,
     plain_settings,
     set_up_model,
+    settings_taken_by,
     takes_settings_of,
     write_skipped,
 )
@@ -167,13 +168,7 @@ class _Finetuning:
         return training.segmentation_learner(
             make_loaders(data.train, data.valid, batch_size=batch, epoch_images=config.epoch_images, **loading),
             self.model,
-            bn_mode=str(config.bn_mode),
-            weight_decay=config.weight_decay,
-            precision=config.trainer.precision,
-            seed=config.trainer.seed,
-            accumulate=config.batch_size // batch,
-            loss=config.loss,
-            max_steps=config.trainer.max_steps,
+            **{**settings_taken_by(training.segmentation_learner, config), "accumulate": config.batch_size // batch},
         )
 
     def initialize(self, data: LabeledData) -> None:

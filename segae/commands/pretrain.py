@@ -26,6 +26,7 @@ from segae.commands._data import (
     note_in_run,
     plain_settings,
     set_up_model,
+    settings_taken_by,
     takes_settings_of,
     write_skipped,
 )
@@ -121,7 +122,8 @@ class _Pretraining:
             write_skipped(folder, skipped, excluded=data.excluded)
             length = " + ".join(f"{phase.epochs} ({phase.name})" for phase in phases)
             logger.info("encoder %s from %s (%s), %s", start.architecture, start.weights, start.source, method)
-            logger.info("%d + %d validation images, epochs: %s, on %s", data.count, data.held_out, length, device)
+            amounts = f"{data.count} training and {data.held_out} validation images"
+            logger.info("%s, epochs: %s, on %s", amounts, length, device)
             if not run.resume and not start.weights.pretrained and self.keeps_statistics:
                 # random weights come without statistics of any images
                 training.recalibrate_batchnorm(model.encoder, data.clean_batches(config.batch_size), device)
@@ -167,18 +169,11 @@ class _Pretraining:
     def make_learner(self, data: UnlabeledData, probe: Callable[[nn.Module], float] | None, batch: int) -> Any:
         """Make the Learner of a number of images in a loader's batch."""
         config, loading = self.config, loading_settings(self.config, self.device, data.cache)
-        same = ("weight_decay", "bn_mode", "distance_penalty", "hard_mask_fraction", "skip_dropout", "patience")
+        settings = settings_taken_by(training.pretraining_learner, config)
         return training.pretraining_learner(
             make_loaders(data.train, data.valid, batch_size=batch, train_indices=data.train_indices, **loading),
             self.model,
-            self.method,
-            precision=config.trainer.precision,
-            seed=config.trainer.seed,
-            probe=probe,
-            probe_every=config.probe_every,
-            accumulate=config.batch_size // batch,
-            max_steps=config.trainer.max_steps,
-            **{name: getattr(config, name) for name in same},
+            **{**settings, "method": self.method, "probe": probe, "accumulate": config.batch_size // batch},
         )
 
     def make_probe(self) -> Callable[[nn.Module], float] | None:

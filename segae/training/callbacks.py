@@ -1,7 +1,6 @@
 """fastai callbacks of every training: epochs and seeds, encoder mode, NaN stop, log, progress, pictures."""
 
 # ruff: noqa: D102 - fastai's names of the events say when a method runs, and the class what for
-
 import logging
 import math
 import time
@@ -195,6 +194,7 @@ class EpochLog(Callback):
         except SegaeError as failure:
             clock.stop(failure)
         if rank() == 0:
+            self.bar.clear()
             self.report(clock.log[-1])
 
     def _row(self, sums: list[list[float]], metrics: Sequence[Metric]) -> dict[str, Any]:

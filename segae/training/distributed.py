@@ -1,7 +1,6 @@
 """Data-parallel training, started by torchrun: process group, rank, collectives, and the gradients of a step."""
 
 # ruff: noqa: D102 - fastai's names of the events say when a method runs, and the class what for
-
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -41,10 +40,8 @@ def init_distributed(device: str = "auto") -> Iterator[torch.device]:
     """Join the processes that a launcher started, and leave them at the end; yields the device of this process.
 
     Inside, only rank 0 prints to standard output; leaving waits for it, because it still writes. Without a launcher, or
-    inside a group that exists already, this only chooses the device.
-
-    Args:
-        device: as for ``choose_device``; among several processes ``auto`` and ``cuda`` are the GPU of the local rank.
+    inside a group that exists already, this only chooses the device, as ``choose_device``; among several processes
+    ``auto`` and ``cuda`` are the GPU of the local rank.
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1" or world_size() > 1:
@@ -155,19 +152,15 @@ class AverageGradients(Callback):
     def after_backward(self) -> None:
         if not self.completes_step:
             return
-        gradients: dict[torch.dtype, list[Tensor]] = {}
-        for parameter in self.learn.model.parameters():
-            if parameter.requires_grad and parameter.grad is not None:  # the same ones in all ranks
-                gradients.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-        for group in gradients.values():
-            if world_size() == 1:
-                torch._foreach_div_(group, self.images)
-                continue
-            count = torch.full_like(group[0].reshape(-1)[:1], self.images)
-            flat = torch.cat([*(gradient.reshape(-1) for gradient in group), count])  # one message
-            distributed.all_reduce(flat)
-            parts = (flat[:-1] / flat[-1]).split([gradient.numel() for gradient in group])
-            torch._foreach_copy_(group, [part.view(g.shape) for part, g in zip(parts, group, strict=True)])
+        # the same ones in all ranks
+        gradients = [p.grad for p in self.learn.model.parameters() if p.requires_grad and p.grad is not None]
+        if world_size() == 1:
+            torch._foreach_div_(gradients, self.images)
+            return
+        count = torch.full_like(gradients[0].reshape(-1)[:1], self.images)
+        flat = all_reduce(torch.cat([*(gradient.reshape(-1) for gradient in gradients), count]))  # one message
+        parts = (flat[:-1] / flat[-1]).split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)])
 
     def before_step(self) -> None:
         if not self.completes_step:

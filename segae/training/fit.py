@@ -39,16 +39,15 @@ def fit(
 ) -> pd.DataFrame:
     """Train a Learner through the phases, with a progress bar on a terminal.
 
-    Several processes, joined by ``segae.training.init_distributed``, train one model: all call this with the same
-    arguments, and rank 0 reads and writes the files.
+    Several processes, joined by ``init_distributed``, call this with the same arguments; rank 0 has the files.
 
     Args:
         learner: from ``pretraining_learner`` or ``segmentation_learner``.
         phases: from ``pretraining_phases`` or ``freeze_finetune_phases``.
         log_csv: where the log goes after every epoch; None writes none.
         resume_file: written after every epoch; None writes none.
-        resume: go on after the last epoch in ``resume_file``. On a CPU the result is bit for bit that of an
-            uninterrupted run with as many threads and processes.
+        resume: go on after the last epoch in ``resume_file``; on a CPU, with as many threads and processes, the result
+            is bit for bit that of an uninterrupted run.
         report: called with each epoch's row; None logs its ``epoch_line`` at INFO.
 
     Returns:

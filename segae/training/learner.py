@@ -104,19 +104,10 @@ def segmentation_learner(
 ) -> Learner:
     """Make a fastai Learner that fine-tunes a segmenter.
 
-    Run it with ``segae.fit``; fastai's own ``fine_tune`` works too, with fastai's learning-rate ratio.
-
-    Args:
-        dls: loaders whose batches are (image (B, C, H, W), mask (B, H, W) of class indices).
-        model: any module with an ``encoder`` that returns logits (B, K, H, W). Moved to the device of ``dls``.
-        num_classes: K; None takes the model's.
-        bn_mode: "strict", "eval" or "train", see ``segae.training.BatchNormMode``.
-        weight_decay: as in ``pretraining_learner``.
-        precision: as in ``pretraining_learner``.
-        seed: decides augmentations and order.
-        accumulate: as in ``pretraining_learner``.
-        loss: "cross_entropy" of each pixel, or "dice", see ``SoftDice``.
-        max_steps: as in ``pretraining_learner``.
+    Batches are (image (B, C, H, W), mask (B, H, W) of class indices); the model has an ``encoder`` and returns logits
+    (B, K, H, W). ``num_classes`` (K) is the model's where it is None, ``bn_mode`` is a ``BatchNormMode``, and ``loss``
+    "cross_entropy" or "dice" (``SoftDice``). Other arguments are as in ``pretraining_learner``. Run it with
+    ``segae.fit``; fastai's own ``fine_tune`` works too, with fastai's learning-rate ratio.
     """
     require_choice("bn_mode", bn_mode, get_args(BatchNormMode))
     num_classes = getattr(model, "num_classes", None) if num_classes is None else num_classes

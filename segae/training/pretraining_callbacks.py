@@ -1,7 +1,6 @@
 """fastai callbacks of pretraining: corrupted input, L2-SP penalty, collapse monitor, diagnostics, early stopping."""
 
 # ruff: noqa: D102 - fastai's names of the events say when a method runs, and the class what for
-
 import inspect
 import logging
 from collections.abc import Callable
@@ -168,13 +167,10 @@ class RankMeMonitor(Callback):
 class BottleneckDiagnostics(Callback):
     """Columns ``r2`` and ``bottleneck_ratio``: whether predictions are any good, and whether they need the deepest map.
 
-    Both are of the first validation batch, with the corruption that all validations share; low values after the last
-    epoch are logged as a warning.
-
-    r2: 1 - loss / loss of a prediction of zeros. 0 means that nothing was learned.
-    bottleneck_ratio: the loss with the images' deepest feature maps exchanged, over the loss. 1 means that the decoder
-    does without them, because its skip connections carry enough: the encoder's last stage then learns nothing. A model
-    without ``encode`` and ``decode``, or a single image, has no such column.
+    Both are of the first validation batch; low values after the last epoch are logged as a warning. r2 is 1 - loss /
+    loss of a prediction of zeros. bottleneck_ratio is the loss with the images' deepest feature maps exchanged, over
+    the loss: 1 means that the decoder does without them, because its skip connections carry enough, and the encoder's
+    last stage learns nothing. A model without ``encode`` and ``decode``, or a single image, has no such column.
     """
 
     def before_validate(self) -> None:
@@ -247,7 +243,6 @@ class EarlyStopping(Callback):
 
     def __init__(self, patience: int, min_delta: float = 1e-3) -> None:
         check_range("patience", patience, low=1, integer=True)
-        check_range("min_delta", min_delta, low=0)
         self.patience, self.min_delta = patience, min_delta
 
     def before_fit(self) -> None:

@@ -8,8 +8,8 @@ import platform
 import random
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -78,11 +78,7 @@ class RunFolder:
         """Note and return the run's provenance before training starts, while the code cannot have changed yet.
 
         A resumed run keeps its first date; where commit, versions or device differ, all are named, joined by ``..``.
-
-        Args:
-            device: where the run computes.
-            images: a hash of the training images' names, which a resumed run must have again.
-            weights: where the encoder starts, which must be the same too; of a file counts its content.
+        It must have the same ``images`` (a hash of their names) and ``weights`` (of a file counts the content) again.
         """
 
         def note() -> dict[str, str]:
@@ -135,10 +131,6 @@ def open_run_folder(
         resume: go on after the last finished epoch if the folder holds one.
         overwrite: delete what an earlier run left there.
         files: names of what the run may write; nothing else in the folder is ever touched.
-
-    Raises:
-        SegaeError: the folder is in use by another process, or holds other files, another task, or a run that is
-            neither to be overwritten nor to be resumed with the settings that it began with.
     """
     if resume and overwrite:
         raise SegaeError(f"resume and overwrite must not both be given; nothing in {folder} was changed")
@@ -147,7 +139,7 @@ def open_run_folder(
     def prepare() -> bool:
         nonlocal lock
         known = {CONFIG_FILE, *files}
-        if _earlier(folder) is None and folder.is_dir():
+        if _earlier(folder) is None and os.path.isdir(folder):  # noqa: PTH112 - false for impossible names, too
             for path in folder.iterdir():
                 if not path.name.startswith(".") and path.name not in known:
                     raise SegaeError(f"out must be a new folder or that of a run, got {folder} with {path.name} in it")
@@ -182,9 +174,17 @@ def open_run_folder(
         raise
 
 
-def _lock(folder: Path) -> FileLock:
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise SegaeError(f"out must be a folder that can be written, got {folder}: {error.strerror}") from error
+
+
+def _lock(folder: Path) -> FileLock:
+    with _made(folder):
         lock, deadline = FileLock(folder / _LOCK_FILE), time.monotonic() + 15
         while not lock.is_locked:
             try:
@@ -198,8 +198,6 @@ def _lock(folder: Path) -> FileLock:
                     raise SegaeError(f"out must not be in use, got {folder}, where process {pid} is at work") from None
                 time.sleep(0.2)
         (folder / _PID_FILE).write_text(str(os.getpid()))
-    except OSError as error:
-        raise SegaeError(f"out must be a folder that can be written, got {folder}: {error.strerror}") from error
     return lock
 
 
@@ -211,8 +209,9 @@ def open_result_folder(
     Refuses to overwrite ``files`` that are not of this task or, without ``overwrite``, that other settings made.
     """
     folder = Path(folder)
+    with _made(folder):
+        present = [name for name in (CONFIG_FILE, "log.csv", *files) if (folder / name).exists()]
     new, old = _describe(settings, task, folder), _earlier(folder)
-    present = [name for name in (CONFIG_FILE, "log.csv", *files) if (folder / name).exists()]
     if "log.csv" in present or (present and (old is None or old["task"] != task)):
         raise SegaeError(f"out must be a folder for the results of {task}, got {folder}, which holds {present[0]}")
     if present and old and not overwrite and (changes := _changes(old, new)):

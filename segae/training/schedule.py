@@ -17,24 +17,14 @@ BatchNormMode = Literal["strict", "eval", "train"]
 
 @dataclass(frozen=True)
 class FinetuneDefaults:
-    """Fine-tuning settings of one kind of pretrained weights; each kind was tuned with the same number of trials.
+    """Fine-tuning settings of one kind of pretrained weights; each kind was tuned with the same number of trials."""
 
-    Attributes:
-        lr: peak learning rate of the head while the encoder is frozen; the full epochs peak at half of it.
-        lr_ratio: encoder over head learning rate once everything trains.
-        bn_mode: see ``BatchNormMode``.
-        warmup: share of the full epochs, in (0, 1), in which the rate rises.
-        recalibrate: whether the encoder's BatchNorm statistics are measured on clean training images first.
-        lpft_head: whether the head starts as a linear discriminant of the decoder's features on the training images,
-            so that a random head does not spoil a pretrained decoder (arXiv 2202.10054).
-    """
-
-    lr: float = 4e-3
-    lr_ratio: float = 0.1
+    lr: float = 4e-3  # peak rate of the head while the encoder is frozen; the full epochs peak at half of it
+    lr_ratio: float = 0.1  # encoder over head rate once everything trains
     bn_mode: BatchNormMode = "strict"
-    warmup: float = 0.3
-    recalibrate: bool = False
-    lpft_head: bool = False
+    warmup: float = 0.3  # share of the full epochs, in (0, 1), in which the rate rises
+    recalibrate: bool = False  # whether BatchNorm statistics are measured on clean training images first
+    lpft_head: bool = False  # whether the head starts as a linear discriminant of its inputs (arXiv 2202.10054)
 
 
 # Chosen on results/protocol_validation.csv; those of pseudo masks on fewer trials, see docs/training.md.
@@ -55,8 +45,7 @@ def finetune_defaults(weights: Weights, transfer: str | None = None) -> Finetune
     """Return the fine-tuning settings that suit an encoder's weights.
 
     Args:
-        weights: where the encoder's weights come from, as in ``encoder.info.weights``. Weights of another origin, for
-            which no settings were searched, get those of ImageNet weights.
+        weights: as in ``encoder.info.weights``; others than were searched for get the settings of ImageNet weights.
         transfer: what is taken over, "encoder" or "encoder+decoder"; None for ``weights.transfer``.
     """
     if not weights.method:

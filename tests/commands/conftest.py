@@ -13,9 +13,7 @@ import torch
 
 import segae
 import segae.commands
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fabricate import make_pets
+from tests.fabricate import make_pets
 
 SMALL = {"encoder": "test_resnet", "image_size": 64, "batch_size": 8, "epochs": 1, "device": "cpu", "threads": 1}
 

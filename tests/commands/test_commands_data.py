@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from fabricate import draw, make_images, make_shard, save
 
 import segae
 from segae._settings import make_config
 from segae.commands._data import choose_cache, load_unlabeled
 from segae.config import PretrainConfig
 from segae.data import SkippedFiles
+from tests.fabricate import draw, make_images, make_shard, save
 
 Settings = dict[str, Any]
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -111,21 +111,6 @@ def test_what_does_not_go_with_a_stream_is_refused(
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "segae-cache") == ["a.tar", "pets"]
 
 
-def test_rows_of_parquet_files_pretrain(tmp_path: Path, small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets", reason="the extra 'streaming' is not installed")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "library-cache")
-    cells = [path.read_bytes() for path in sorted(make_images(tmp_path / "images", 8).iterdir())]
-    cells[3] = b"no picture"
-    (tmp_path / "rows").mkdir()
-    table = parquet.pa.table if hasattr(parquet, "pa") else __import__("pyarrow").table
-    parquet.write_table(table({"picture": cells}), tmp_path / "rows" / "part-0.parquet")
-    settings = small | {"method": "denoise", "batch_size": 4, "workers": 0}
-    result = segae.pretrain(f"{tmp_path / 'rows'}?column=picture", out=tmp_path / "run", **settings)
-    assert list(result.log["images"]) == [8]
-    assert "row-3" in (tmp_path / "run" / "skipped.csv").read_text()
-
-
 @pytest.mark.parametrize("cache", ["disk", "none"])
 @pytest.mark.parametrize(("method", "whole"), [("pseudo_masks", True), ("denoise", False)])
 def test_only_methods_that_crop_by_themselves_get_whole_images(
@@ -180,3 +165,17 @@ def test_download_names_the_splits(
     assert "14 train images" in caplog.text
     with pytest.raises(segae.SegaeError, match="name must be one of pets, got 'cats'"):
         segae.download("cats")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache", ["gpu", "disk"])
+def test_a_gpu_comes_near_the_cpu(pets: Path, tmp_path: Path, small: Settings, cache: str) -> None:
+    """Bfloat16 and another order of sums: near, not equal."""
+    settings = small | {"device": "cuda", "cache": cache, "val_fraction": 0.2}
+    first = segae.pretrain(pets, out=tmp_path / "p", method="denoise", **settings)
+    second = segae.pretrain(
+        pets, out=tmp_path / "c", method="denoise", **(settings | {"device": "cpu", "cache": "disk"})
+    )
+    assert list(first.log["valid_loss"]) == pytest.approx(list(second.log["valid_loss"]), rel=0.25)
+    result = segae.finetune(pets, out=tmp_path / "f", weights=first.path, **settings)
+    assert result.log["train_loss"].iloc[-1] < result.log["train_loss"].iloc[0]

@@ -72,6 +72,8 @@ def folder(tmp_path: Path) -> Path:
         (BenchConfig, "experiment", "x" * 300),
         (BenchConfig, "seeds", 0),
         (BenchConfig, "preset", "huge"),
+        (BenchConfig, "shard", "5/4"),
+        (BenchConfig, "shard", "1"),
         (BenchConfig, "unlabeled", ("ftp://place/x",)),
     ],
 )
@@ -83,8 +85,8 @@ def test_a_value_out_of_range_is_refused_by_name(folder: Path, kind: type, setti
 @pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
 def test_every_number_has_a_range_and_every_default_is_in_it(kind: type, folder: Path) -> None:
     for one in fields(kind):
-        wanted = field_types(kind)[one.name]
-        assert bool(one.metadata) == bool(wanted.kinds & {int, float}), one.name
+        accepted = field_types(kind)[one.name]
+        assert bool(one.metadata) == bool(accepted.kinds & {int, float}), one.name
     required = {one.name: folder for one in fields(kind) if one.name in ("data", "images", "rows", "model")}
     kind(**required)
 

@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from fabricate import make_images
 from PIL import Image
 
 import segae
 from segae.methods import Corrupted
+from tests.fabricate import make_images
 
 Settings = dict[str, Any]
 pytestmark = pytest.mark.usefixtures("without_pictures")

@@ -54,7 +54,11 @@ def pairs(count: int, size: int = 64) -> list[tuple[torch.Tensor, torch.Tensor]]
 def segmentation(model: Any = None, *, train: int = 18, valid: int = 4, batch: int = 8, size: int = 32, **more) -> Any:
     """A learner for a U-Net, or for an instance of a class of models."""
     seed_everything(0)
-    made = model() if model else create_segmenter(more.pop("architecture", "test_resnet"), num_classes=2)
+    made = (
+        model()
+        if model
+        else create_segmenter(more.pop("architecture", "test_resnet"), num_classes=2, decoder="linknet")
+    )
     loaders = make_loaders(Items(pairs(train, size)), Items(pairs(valid, size)), batch_size=batch, device=CPU)
     return segmentation_learner(loaders, made, num_classes=2, **more)
 

@@ -8,7 +8,6 @@ import torch
 from fastai.callback.core import Callback
 
 from segae.training import DrawPictures, epoch_line, fit, freeze_finetune_phases
-from segae.training.callbacks import all_finite
 from tests.training.learners import Tiny, pretraining, segmentation, state
 
 ONE_EACH = freeze_finetune_phases(1, 1)
@@ -46,21 +45,24 @@ def test_accumulated_steps_are_those_of_the_whole_batch(images, whole, batch, ac
     assert same_losses == pytest.approx(losses, rel=1e-3)
 
 
-def test_the_penalty_is_added_once_to_a_step():
+def test_the_penalty_adds_exactly_its_gradient_once_to_a_step():
     learner, added = pretraining(distance_penalty=0.5, accumulate=2), []
     penalty = learner.distance_penalty
     original = penalty.after_backward
 
-    def count() -> None:
+    def note() -> None:
         before = [parameter.grad.clone() for parameter in penalty.parameters]
+        pull = [0.5 * (p.detach() - start) for p, start in zip(penalty.parameters, penalty.start, strict=True)]
         original()
-        added.append(any(not torch.equal(p.grad, one) for p, one in zip(penalty.parameters, before, strict=True)))
+        parts = zip(penalty.parameters, before, pull, strict=True)
+        added.append([torch.allclose(p.grad - one, by, atol=1e-5) for p, one, by in parts])
 
-    penalty.after_backward = count
+    penalty.after_backward = note
     for parameter in learner.model.encoder.parameters():
         parameter.data.add_(0.1)  # away from the start, so that the penalty shows
     learner.fit(1)
-    assert added == [False, True, True]  # 18 images: 8 + 8, then the 2 that are left
+    assert [all(one) for one in added] == [False, True, True]  # 18 images: 8 + 8, then the 2 that are left
+    assert not any(added[0])
 
 
 def test_the_validation_score_is_that_of_the_whole_set():
@@ -126,11 +128,3 @@ def test_pictures_are_drawn_after_an_epoch_and_a_failure_stops_nothing(caplog):
         fit(learner, ONE_EACH)
         assert drawn == expected
     assert "no room" in caplog.text
-
-
-def test_finite_numbers_are_told_from_others():
-    good = [torch.ones(3), torch.tensor(7), "text", torch.ones(0), torch.ones(2, dtype=torch.bfloat16)]
-    assert all_finite(good)
-    assert all_finite([])
-    for bad in (float("nan"), float("inf"), -float("inf")):
-        assert not all_finite([*good, torch.tensor([0.0, bad])])

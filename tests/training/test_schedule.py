@@ -129,17 +129,13 @@ def test_the_decoder_can_train_before_the_encoder_or_alone():
     assert (alone.epochs, alone.train_encoder) == (5, False)
 
 
-@pytest.mark.parametrize("value", [-1, NAN, float("inf"), "1"])
+@pytest.mark.parametrize("value", [-1, NAN, float("inf"), "1", 0])
 @pytest.mark.parametrize("argument", ["epochs", "freeze_epochs", "lr", "lr_ratio", "warmup"])
 def test_impossible_schedules_are_refused(argument, value):
+    if (argument, value) == ("freeze_epochs", 0):
+        return
     with pytest.raises(SegaeError, match=argument):
-        freeze_finetune_phases(**{argument: value})
+        freeze_finetune_phases(**{"freeze_epochs": 0, argument: value})
     argument = argument.replace("lr_ratio", "encoder_lr_ratio")
     with pytest.raises(SegaeError, match=argument):
         pretraining_phases(**{"epochs": 2, "lr": 1e-3, argument: value})
-
-
-def test_no_epoch_at_all_is_refused():
-    for plan in (lambda: freeze_finetune_phases(0, 0), lambda: pretraining_phases(0, 1e-3)):
-        with pytest.raises(SegaeError, match="epochs"):
-            plan()

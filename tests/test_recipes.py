@@ -1,0 +1,85 @@
+"""Each recipe runs as a script, with the arguments that its docstring names."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import segae
+from segae import cli
+from segae.config import PretrainConfig
+from tests.fabricate import make_pets
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+TINY = ("--image-size", "64", "--epochs", "1")
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pets(tmp_path_factory.mktemp("recipes") / "pets", 14, 4, unlabeled=6)
+
+
+@pytest.fixture(scope="module")
+def out(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the first recipe makes."""
+    out = pets.parent / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGAE_CACHE", str(pets.parent / "cache"))
+        run(patch, "1_pretrain.py", pets, "--encoder", "test_resnet", *TINY, "--out", out)
+    return out
+
+
+def run(monkeypatch: pytest.MonkeyPatch, recipe: str, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [recipe, *map(str, arguments)])
+    runpy.run_path(str(RECIPES / recipe), run_name="__main__")
+
+
+def test_pretrain_writes_an_encoder_and_its_decoder(out: Path) -> None:
+    info = segae.load_encoder(out / "encoder.safetensors").info
+    assert (info.architecture, info.image_size, str(info.weights)) == ("test_resnet", 64, "random+pseudo_masks")
+
+
+def test_finetune_and_evaluate(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    model = out / "model.safetensors"
+    run(monkeypatch, "2_finetune.py", pets, "--weights", out / "encoder.safetensors", *TINY, "--out", model)
+    run(monkeypatch, "3_evaluate.py", pets, "--model", model)
+    scores = segae.evaluate(model, pets, out=out / "scores")
+    assert f"miou  {scores.miou:.3f}" in capsys.readouterr().out
+
+
+def test_fastai(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = out / "fastai.safetensors"
+    run(monkeypatch, "5_fastai.py", pets, "--weights", out / "encoder.safetensors", *TINY, "--out", model)
+    assert segae.load_segmenter(model).num_classes == 3
+
+
+@pytest.mark.slow
+def test_benchmark_in_a_process_of_its_own(pets: Path, out: Path, tmp_path: Path) -> None:
+    start = out / "encoder.safetensors"
+    arguments = ["--weights", start, start, "--labels", "4", "--seeds", "2", "--image-size", "64", "--out", tmp_path]
+    command = [sys.executable, RECIPES / "4_benchmark.py", pets, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(RECIPES.parent)}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "+0.000 (+0.000 to +0.000)" in done.stdout.splitlines()[-1]  # the same weights twice
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.name)
+def test_configuration_files_are_settings_of_pretrain(file: Path, pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[PretrainConfig] = []
+
+    def keep(kind: type, **settings: object) -> None:
+        given.append(kind(**{name: value for name, value in settings.items() if name != "trainer"}))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(cli, "make_config", keep)
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", str(pets), "--config", str(file), "--seed", "3"])
+    assert given[0].epochs > 1
+    assert np.isclose(given[0].lr, 1e-3, atol=1.1e-3)
