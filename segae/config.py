@@ -187,7 +187,7 @@ class FinetuneConfig(_Training, FinetuneSettings):
     """Fine-tune a segmenter on labeled images: one epoch with the encoder frozen, then everything.
 
     Writes model.safetensors, log.csv, curves.png, sheet.png and metrics.json into the run folder. The test split is not
-    read: `segae evaluate` does that.
+    scored: `segae evaluate` does that.
     """
 
     MAIN = (
@@ -408,7 +408,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sample": {"labels": (0.05, 0.1, 0.25, 0.5, 1.0)},
     "full": {
         "labels": (0.01, 0.05, 0.1, 0.25, 0.5, 1.0),
-        # as many images as recipes/pretrain_pets.json sees
+        # as many images as recipes/pretrain_pets.yaml sees
         "pretrain": {"image_size": 224, "epochs": 1600, "batch_size": 256, "lr": 2e-3},
     },
     "smp": {

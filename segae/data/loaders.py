@@ -130,7 +130,7 @@ def make_loaders(
 
 def set_epoch(loader: DataLoader, epoch: int) -> None:
     """Choose the epoch of a loader's order and augmentation, before its first batch is asked for."""
-    for part in (_unwrapped(loader.dataset), loader.batch_sampler):
+    for part in (_unwrapped(loader.dataset), getattr(loader, "batch_sampler", None)):
         getattr(part, "set_epoch", lambda _: None)(epoch)
 
 

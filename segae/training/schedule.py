@@ -27,7 +27,7 @@ class FinetuneDefaults:
     lpft_head: bool = False  # whether the head starts as a linear discriminant of its inputs (arXiv 2202.10054)
 
 
-# Chosen on results/protocol_validation.csv; those of pseudo masks on fewer trials, see docs/training.md.
+# Chosen on results/finetune_defaults_validation.csv; those of pseudo masks on fewer trials, see docs/training.md.
 # fastai's own ratio (0.01 at the first layer) starves an encoder that comes from a short pretraining.
 _DEFAULTS: dict[str, FinetuneDefaults] = {
     "random": FinetuneDefaults(lr_ratio=1.0, bn_mode="train"),

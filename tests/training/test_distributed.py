@@ -50,7 +50,7 @@ def together(folder: Path, work: Callable[[], Any], world: int = 2) -> list[Any]
         except BaseException:
             (folder / f"{rank}.txt").write_text(traceback.format_exc())
 
-    processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(world)]
+    processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,), daemon=True) for rank in range(world)]
     for process in processes:
         process.start()
     for process in processes:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
+from fastai.data.core import DataLoaders
 from fastai.learner import AvgLoss, AvgSmoothLoss
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -127,7 +128,7 @@ def test_weight_decay_is_for_matrices_and_kernels_only():
         assert not torch.allclose(results["ours"][index], results[other][index], atol=1e-3)
 
 
-def test_the_recorded_losses_are_fastais_and_lr_find_works():
+def test_the_recorded_losses_are_fastais_and_lr_find_works(tmp_path):
     ours, theirs, kept = _SmoothLoss(beta=0.9), AvgSmoothLoss(beta=0.9), []
     ours.reset()
     theirs.reset()
@@ -140,8 +141,17 @@ def test_the_recorded_losses_are_fastais_and_lr_find_works():
     found = learner.validate()[0]
     vars(learner.recorder)["loss"] = AvgLoss()  # an assignment would warn
     assert found == learner.validate()[0] > 0
+    learner.path = tmp_path  # lr_find keeps the weights in a file meanwhile
     learner.lr_find(num_it=5, show_plot=False)
     assert len(learner.recorder.losses) >= 5
+
+
+def test_fastais_own_data_loaders_and_fine_tune_work():
+    dls = DataLoaders.from_dsets(pairs(8, 32), pairs(4, 32), bs=4, device=CPU)
+    learner = segmentation_learner(dls, Tiny(), num_classes=2)
+    with learner.no_bar(), learner.no_logging():
+        learner.fine_tune(1, freeze_epochs=1)
+    assert len(learner.recorder.losses) == 2
 
 
 # what the host waits for on a GPU: a value itself, or a result whose shape depends on values

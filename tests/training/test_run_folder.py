@@ -140,7 +140,7 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_else():
 def forked(work: Callable[[], None]) -> Any:
     """Start a process in which nothing is imported again; what is forked may not have threads."""
     with limit_threads(1):
-        process = multiprocessing.get_context("fork").Process(target=work)
+        process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
         process.start()
     return process
 
