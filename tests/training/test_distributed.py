@@ -50,7 +50,8 @@ def together(folder: Path, work: Callable[[], Any], world: int = 2) -> list[Any]
         except BaseException:
             (folder / f"{rank}.txt").write_text(traceback.format_exc())
 
-    processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,), daemon=True) for rank in range(world)]
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=run, args=(rank,), daemon=True) for rank in range(world)]
     for process in processes:
         process.start()
     for process in processes:
