@@ -117,22 +117,6 @@ class Denoise(ImageMethod):
         return Corrupted(add_noise(images, generator, self.sigma))
 
 
-@register_method("colorize")
-@dataclass(frozen=True)
-class Colorize(ImageMethod):
-    """Give the colors back to a gray image (arXiv 1603.08511).
-
-    Attributes:
-        target: See `ImageMethod`.
-    """
-
-    target: str = setting("pixels", choices=TARGETS)
-
-    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
-        """Remove the colors."""
-        return Corrupted(remove_color(images, generator, 1.0))
-
-
 @register_method("inpaint")
 @dataclass(frozen=True)
 class Inpaint(ImageMethod):
