@@ -176,6 +176,8 @@ class FinetuneSettings(Config):
     """Images per epoch, drawn with repetition if there are fewer. Default: each training image once."""
     loss: Literal["cross_entropy", "dice"] = "cross_entropy"
     """Cross-entropy of each pixel, or one minus the Dice score of each class over a batch."""
+    class_weights: tuple[float, ...] | None = number(None, 0, 1e6)
+    """Weight of each class in the cross-entropy, in the order of the classes. Default: all the same."""
     augment: bool = True
     """Augment the training images: flip, zoom, shift, rotate, brightness, contrast."""
     weight_decay: float = number(0.01, 0, 10)

@@ -1,6 +1,6 @@
 """fastai Learners for pretraining and segmentation, without host-device synchronization in the training loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -100,21 +100,28 @@ def segmentation_learner(
     seed: int = 0,
     accumulate: int = 1,
     loss: str = "cross_entropy",
+    class_weights: Sequence[float] | None = None,
     max_steps: int | None = None,
 ) -> Learner:
     """Make a fastai Learner that fine-tunes a segmenter.
 
     Batches are (image (B, C, H, W), mask (B, H, W) of class indices); the model has an ``encoder`` and returns logits
     (B, K, H, W). ``num_classes`` (K) is the model's where it is None, ``bn_mode`` is a ``BatchNormMode``, and ``loss``
-    "cross_entropy" or "dice" (``SoftDice``). Other arguments are as in ``pretraining_learner``. Run it with
-    ``segae.fit``; fastai's own ``fine_tune`` works too, with fastai's learning-rate ratio.
+    "cross_entropy", with ``class_weights`` (K,) where given, or "dice" (``SoftDice``). Other arguments are as in
+    ``pretraining_learner``. Run it with ``segae.fit``; fastai's own ``fine_tune`` works too, with fastai's
+    learning-rate ratio.
     """
     require_choice("bn_mode", bn_mode, get_args(BatchNormMode))
     num_classes = getattr(model, "num_classes", None) if num_classes is None else num_classes
     if num_classes is None:
         raise SegaeError("num_classes must be given for a model without num_classes, got None")
     require_choice("loss", loss, ("cross_entropy", "dice"))
-    criterion = SoftDice() if loss == "dice" else nn.CrossEntropyLoss()
+    weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32, device=dls.device)
+    if weights is not None and (loss == "dice" or len(weights) != num_classes or not weights.sum() > 0):
+        raise SegaeError(
+            f"class_weights must be {num_classes} numbers for cross_entropy, got {class_weights} for {loss}"
+        )
+    criterion = SoftDice() if loss == "dice" else nn.CrossEntropyLoss(weights)
     metrics = [MeanIoU(num_classes)] if len(dls.valid) else []
     shared = (weight_decay, precision, seed, bn_mode, accumulate, max_steps)
     return _make_learner(dls, model, criterion, [], shared, train_bn=bn_mode == "train", metrics=metrics)

@@ -154,6 +154,22 @@ def test_fastais_own_data_loaders_and_fine_tune_work():
     assert len(learner.recorder.losses) == 2
 
 
+def test_a_class_of_weight_zero_teaches_nothing_and_impossible_weights_are_refused():
+    loaders = make_loaders(Items(pairs(4, 16)), None, batch_size=2, device=CPU)
+    logits, mask = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randint(0, 3, (2, 8, 8))
+    loss = segmentation_learner(loaders, Tiny(), num_classes=3, class_weights=(1, 0, 2)).loss_func
+    loss(logits, mask).backward()
+    assert (logits.grad.abs().sum(1)[mask == 1] == 0).all()
+    assert (logits.grad.abs().sum(1)[mask != 1] > 0).all()
+    for settings in (
+        {"class_weights": (1, 2, 3)},
+        {"class_weights": (1, 1), "loss": "dice"},
+        {"class_weights": (0, 0)},
+    ):
+        with pytest.raises(SegaeError, match="class_weights"):
+            segmentation_learner(loaders, Tiny(), num_classes=2, **settings)
+
+
 # what the host waits for on a GPU: a value itself, or a result whose shape depends on values
 _VALUES = ("_local_scalar_dense", "equal", "nonzero", "masked_select")
 _SHAPES = ("bincount", "_unique2", "unique_dim", "unique_consecutive")
