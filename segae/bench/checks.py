@@ -33,12 +33,11 @@ def require_no_leak(dataset: SegmentationDataset, *, allow_near: bool = False) -
     """
     test = dataset.splits["test"].images
     found = find_duplicates(dataset.splits["train"].images, test)
-    shown = "; ".join(map(str, found[:_SHOWN]))
-    if exact := [one for one in found if one.exact]:
-        shown = "; ".join(map(str, exact[:_SHOWN]))
+    exact, touched = [one for one in found if one.exact], {one.of for one in found}
+    shown = "; ".join(map(str, (exact or found)[:_SHOWN]))
+    if exact:
         raise DataError(f"{len(exact)} training images are test images: {shown}. Put each picture into one split")
-    touched = {one.of for one in found}
-    if not touched:
+    if not found:
         return []
     message = f"{len(touched)} of {len(test)} test images look like training images: {shown}"
     if len(touched) > max(1, int(_MAX_NEAR * len(test))) and not allow_near:
@@ -51,10 +50,7 @@ def require_no_leak(dataset: SegmentationDataset, *, allow_near: bool = False) -
 
 
 def require_comparable(rows: pd.DataFrame) -> None:
-    """Check finished rows: each run once; same labeled images, size, loss, batches and epoch length for all variants.
-
-    Args:
-        rows: of one study, as ``segae.bench.results.read_rows`` gives them.
+    """Check rows of one study: each run once; same labeled images, size, loss, batches, epoch length for all variants.
 
     Raises:
         SegaeError: names the column that differs and where.

@@ -20,22 +20,15 @@ from segae.models import SMP_DECODERS, Weights, decoder_file, find_weights
 KINDS = ("frozen", "linear", "long")
 """What may follow an @: an encoder frozen in all epochs, a linear decoder on it, or four times the full epochs."""
 VALIDATION_FRACTION = 0.2  # of the training images, to choose settings on
-_ALL = {"labels": (1.0,)}
-_BASELINES = {
-    "weights": (
-        "random@long",
-        *(f"{start}@{kind}" for kind in ("frozen", "linear") for start in ("imagenet", "random+pseudo_masks")),
-    )
-}
+_BASELINES = tuple(f"{start}@{kind}" for kind in KINDS[:2] for start in ("imagenet", "random+pseudo_masks"))
 FURTHER_GRIDS: dict[str, tuple[dict[str, Any], ...]] = {
     "sample": (
-        {**_ALL, **_BASELINES},
-        {**_ALL, "schedules": ("1+12",)},
-        {**_ALL, "encoders": ("tf_efficientnet_lite2",)},
+        *({"weights": ("random@long", *_BASELINES)}, {"schedules": ("1+12",)}),
+        {"encoders": ("tf_efficientnet_lite2",)},
     ),
-    "full": ({**_ALL, **_BASELINES}, {**_ALL, "encoders": ("tf_efficientnet_lite2", "resnet34")}),
+    "full": ({"weights": ("random@long", *_BASELINES)}, {"encoders": ("tf_efficientnet_lite2", "resnet34")}),
 }
-"""Grids that a preset adds to its first one, unless one of its dimensions was changed."""
+"""Grids with all labels that a preset adds to its first one, unless one of its dimensions was changed."""
 _DIMENSIONS = ("encoders", "decoders", "schedules", "labels", "weights")  # the first varies slowest
 _DECIDING = ("precision", "max_steps", "accumulate")  # settings of the trainer that decide a result
 
@@ -83,12 +76,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Contents:
-    """Hashes of what the runs read, which stay the same when the folders move.
-
-    Attributes:
-        labeled: classes, mask values, and by split a hash of names, images and masks.
-        unlabeled: hash of the images that a pretraining sees; empty where there is none.
-    """
+    """What the runs read, which is the same wherever the folders are: classes, mask values, hashes of the images."""
 
     labeled: tuple[Any, ...] = ()
     unlabeled: str = ""
@@ -182,7 +170,7 @@ def _grids(config: BenchConfig) -> Iterator[BenchConfig]:
     usual = {one.name: one.default for one in fields(BenchConfig)} | PRESETS.get(config.preset, {})
     if all(getattr(config, name) == usual[name] for name in _DIMENSIONS):
         for further in FURTHER_GRIDS.get(config.preset, ()):
-            yield replace(config, **further)
+            yield replace(config, labels=(1.0,), **further)
 
 
 def _finetuning(

@@ -67,7 +67,6 @@ class Outcome:
 
 
 Job = Callable[[BenchConfig, Run, str], Outcome]
-"""Does the pretraining or the fine-tuning of a run on a device."""
 Submit = Callable[[int, Job, BenchConfig, Run], "Future[Outcome]"]
 """Starts a job in a slot."""
 
@@ -90,13 +89,11 @@ def benchmark(config: BenchConfig) -> BenchResult:
     _choose_shard(make_runs(config, dataset, Contents()), config.shard)  # refuses settings before images are read
     _finished(config, [])  # refuses another table before anything is trained
     contents, near = hash_contents(config, dataset), require_no_leak(dataset, allow_near=config.allow_near_duplicates)
-    lines = [{"dataset": dataset.name, "test_image": one.of.name, "looks_like": one.image.name} for one in near]
-    if lines:
-        near_csv = details_path(rows_csv, config.experiment, "near_duplicates")
-        merge_rows(near_csv, lines, key=("test_image", "looks_like"))
+    if near:
+        lines = [{"dataset": dataset.name, "test_image": one.of.name, "looks_like": one.image.name} for one in near]
+        merge_rows(details_path(rows_csv, config.experiment, "near_duplicates"), lines, key=tuple(lines[0]))
     name = f"{config.experiment}_validation"
-    changes: dict[str, Any] = {"split": "val", "experiment": name, "rows": rows_csv.with_name(f"{name}.csv")}
-    trials = replace(config, seeds=config.tune_seeds, **changes)
+    trials = replace(config, split="val", experiment=name, rows=rows_csv.with_name(f"{name}.csv"))
 
     def score(runs: Sequence[Run]) -> Mapping[str, float]:
         if failed := _run_all(trials, submit, runs):
@@ -114,8 +111,7 @@ def benchmark(config: BenchConfig) -> BenchResult:
         if config.preset == "smp":
             logger.info("%s", compare_with_published(found, len(dataset.splits["test"])))
         page = _write_report(config, found) if config.report and config.split == "test" else None
-        for line in _conclusion(found, config, page):
-            logger.info("%s", line)
+        logger.info("%s", _conclusion(found, config, page))
     if failed:
         raise SegaeError(_explain(failed, len(runs), Path(config.out) / "logs"))
     return BenchResult(found, page)
@@ -129,8 +125,8 @@ def _resolve(config: BenchConfig) -> BenchConfig:
     devices, trainer = config.devices or (config.trainer.device,), config.trainer
     jobs = config.jobs or len(devices)
     if jobs > 1 or config.engine == "ray":
-        workers = 0 if trainer.workers is None else trainer.workers
-        trainer = replace(trainer, threads=trainer.threads or max(cpu_count() // jobs, 1), workers=workers)
+        threads = trainer.threads or max(cpu_count() // jobs, 1)
+        trainer = replace(trainer, threads=threads, workers=trainer.workers or 0)
     return replace(config, **paths, devices=devices, jobs=jobs, trainer=trainer)
 
 
@@ -161,9 +157,11 @@ def _run_all(config: BenchConfig, submit: Submit, runs: Sequence[Run]) -> dict[s
     done, rows_csv = set(_finished(config, runs)["run_id"]), _rows_csv(config)
     missing = [run for run in runs if run.run_id not in done]
     logger.info("%d runs, %d of them finished; logs in %s", len(runs), len(done), Path(config.out) / "logs")
-    pretrainings = {run.pretrain_id: run for run in missing if run.pretrain is not None}
-    unfinished = [run for run in pretrainings.values() if read_metrics(pretrain_folder(config, run)) is None]
-    outcomes = _in_parallel(config, submit, _pretrain_job, unfinished, "pretrainings")
+    needed = {run.pretrain_id: run for run in missing if run.pretrain is not None}
+    needed = {
+        one: run for one, run in needed.items() if read_metrics(run_folder(config, run, pretraining=True)) is None
+    }
+    outcomes = _in_parallel(config, submit, _pretrain_job, list(needed.values()), "pretrainings")
     without = {run.pretrain_id: outcome for run, outcome in outcomes if outcome.failure}
     failed = {f"pretraining of {run.name}": without[run.pretrain_id] for run in missing if run.pretrain_id in without}
     missing = [run for run in missing if run.pretrain_id not in without]
@@ -192,13 +190,14 @@ def _in_parallel(
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             slot, run = running.pop(future)
             free.append(slot)
-            if error := future.exception():  # of loky or Ray; jobs raise none
-                text = f"its process was killed, perhaps because the memory was full: {str(error).strip()[-300:]}"
-            outcome = Outcome(failure=text) if error else future.result()
-            result = f"failed: {outcome.failure}"
-            if not outcome.failure:
+            error = future.exception()  # of loky or Ray; jobs raise none
+            killed = f"its process was killed, perhaps because the memory was full: {str(error).strip()[-300:]}"
+            outcome = Outcome(failure=killed) if error else future.result()
+            result = f"{outcome.seconds:.0f} s" + (f", mIoU {outcome.row['miou']:.3f}" if outcome.row else "")
+            if outcome.failure:
+                result = f"failed: {outcome.failure}"
+            else:
                 seconds[run.schedule].append(outcome.seconds)
-                result = f"{outcome.seconds:.0f} s" + (f", mIoU {outcome.row['miou']:.3f}" if outcome.row else "")
             left = [*waiting, *(run for _, run in running.values())]
             count = f"{len(runs) - len(left)} of {len(runs)} {what} done{_time_left(seconds, left, jobs)}"
             logger.info("%s: %s: %s", count, run.name, result)
@@ -253,14 +252,12 @@ def _in_processes(threads: str) -> Iterator[Submit]:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent has been killed, which could not end it."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+    """End this process soon after its parent was killed, which could not end it."""
+    if os.getppid() != parent:
         os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    timer = threading.Timer(1, _end_with, [parent])
+    timer.daemon = True
+    timer.start()
 
 
 def _on_cluster(config: BenchConfig) -> Iterator[Submit]:
@@ -288,18 +285,12 @@ def _on_cluster(config: BenchConfig) -> Iterator[Submit]:
             ray.shutdown()
 
 
-def pretrain_folder(config: BenchConfig, run: Run) -> Path:
-    """Run folder of the pretraining that a run needs."""
-    return Path(config.out) / f"pretrain-{_slug(run.variant.partition('@')[0])}-{run.pretrain_id}"
-
-
-def run_folder(config: BenchConfig, run: Run) -> Path:
-    """Run folder of a fine-tuning; its name ends with the run's id."""
-    return Path(config.out) / f"{config.split}-{_slug(run.variant)}-{run.run_id}"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", Path(text).name).strip("-")[:60]
+def run_folder(config: BenchConfig, run: Run, *, pretraining: bool = False) -> Path:
+    """Run folder of a fine-tuning, or of the pretraining that it needs; the name ends with its id."""
+    if pretraining:
+        return Path(config.out) / f"pretrain-{(run.pretrain or {})['method'].name}-{run.pretrain_id}"
+    variant = re.sub(r"[^A-Za-z0-9]+", "-", Path(run.variant).name).strip("-")[:60]
+    return Path(config.out) / f"{config.split}-{variant}-{run.run_id}"
 
 
 def _pretrain_job(config: BenchConfig, run: Run, device: str) -> Outcome:
@@ -312,7 +303,7 @@ def _pretrain_job(config: BenchConfig, run: Run, device: str) -> Outcome:
             pretrain(**settings, out=folder, trainer=trainer, resume=True)
         return Outcome()
 
-    return _attempt(config, pretrain_folder(config, run), work)
+    return _attempt(config, run_folder(config, run, pretraining=True), work)
 
 
 def _finetune_job(config: BenchConfig, run: Run, device: str) -> Outcome:
@@ -321,7 +312,7 @@ def _finetune_job(config: BenchConfig, run: Run, device: str) -> Outcome:
     def work(folder: Path) -> Outcome:
         pretraining, weights, test = {}, run.weights, config.split == "test"
         if run.pretrain is not None:
-            source = pretrain_folder(config, run)
+            source = run_folder(config, run, pretraining=True)
             pretraining, weights = read_metrics(source) or {}, str(source / "encoder.safetensors")
         trainer = replace(config.trainer, device=device, seed=run.seed)
         validation = folder / "validation.json"
@@ -368,14 +359,15 @@ def _attempt(config: BenchConfig, folder: Path, work: Callable[[Path], Outcome])
 def _output_to(log: Path) -> Iterator[None]:
     """Send prints, warnings and log messages of this process to a file."""
     handler = logging.FileHandler(log)
-    before = logger.handlers[:], logger.level, logger.propagate
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
     try:
         with log.open("a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             yield
     finally:
-        logger.handlers, logger.level, logger.propagate = before
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
         handler.close()
 
 
@@ -407,7 +399,7 @@ def _write_report(config: BenchConfig, found: pd.DataFrame) -> Path:
         return write_report(found, page, per_image=read_details(rows_csv, config.experiment, "per_image"))
 
 
-def _conclusion(rows: pd.DataFrame, config: BenchConfig, page: Path | None) -> list[str]:
+def _conclusion(rows: pd.DataFrame, config: BenchConfig, page: Path | None) -> str:
     """Three lines: what to start from and how much it brings, where the report is, what to type next."""
     section = compare_rows(rows, read_details(_rows_csv(config), config.experiment, "per_image"))[0]
     gains, first = section.at(section.budgets[0]).dropna(subset=["gain_low"]), verdict(section)
@@ -416,7 +408,7 @@ def _conclusion(rows: pd.DataFrame, config: BenchConfig, page: Path | None) -> l
         interval = f"{best['gain']:+.3f} ({best['gain_low']:+.3f} to {best['gain_high']:+.3f}, 95 %)"
         first += f" Largest gain: {best['name']} over {best['start']}, {interval}."
     where = f"Report: {page.as_uri()}" if page else f"Rows: {_rows_csv(config)}"
-    return [first, where, f"Next: {next_steps(section)[0][1]}"]
+    return "\n".join([first, where, f"Next: {next_steps(section)[0][1]}"])
 
 
 def _explain(failed: Mapping[str, Outcome], runs: int, logs: Path) -> str:

@@ -41,7 +41,7 @@ def tune(
     Candidates are tried with the largest label budget and the first schedule of each; of equals the first is taken.
 
     Args:
-        config: of the search: its split is ``val``, its seeds are those of each candidate.
+        config: of the search: its split is ``val``, and ``tune_seeds`` is the number of seeds of each candidate.
         dataset: the labeled images.
         contents: their hashes.
         candidates: values by setting.
@@ -49,8 +49,9 @@ def tune(
     """
     trials: dict[Place, dict[tuple[Any, ...], list[Run]]] = defaultdict(dict)
     for values in itertools.product(*candidates.values()):
-        tried = replace(config.finetune, **dict(zip(candidates, values, strict=True)))
-        for place, runs in _deciding_runs(make_runs(replace(config, finetune=tried), dataset, contents)).items():
+        finetune = replace(config.finetune, **dict(zip(candidates, values, strict=True)))
+        tried = replace(config, finetune=finetune, seeds=config.tune_seeds)
+        for place, runs in _deciding_runs(make_runs(tried, dataset, contents)).items():
             trials[place][values] = runs
     scores = score([run for one in trials.values() for runs in one.values() for run in runs])
     chosen = {}
@@ -63,13 +64,11 @@ def tune(
 
 def _deciding_runs(runs: Sequence[Run]) -> dict[Place, list[Run]]:
     """Of each place the runs with its first schedule and its largest label budget, one per seed."""
-    found: dict[Place, list[Run]] = {}
-    for run in runs:
-        best, labels = found.setdefault(run.place, [run])[0], run.finetune["labels"] or math.inf  # None is all
-        if run.schedule == best.schedule and labels > (best.finetune["labels"] or math.inf):
-            found[run.place] = [run]
-        elif run is not best and (run.schedule, run.finetune["labels"]) == (best.schedule, best.finetune["labels"]):
-            found[run.place].append(run)
+    found = {}
+    for place in dict.fromkeys(run.place for run in runs):
+        mine = [run for run in runs if run.place == place]
+        labels = {run.run_id: run.finetune["labels"] or math.inf for run in mine if run.schedule == mine[0].schedule}
+        found[place] = [run for run in mine if labels.get(run.run_id) == max(labels.values())]
     return found
 
 
