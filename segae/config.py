@@ -404,8 +404,9 @@ _SMP = {  # lr: the full epochs peak at half of it; warmup: one or two steps, th
 PRESETS: dict[str, dict[str, Any]] = {
     "own": {},
     "quick": {
-        **{"weights": ("random", "imagenet", "random+pseudo_masks+decoder"), "labels": (0.25, 1.0)},
-        **{"finetune": {"image_size": 64}, "pretrain": {"image_size": 64, "epochs": 3}},
+        "weights": ("random", "imagenet", "random+pseudo_masks+decoder", "pets_pseudo_masks+decoder"),
+        **{"labels": (0.5,), "pretrain_seed": 0, "pretrain": {"image_size": 64, "epochs": 3, "batch_size": 16}},
+        "finetune": {"image_size": 64, "batch_size": 8, "epoch_images": 120},
     },
     "sample": {"labels": (0.05, 0.1, 0.25, 0.5, 1.0)},
     "full": {
