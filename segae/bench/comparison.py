@@ -29,6 +29,7 @@ _SECTION = ("dataset", "split", "encoder", "image_size", "loss")
 _SCHEDULE = ("decoder", "freeze_epochs", "epochs")
 _VARIANT = ("weights", "method", "transfer", "finetuning", "labels", *_SCHEDULE, *SETTINGS, *_JSON)
 _KINDS = {"": "", "frozen": ", frozen", "linear": ", linear head", "longer": ", {epochs} epochs"}
+_LONGEST_VALUE = 22  # characters of a setting in a name
 _NUMBERS = ("gain", "gain_low", "gain_high", "p", "effect")
 
 
@@ -153,13 +154,20 @@ def _named(members: Sequence[tuple[str, pd.DataFrame]]) -> list[Variant]:
     for one, mine in zip(plain, settings, strict=True):
         alike = [other for twin, other in zip(plain, settings, strict=True) if twin.name == one.name]
         differing = [key for key in mine if len({other.get(key) for other in alike}) > 1]
-        suffix = ", ".join(f"{key} {mine[key]}" for key in differing[:3])
+        # as few settings as tell them apart
+        rivals = {tuple(other.get(key) for key in differing) for other in alike}
+        count = next((n for n in range(len(differing)) if len({rival[:n] for rival in rivals}) == len(rivals)), 3)
+        suffix = ", ".join(f"{key} {_short(mine[key])}" for key in differing[: count or 1])
         variants.append(replace(one, name=f"{one.name} [{suffix}]" if suffix else one.name))
     starts = [(one.first["weights"], one.labels) for one in variants if one.is_start]
     if len(set(starts)) < len(starts):
         names = ", ".join(f"{one.name} with {one.labels} labels" for one in variants if one.is_start)
         raise SegaeError(f"rows must have one variant of each start weights to compare with, got {names}")
     return sorted(variants, key=lambda one: (one.labels, one.rank))
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= _LONGEST_VALUE else f"{value[: _LONGEST_VALUE - 1]}…"
 
 
 def variant_name(row: Mapping[str, Any] | pd.Series, kind: str = "") -> str:
