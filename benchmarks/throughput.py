@@ -106,6 +106,7 @@ def segae_epoch(
     info = model.info.encoder
     dataset = CachedPairDataset(images, masks, train_transform(size, info.mean, info.std), seed=0)
     learner = segmentation_learner(make_loaders(dataset, None, batch_size=batch, device=device), model)
+    learner.create_opt()
     phases = freeze_finetune_phases(0, 1)
     resident = [part.to(device) for part in next(iter(learner.dls.train))]
     resident[0] = resident[0].contiguous(memory_format=torch.channels_last)

@@ -272,7 +272,7 @@ def _on_cluster(config: BenchConfig) -> Iterator[Submit]:
     how |= {} if config.address else {"num_cpus": (config.jobs or 1) * threads, "include_dashboard": False}
     try:
         ray.init(config.address or "local", ignore_reinit_error=True, **how)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of many kinds
         raise SegaeError(f"address must be that of a running Ray cluster, got {config.address}: {error}") from error
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(device != "cpu" and any("GPU" in one for one in machines))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import segae
 from segae._settings import make_config
 from segae.bench import runner
-from segae.bench.grid import Contents, Run
+from segae.bench.grid import Contents
 from segae.bench.results import read_rows
 from segae.bench.tuning import read_candidates, tune
 from segae.config import BenchConfig
@@ -22,17 +20,15 @@ from tests.fabricate import make_pets
 
 
 @pytest.fixture(scope="module")
-def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pets(tmp_path_factory):
     return make_pets(tmp_path_factory.mktemp("data") / "pets", 10, 2)
 
 
-def choose(
-    pets: Path, texts: Sequence[str], best: Callable[[Run], float], **settings: Any
-) -> tuple[dict[str, dict[str, Any]], list[Run]]:
+def choose(pets, texts, best, **settings):
     """Tune with made-up scores, higher where the learning rate is nearer to the best: choices by variant, trials."""
-    trials: list[Run] = []
+    trials = []
 
-    def score(runs: Sequence[Run]) -> Mapping[str, float]:
+    def score(runs):
         trials.extend(runs)
         return {run.run_id: -abs(run.finetune["lr"] - best(run)) for run in runs}
 
@@ -44,13 +40,13 @@ def choose(
 @pytest.mark.parametrize(
     "texts", [["lr"], ["lr="], ["lr=fast"], ["speed=1"], ["bn_mode=maybe"], ["recalibrate=2"], ["lr=1", "lr=2"]]
 )
-def test_candidates_that_cannot_be_read_are_refused(texts: list[str]) -> None:
+def test_candidates_that_cannot_be_read_are_refused(texts):
     assert read_candidates(["lr-ratio=1, 0.1", "recalibrate=True"]) == {"lr_ratio": (1.0, 0.1), "recalibrate": (True,)}
     with pytest.raises(SegaeError, match=f"tune must .*{texts[-1]}"):
         read_candidates(texts)
 
 
-def test_every_variant_gets_the_same_candidates_and_its_own_best(pets: Path) -> None:
+def test_every_variant_gets_the_same_candidates_and_its_own_best(pets):
     rates = {"random": 0.001, "random+denoise": 0.01}
     grid = {"weights": list(rates), "labels": [2, 1.0, 0.5], "schedules": ["1+3", "1+6"], "tune_seeds": 2}
     texts = ["lr=0.001,0.01", "bn_mode=train,strict"]
@@ -64,16 +60,14 @@ def test_every_variant_gets_the_same_candidates_and_its_own_best(pets: Path) -> 
         choose(pets, ["lr=-1"], lambda run: 0.1)
 
 
-def test_the_baselines_of_a_preset_are_tuned_too(pets: Path) -> None:
+def test_the_baselines_of_a_preset_are_tuned_too(pets):
     chosen, trials = choose(pets, ["lr=0.001,0.01"], lambda run: 0.01, preset="sample")
     assert {"random@long", "imagenet@linear"} <= set(chosen)
     assert {run.finetune["encoder"] for run in trials} == {"tf_efficientnet_lite0", "tf_efficientnet_lite2"}
 
 
-def test_the_better_candidate_is_taken_and_the_test_split_is_scored_once(
-    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scored: list[str] = []
+def test_the_better_candidate_is_taken_and_the_test_split_is_scored_once(pets, tmp_path, monkeypatch):
+    scored = []
     evaluate = runner.evaluate
     monkeypatch.setattr(
         runner, "evaluate", lambda model, *a, **k: scored.append(str(model)) or evaluate(model, *a, **k)
@@ -82,7 +76,7 @@ def test_the_better_candidate_is_taken_and_the_test_split_is_scored_once(
         module = importlib.import_module(f"segae.commands.{verb}")
         monkeypatch.setattr(module, "segmentation_sheet", lambda *_, **__: None)
     out = tmp_path / "out"
-    how: dict[str, Any] = {"out": out, "weights": "random", "labels": 1.0, "seeds": 1, "encoders": "test_resnet"}
+    how = {"out": out, "weights": "random", "labels": 1.0, "seeds": 1, "encoders": "test_resnet"}
     how |= {"schedules": "0+2", "finetune": {"image_size": 64, "batch_size": 4}, "tune": "lr=0.000001,0.01"}
     how |= {"device": "cpu", "threads": 1, "report": False}
     result = segae.benchmark(pets, **how)
