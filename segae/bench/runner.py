@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import socket
 import statistics
 import threading
 import time
@@ -267,13 +268,17 @@ def _on_cluster(config: BenchConfig) -> Iterator[Submit]:
     except ImportError as error:
         raise SegaeError("engine must be local without the package ray (pip install 'segae[ray]'), got ray") from error
     device, threads, ours = config.devices[0], config.trainer.threads or 1, not ray.is_initialized()
+    address = config.address or "local"
     env = {"PYTHONWARNINGS": "ignore", "SEGAE_CACHE": str(cache_dir().absolute())}  # workers start in another folder
     how: dict[str, Any] = {"runtime_env": {"env_vars": env}, "log_to_driver": False, "logging_level": "warning"}
     how |= {} if config.address else {"num_cpus": (config.jobs or 1) * threads, "include_dashboard": False}
     try:
-        ray.init(config.address or "local", ignore_reinit_error=True, **how)
+        if ":" in address:  # Ray itself would try for five minutes
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        ray.init(address, ignore_reinit_error=True, **how)
     except Exception as error:  # of many kinds
-        raise SegaeError(f"address must be that of a running Ray cluster, got {config.address}: {error}") from error
+        raise SegaeError(f"address must be that of a running Ray cluster, got {address}: {error}") from error
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(device != "cpu" and any("GPU" in one for one in machines))
     cores = max(one.get("CPU", 1) for one in machines if one.get("GPU", 0) >= gpus)  # for more it would wait for ever

@@ -226,5 +226,7 @@ def test_a_killed_benchmark_leaves_no_process_and_ends_with_the_same_rows(pets, 
 @pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_rows(pets, tmp_path, finished):
     pytest.importorskip("ray")
+    with pytest.raises(SegaeError, match=r"address must .*127\.0\.0\.1:1"):
+        segae.benchmark(pets, out=tmp_path, engine="ray", address="127.0.0.1:1", **TINY)
     segae.benchmark(pets, out=tmp_path, jobs=2, engine="ray", **TINY)
     require_same(tmp_path, finished[0])

@@ -117,7 +117,7 @@ def test_presets_and_nested_settings_of_a_benchmark(folder: Path) -> None:
     smp = make_config(BenchConfig, folder, preset="smp", finetune={"lr": 0.01})
     assert (smp.finetune.lr, smp.finetune.loss, smp.decoders) == (0.01, "dice", ("fpn",))
     quick = make_config(BenchConfig, preset="quick", labels=[8])
-    assert (quick.labels, quick.pretrain.epochs, quick.pretrain.batch_size) == ((8,), 3, 32)
+    assert (quick.labels, quick.pretrain.epochs, quick.pretrain.lr) == ((8,), 3, None)
     with pytest.raises(segae.DataError, match="data must be .*preset is own, got none"):
         make_config(BenchConfig)
     for name in config.PRESETS:
