@@ -192,7 +192,8 @@ def _in_parallel(
             slot, run = running.pop(future)
             free.append(slot)
             error = future.exception()  # of loky or Ray; jobs raise none
-            killed = f"its process was killed, perhaps because the memory was full: {str(error).strip()[-300:]}"
+            code = re.search(r"\{.*\}", str(error)) or [str(error)[:200]]
+            killed = f"its process was killed, perhaps because the memory was full: {code[0]}"
             outcome = Outcome(failure=killed) if error else future.result()
             result = f"{outcome.seconds:.0f} s" + (f", mIoU {outcome.row['miou']:.3f}" if outcome.row else "")
             if outcome.failure:
