@@ -388,7 +388,7 @@ class ReportConfig(Config):
 class DownloadConfig(Config):
     """Download a data set: pets is Oxford-IIIT Pets, 7,349 images with masks, about 800 MB.
 
-    Continues after an interruption and verifies checksums.
+    Verifies checksums. Archives that arrived whole are kept, so that a repeated command goes on with the next one.
     """
 
     name: Literal["pets"] = field(default="pets", kw_only=False)

@@ -20,7 +20,7 @@ def download(config: DownloadConfig) -> Path:
         Its folder.
 
     Raises:
-        SegaeError: no connection, a wrong checksum, or a full disk; a broken transfer continues where it stopped.
+        SegaeError: no connection, a wrong checksum, or a full disk. Archives that arrived whole are kept.
 
     Example:
         >>> pets = download("pets", root="data/pets")  # doctest: +SKIP

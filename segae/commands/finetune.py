@@ -56,7 +56,8 @@ class FinetuneResult:
         model: the trained segmenter, as after the last epoch.
         path: model.safetensors in the run folder.
         log: one row per epoch.
-        scores: of the validation images; None where there are none. The test split is never read.
+        scores: of the validation images; None where there are none. Test images are neither trained on nor
+            scored; only their masks are checked.
     """
 
     model: models.Segmenter
