@@ -25,7 +25,7 @@ SETTINGS = (
     *(f"pretrain_{name}" for name in ("dataset", "epochs", "image_size", "batch_size", "lr", "decoder")),
 )
 _JSON = ("method_args", "pretrain_settings")
-_SECTION = ("dataset", "split", "encoder", "image_size", "loss")
+_SECTION = ("dataset", "split", "encoder", "image_size", "loss", "augment", "finetune_settings")
 _SCHEDULE = ("decoder", "freeze_epochs", "epochs")
 _VARIANT = ("weights", "method", "transfer", "finetuning", "labels", *_SCHEDULE, *SETTINGS, *_JSON)
 _KINDS = {"": "", "frozen": ", frozen", "linear": ", linear head", "longer": ", {epochs} epochs"}
@@ -157,7 +157,8 @@ def _named(members: Sequence[tuple[str, pd.DataFrame]]) -> list[Variant]:
         # as few settings as tell them apart
         rivals = {tuple(other.get(key) for key in differing) for other in alike}
         count = next((n for n in range(len(differing)) if len({rival[:n] for rival in rivals}) == len(rivals)), 3)
-        suffix = ", ".join(f"{key} {_short(mine[key])}" for key in differing[: count or 1])
+        shown = {key: "on" if key == "pretrain dataset" else key for key in differing[: count or 1]}
+        suffix = ", ".join(f"{word} {_short(mine[key])}" for key, word in shown.items())
         variants.append(replace(one, name=f"{one.name} [{suffix}]" if suffix else one.name))
     starts = [(one.first["weights"], one.labels) for one in variants if one.is_start]
     if len(set(starts)) < len(starts):
@@ -200,7 +201,7 @@ def parse_json(text: str) -> dict[str, Any]:
     try:
         return dict(json.loads(text or "{}"))
     except (ValueError, TypeError) as error:
-        raise DataError(f"method_args and pretrain_settings must be JSON objects, got {text!r}") from error
+        raise DataError(f"method_args and the columns of settings must be JSON objects, got {text!r}") from error
 
 
 def compare_variants(variants: Sequence[Variant], per_image: pd.DataFrame | None = None) -> Section:

@@ -174,6 +174,9 @@ def _page(
     drawn = plain[0].first["epoch_images"]
     parts += [f"{first['freeze_epochs']} frozen + {first['epochs']} full epochs"]
     parts[-1] += f" of {drawn:,.0f} images" if drawn > largest else ""
+    parts += [f"{first['loss']} loss"] if first["loss"] != "cross_entropy" else []
+    parts += ["no augmentation"] if first["augment"] == "0" else []
+    parts += [f"{name} {value}" for name, value in parse_json(first["finetune_settings"]).items()]
     matrices = {} if confusion is None else {name: _confusion_table(confusion, ids) for name, ids in runs.items()}
     return {
         "title": ", ".join(parts),

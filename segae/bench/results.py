@@ -24,7 +24,8 @@ COLUMNS = (
     *("experiment", "dataset", "split", "labels", "label_fraction", "label_subset", "encoder", "decoder"),
     *("weights", "weights_source", "method", "method_args", "method_family", "transfer", "finetuning"),
     *("image_size", "freeze_epochs", "epochs", "epoch_images", "steps", "batch_size", "loss", "augment"),
-    *("lr", "lr_ratio", "bn_mode", "warmup", "recalibrate", "lpft_head", "precision", "seed", *_SCORES),
+    *("lr", "lr_ratio", "bn_mode", "warmup", "recalibrate", "lpft_head", "precision", "seed"),
+    *("finetune_settings", *_SCORES),
     *("pretrain_dataset", "pretrain_images", "pretrain_images_seen", "pretrain_epochs", "pretrain_image_size"),
     *("pretrain_batch_size", "pretrain_lr", "pretrain_decoder", "pretrain_settings", "pretrain_seed"),
     *("pretrain_seconds", "pretrain_energy_wh", "pretrain_commit"),
@@ -32,15 +33,15 @@ COLUMNS = (
 )
 """Columns of a segmentation row; one ``iou_<class>`` per class follows.
 
-An empty ``epoch_images`` is each labeled image once; ``method_args`` and ``pretrain_settings`` are JSON, the latter
-of what differs from the defaults; ``label_subset`` is a hash of the names of the training images.
+An empty ``epoch_images`` is each labeled image once; ``method_args`` and the columns of settings are JSON, the latter
+of what has no column and differs from the defaults; ``label_subset`` is a hash of the names of the training images.
 """
 DETAILS = ("per_image", "confusion", "curves")
 """Tables of :func:`details_path`, several lines per run, keyed by run_id."""
 
 _TEXTS = ("experiment", "dataset", "encoder", "decoder", "weights", "run_id")
 _INTEGERS = ("labels", "epochs", "seed", "freeze_epochs")
-_ABSENT = {"split": "test", "transfer": "encoder", "finetuning": "supervised", "freeze_epochs": "0"}
+_ABSENT = {"split": "test", "transfer": "encoder", "finetuning": "supervised", "freeze_epochs": "0", "augment": "1"}
 _NUMBERS = (
     *("image_size", "label_fraction", "epoch_images", "steps", "batch_size", "lr", "lr_ratio", "warmup"),
     *("pretrain_images", "pretrain_images_seen", "pretrain_epochs", "pretrain_image_size", "pretrain_batch_size"),

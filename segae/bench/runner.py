@@ -15,7 +15,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from segae.bench.results import COLUMNS, collect_details, details_path, merge_ro
 from segae.bench.tuning import read_candidates, tune
 from segae.commands import download, evaluate, finetune, pretrain
 from segae.commands._data import takes_settings_of
-from segae.config import BenchConfig
+from segae.config import BenchConfig, FinetuneSettings
 from segae.data import PETS_CLASSES, drawn_pets, open_dataset
 from segae.errors import SegaeError
 from segae.evaluation import SegmentationScores
@@ -87,7 +87,7 @@ def benchmark(config: BenchConfig) -> BenchResult:
     config = _resolve(config)
     rows_csv, candidates = _rows_csv(config), read_candidates(config.tune)
     dataset = open_dataset(Path(str(config.data)), classes=config.classes, merge=config.merge)
-    _choose_shard(make_runs(config, dataset, Contents()), config.shard)  # refuses settings before images are read
+    make_runs(config, dataset, Contents())  # refuses settings before images are read
     _finished(config, [])  # refuses another table before anything is trained
     contents, near = hash_contents(config, dataset), require_no_leak(dataset, allow_near=config.allow_near_duplicates)
     if near:
@@ -132,10 +132,7 @@ def _resolve(config: BenchConfig) -> BenchConfig:
 
 
 def _choose_shard(runs: Sequence[Run], shard: str | None) -> Sequence[Run]:
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard or "1/1")
-    part, parts = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= part <= parts:
-        raise SegaeError(f"shard must be part/parts, such as 1/4, got {shard!r}")
+    part, parts = map(int, (shard or "1/1").split("/"))
     return runs[part - 1 :: parts]
 
 
@@ -382,6 +379,9 @@ def make_row(run: Mapping[str, Any], scores: Mapping[str, Any], pretraining: Map
     row = {name: "" if run.get(name) in (None, {}) else run[name] for name in COLUMNS}
     family = create_method(run["method"]).family if run["method"] in method_names() else ""
     row |= {"label_subset": run["split_hash"], "method_family": family, "finetuning": "supervised"}
+    usual = {one.name: one.default for one in fields(FinetuneSettings) if one.name not in COLUMNS}
+    changed = {name: run[name] for name, default in usual.items() if run.get(name, default) != default}
+    row |= {"finetune_settings": changed or ""}
     return {**row, **{f"pretrain_{name}": pretraining.get(name) for name in ("seconds", "energy_wh")}, **scores}
 
 

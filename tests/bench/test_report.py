@@ -131,6 +131,24 @@ def test_the_page_opens_with_one_verdict_one_figure_and_one_table(study):
     assert all(len(attrs["alt"]) > 20 for _, attrs in page.images)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"loss": "dice"}, "dice loss"),
+        ({"augment": False}, "no augmentation"),
+        ({"finetune_settings": {"weight_decay": 0.1}}, "weight_decay 0.1"),
+    ],
+)
+def test_rows_of_other_settings_of_fine_tuning_are_a_section_of_their_own(tmp_path, change, said):
+    few = {"seeds": 2, "budgets": (300,), "counts": False}
+    usual, other = (read_rows(fabricate(tmp_path / name, **few, **how)) for name, how in (("a", {}), ("b", change)))
+    rows = pd.concat([usual, other.assign(run_id="b" + other["run_id"])], ignore_index=True)
+    assert len(compare_rows(rows)) == 2
+    titles = Page(write_report(rows, tmp_path / "page.html")).text
+    assert titles.count("test_resnet, unet, 64 px") == 2
+    assert titles.count(said) == 1
+
+
 def test_verdict_table_and_comparison_table_agree(study):
     rows, page = read_rows(study), Page(study.with_suffix(".html"))
     (section,) = compare_rows(rows, read_details(study, "bench", "per_image"))

@@ -27,7 +27,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 COST = ["seconds", "peak_memory_mb", "date", "pretrain_seconds", "commit", "pretrain_commit"]
 TINY = {
     **{"weights": ["random", "random+pseudo_masks+decoder"], "labels": 0.5, "seeds": 2, "encoders": "test_resnet"},
-    **{"schedules": "0+1", "finetune": {"image_size": 64, "batch_size": 4}, "device": "cpu", "threads": 1},
+    **{"schedules": "0+1", "device": "cpu", "threads": 1},
+    "finetune": {"image_size": 64, "batch_size": 4, "weight_decay": 0.02},
     "pretrain": {"image_size": 64, "epochs": 1, "batch_size": 8},
 }
 
@@ -100,6 +101,7 @@ def test_every_run_is_a_row_that_says_what_was_done(finished):
     same = {"dataset": "pets", "split": "test", "labels": 6, "label_fraction": 0.5, "epoch_images": 12, "steps": 3}
     same |= {"encoder": "test_resnet", "decoder": "unet", "image_size": 64, "freeze_epochs": 0, "epochs": 1}
     same |= {"batch_size": 4, "loss": "cross_entropy", "augment": "1", "weights": "random", "finetuning": "supervised"}
+    same |= {"finetune_settings": '{"weight_decay": 0.02}'}
     assert (rows[list(same)] == pd.Series(same)).all(axis=None)
     assert list(rows.groupby("seed")["label_subset"].nunique()) == [1, 1]
     plain, pretrained = rows.iloc[0], rows.iloc[2]
