@@ -111,75 +111,73 @@ def cache_pairs(
 
 def content_hashes(paths: Sequence[Path]) -> list[str]:
     """Hash the content of each file: 32 hexadecimal digits, or a text with spaces that says why there is no hash."""
-    return remember_facts("blake2b", paths, _content_hash, is_final=lambda fact: " " not in fact)
+    return list(remember_facts("blake2b", paths, _content_hash, is_final=lambda fact: " " not in fact))
 
 
 def remember_facts(
     kind: str, paths: Sequence[Path], compute: Callable[[Path], Any], is_final: Callable[[Any], bool] = bool
-) -> list[Any]:
-    """Look up a fact about each file, and compute it for files that are new or have changed.
+) -> Iterator[Any]:
+    """Look up a fact about each file, and compute it for files that are new or have changed; one after the other.
 
     A fact is remembered under the file's path, size, times of change in nanoseconds and inode, so that a file which
     was replaced by one of the same size and modification time is noticed.
 
     Args:
         kind: name of the fact; another meaning needs another name.
-        paths: the files; the facts are returned in their order.
+        paths: the files; the facts come in their order.
         compute: path to fact, which JSON can hold; called in threads; its exceptions are passed on.
         is_final: whether a fact may be remembered.
     """
-    index, packed = cache_dir() / "facts.sqlite", PathList.of(paths)
+    index, packed, done = cache_dir() / "facts.sqlite", PathList.of(paths), 0
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
-        return _remember(index, kind, packed, compute, is_final)
+        for fact in _remember(index, kind, packed, compute, is_final):
+            done += 1
+            yield fact
     except (OSError, sqlite3.Error) as error:  # the index only saves time, so nothing stops without it
         logger.debug("%s cannot be used: %s", index, error)
         if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):  # damaged
             index.unlink(missing_ok=True)
-        return _remember(":memory:", kind, packed, compute, is_final)
+        yield from _remember(":memory:", kind, packed[done:], compute, is_final)
 
 
 def _remember(
     index: Path | str, kind: str, paths: PathList, compute: Callable[[Path], Any], is_final: Callable[[Any], bool]
-) -> list[Any]:
+) -> Iterator[Any]:
     here, now = Path.cwd(), time.time_ns()
-    facts: list[Any] = [None] * len(paths)
-    absent: list[tuple[int, str | None]] = []
-    with closing(sqlite3.connect(index, timeout=60)) as table:
+    with closing(sqlite3.connect(index, timeout=60)) as table, _progress("Reading files", len(paths)) as bar:
         table.execute("CREATE TABLE IF NOT EXISTS facts (kind, path, stamp, fact, PRIMARY KEY (kind, path))")
-        for place, path in enumerate(paths):
-            stamp = _stamp(path, now)
-            key = (kind, os.fsencode(here / path), stamp)
-            row = table.execute("SELECT fact FROM facts WHERE kind = ? AND path = ? AND stamp = ?", key).fetchone()
-            if row:
-                facts[place] = json.loads(row[0])
-            else:
-                absent.append((place, stamp))
-        computed = map_in_threads(lambda task: compute(paths[task[0]]), absent, "Reading files")
-        for start in range(0, len(absent), _MANY):
-            rows = []
-            for (place, stamp), fact in zip(absent[start : start + _MANY], computed, strict=False):
+        for start in range(0, len(paths), _MANY):
+            part = paths[start : start + _MANY]
+            keys = [(kind, os.fsencode(here / path), _stamp(path, now)) for path in part]
+            find = "SELECT fact FROM facts WHERE kind = ? AND path = ? AND stamp = ?"
+            found = [table.execute(find, key).fetchone() for key in keys]
+            facts = [None if row is None else json.loads(row[0]) for row in found]
+            bar.update(len(part) - found.count(None))
+            absent = [place for place, row in enumerate(found) if row is None]
+            for place, fact in zip(absent, map_in_threads(compute, part.take(absent), bar), strict=True):
                 facts[place] = fact
-                if stamp is not None and is_final(fact):
-                    rows.append((kind, os.fsencode(here / paths[place]), stamp, json.dumps(fact)))
+            new = [place for place in absent if keys[place][2] is not None and is_final(facts[place])]
             with table:
+                rows = ((*keys[place], json.dumps(facts[place])) for place in new)
                 table.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?)", rows)
-    return facts
+            yield from facts
 
 
-def map_in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], progress: str = "") -> Iterator[Result]:
+def map_in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], bar: tqdm) -> Iterator[Result]:
     """Apply a function in threads (decoding and hashing release the GIL); results come in the order of the tasks.
 
-    Tasks are handed out in batches, so that results never pile up. ``progress`` is the title of a bar on a terminal.
+    Tasks are handed out in batches, so that results never pile up.
     """
-    with (
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(tasks), desc=progress, leave=False, disable=None if progress else True) as bar,
-    ):
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(tasks), _BATCH):
             for result in pool.map(function, tasks[start : start + _BATCH]):
                 bar.update()
                 yield result
+
+
+def _progress(title: str, total: int) -> tqdm:
+    return tqdm(total=total, desc=title, leave=False, disable=None)  # shown on a terminal only
 
 
 def _content_hash(path: Path) -> str:
@@ -295,7 +293,8 @@ def _build(
             with ExitStack() as stack:
                 # plain writes, not a memory map: on a full disk a store to a map kills the process
                 outputs = {name: stack.enter_context((partial / name).open("wb")) for name in shapes}
-                for result in map_in_threads(attempt, range(count), "Decoding images"):
+                bar = stack.enter_context(_progress("Decoding images", count))
+                for result in map_in_threads(attempt, range(count), bar):
                     if isinstance(result, _Failure):
                         failures.append(result)
                         continue

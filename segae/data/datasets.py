@@ -10,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -378,9 +379,9 @@ def choose_by_hash(names: Sequence[str], fraction: float, seed: int, purpose: st
         return frozenset()
     if len(names) < 2:
         raise DataError(f"{len(names)} image(s) cannot be divided into training and {purpose} images: add some")
-    ranked = sorted(names, key=lambda name: hash_rank(name, seed, purpose))
-    below = sum(hash_rank(name, seed, purpose)[0] < fraction * 2**64 for name in ranked)
-    return frozenset(ranked[: min(max(below, 1), len(ranked) - 1)])
+    rank = partial(hash_rank, seed=seed, purpose=purpose)
+    chosen = {name for name in names if rank(name)[0] < fraction * 2**64} or {min(names, key=rank)}
+    return frozenset(chosen if len(chosen) < len(names) else chosen - {max(names, key=rank)})
 
 
 def hash_rank(name: str, seed: int, purpose: str) -> tuple[int, str]:
@@ -507,7 +508,7 @@ def _values_in(path: Path) -> list[int]:
     return np.unique(read_mask(path))[:_VALUES_REMEMBERED].tolist()
 
 
-def _facts(kind: str, paths: PathList, read: Callable[[Path], Iterable[int]]) -> list[list[int]]:
+def _facts(kind: str, paths: PathList, read: Callable[[Path], Iterable[int]]) -> Iterator[list[int]]:
     """What ``read`` gives for each file; nothing for a file that cannot be read."""
 
     def compute(path: Path) -> list[int]:

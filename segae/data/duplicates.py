@@ -35,7 +35,10 @@ _SHIFT = 4  # pixels of the small pictures
 _SMALL = 64
 _FLAT = 1.0  # standard deviation in gray levels below which rounding makes the bits
 _KEPT = 4  # candidates for each picture; the right one is among the nearest
-_BLOCK = 2**22  # distances held at once
+# the parts of what is remembered of a picture: a hash of its pixels (absent where the file is unreadable), perceptual
+# hashes of it and of its mirror image (absent where it has no texture)
+_PIXELS, _LOOKS, _MIRRORED = slice(0, 16), slice(16, 48), slice(48, 80)
+_BLOCK = 2**22  # numbers held at once
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,15 @@ def find_duplicates(images: Sequence[Path], references: Sequence[Path], *, near:
     if not near:
         return list(found.values())
     left = [index for index in range(len(images)) if index not in found]
-    pixels, hashes, _ = _hashes(images.take(left))
-    their_pixels, *theirs = _hashes(references)
-    same = dict(zip(reversed(their_pixels), reversed(references), strict=True))
-    for index, value in zip(left, pixels, strict=True):
-        if value and value in same:
-            found[index] = Duplicate(images[index], same[value], "pixels")
+    ours, theirs = _hashes(images.take(left)), _hashes(references)
+    same = {hashes[_PIXELS]: of for hashes, of in zip(reversed(theirs), reversed(references), strict=True) if hashes}
+    for index, hashes in zip(left, ours, strict=True):
+        if hashes[_PIXELS] in same:
+            found[index] = Duplicate(images[index], same[hashes[_PIXELS]], "pixels")
     small_gray = lru_cache(maxsize=1024)(_small_gray)  # one picture may be a candidate of many
-    rows = [row for row, index in enumerate(left) if hashes[row] and index not in found]
-    columns = [column for column, value in enumerate(theirs[0]) if value]
-    for row, near_columns in _candidates([hashes[row] for row in rows], *([h[c] for c in columns] for h in theirs)):
+    rows = [row for row, index in enumerate(left) if ours[row][_LOOKS] and index not in found]
+    columns = [column for column, hashes in enumerate(theirs) if hashes[_LOOKS]]
+    for row, near_columns in _candidates([ours[row] for row in rows], [theirs[column] for column in columns]):
         image = images[left[rows[row]]]
         for of in (references[columns[column]] for column in near_columns):
             if _correlation(small_gray(image), small_gray(of)) >= _LEAST_CORRELATION:
@@ -105,10 +107,9 @@ def find_duplicates(images: Sequence[Path], references: Sequence[Path], *, near:
     return [found[index] for index in sorted(found)]
 
 
-def _hashes(paths: PathList) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    """Hash of the pixels (empty: unreadable), perceptual hash and that of the mirror image (empty: no texture)."""
-    parts = [bytes.fromhex(fact) for fact in remember_facts("phash16", paths, _hash_image)]
-    return [part[:16] for part in parts], [part[16:48] for part in parts], [part[48:] for part in parts]
+def _hashes(paths: PathList) -> list[bytes]:
+    """Hashes of each picture, one after the other: _PIXELS, _LOOKS, _MIRRORED; cut off before what it has not."""
+    return [bytes.fromhex(fact) for fact in remember_facts("phash16", paths, _hash_image)]
 
 
 def _hash_image(path: Path) -> str:
@@ -126,16 +127,14 @@ def _hash_image(path: Path) -> str:
     return pixels.hexdigest() + b"".join(bits).hex()
 
 
-def _candidates(
-    images: Sequence[bytes], references: Sequence[bytes], mirrored: Sequence[bytes]
-) -> Iterator[tuple[int, list[int]]]:
+def _candidates(images: Sequence[bytes], references: Sequence[bytes]) -> Iterator[tuple[int, list[int]]]:
     """For each image with candidates its index and theirs, the nearest first."""
     if not images or not references:
         return
-    both = _signs(references).T, _signs(mirrored).T
-    rows = max(1, _BLOCK // len(references))
+    both = _signs(references, _LOOKS).T, _signs(references, _MIRRORED).T
+    rows = max(1, _BLOCK // max(len(references), _SIDE**2))
     for start in range(0, len(images), rows):
-        signs = _signs(images[start : start + rows])
+        signs = _signs(images[start : start + rows], _LOOKS)
         # a matrix product of signs counts the equal bits, which no NumPy before 2.0 does quicker
         bits = (_SIDE**2 - np.maximum(signs @ both[0], signs @ both[1])) / 2
         for row in np.flatnonzero(bits.min(axis=1) <= _MOST_BITS):
@@ -143,9 +142,9 @@ def _candidates(
             yield start + int(row), close[np.argsort(bits[row][close], kind="stable")][:_KEPT].tolist()
 
 
-def _signs(hashes: Sequence[bytes]) -> np.ndarray:
-    """Unpack hashes to float32 (N, 256), 1 and -1."""
-    packed = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), -1)
+def _signs(hashes: Sequence[bytes], which: slice) -> np.ndarray:
+    """Unpack one of the perceptual hashes to float32 (N, 256), 1 and -1."""
+    packed = np.frombuffer(b"".join(each[which] for each in hashes), np.uint8).reshape(len(hashes), -1)
     return np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
 
 

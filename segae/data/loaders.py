@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -180,6 +181,7 @@ def _prepare_worker(worker: int, yields: bool) -> None:  # noqa: ARG001 - torch 
     Where the training computes on the CPU, each of its threads waits for the slowest: a worker that takes a core from
     one of them for a moment holds up all. With `yields`, at the lowest priority, it decodes while a core is idle.
     """
+    gc.freeze()  # a collection would write to each object there is, and so copy the pages shared with the parent
     torch.set_num_threads(1)
     cv2.setNumThreads(0)  # no pool at all, also where a forked worker inherited one whose threads are gone
     if yields and hasattr(os, "nice"):

@@ -122,7 +122,7 @@ def test_files_that_did_not_change_are_not_hashed_again(
 def test_a_file_of_a_moment_ago_is_not_remembered(pairs: list[Pair]) -> None:
     calls: list[Path] = []
     for _ in range(2):
-        assert remember_facts("x", [pairs[0].image], lambda path: calls.append(path) or "fact") == ["fact"]
+        assert list(remember_facts("x", [pairs[0].image], lambda path: calls.append(path) or "fact")) == ["fact"]
     assert len(calls) == 2
 
 
