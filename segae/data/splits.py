@@ -45,12 +45,10 @@ def label_subset(pairs: Sequence[Pair], count: int | float | None, seed: int) ->
         seed: another seed, another choice.
     """
     packed = PairList.of(pairs)
-    if count is None:
-        return packed
     if isinstance(count, float):
         check_range("count", count, low=0, high=1, low_open=True)
         count = max(1, round(count * len(packed)))
-    else:
+    elif count is not None:
         check_range("count", count, low=1, high=len(packed), integer=True)
     names = packed.names
     return packed.take(sorted(range(len(packed)), key=lambda place: hash_rank(names[place], seed, "labels"))[:count])
