@@ -1,14 +1,17 @@
-"""Files that are whole or not there: atomic writes, JSON, package data; and checks of names and numbers."""
+"""Files that are whole or not there: atomic writes, JSON, package data; checks of names and numbers; messages."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -187,3 +190,31 @@ def check_range(
     elif high is not None:
         conditions.append(f"{'<' if high_open else '<='} {high:g}")
     raise SegaeError(f"{argument} must be {' '.join(conditions)}, got {value!r}")
+
+
+class PrintMessages(logging.Handler):
+    """Print information to stdout, of several processes that of the first, and warnings to stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        if record.levelno >= logging.WARNING:
+            print(f"warning: {record.getMessage()}", file=sys.stderr)
+        elif os.environ.get("RANK", "0") == "0":
+            print(record.getMessage(), flush=True)
+
+
+@contextmanager
+def show_messages() -> Iterator[None]:
+    """Within, print what segae logs, unless the program configured logging or the level of the logger "segae"."""
+    logger = logging.getLogger("segae")
+    if logger.hasHandlers() or logger.level != logging.NOTSET:
+        yield
+        return
+    handler = PrintMessages()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)

@@ -29,6 +29,7 @@ import tyro
 import yaml
 
 from segae import config
+from segae._io import PrintMessages
 from segae._settings import Config, field_types, is_required, make_config, nearest, nest
 from segae.errors import OutOfMemoryError, SegaeError
 
@@ -217,6 +218,7 @@ def _flags_to_settings(name: str, words: list[str], settings: Mapping[str, Any])
         made: list[Any] = []
         for one in names:
             place = _PLACES[one] if not title and one == command.first else ""
+            place = f"[{place}]" if place and known[one].default is None else place
             value = getattr(below, one) if title or one not in absent else known[one].default
             flag = (one, _flag(below, one, place, flat=title in ("", "more", "trainer")))
             made.append(flag if value is dataclasses.MISSING else (*flag, value))
@@ -236,10 +238,11 @@ def _flag(start: Config, name: str, place: str, *, flat: bool) -> Any:
     bases = {**numbers, frozenset([bool]): bool}
     base: Any = Literal[accepted.choices] if accepted.choices else bases.get(accepted.kinds, str)
     shown = {int: "INT", float: "FLOAT", int | float: "NUMBER"}.get(base, "TEXT")
-    shown = "PATH" if os.PathLike in accepted.kinds else shown
+    shown = place or ("PATH" if os.PathLike in accepted.kinds else shown)
+    shown = f"{shown} ..." if accepted.many else shown
     about = tyro.conf.arg(
         help=_docs()[type(start), name],
-        metavar=place or (None if accepted.choices or base is bool else f"{shown} ..." if accepted.many else shown),
+        metavar=None if accepted.choices or (base is bool and not place) else shown,
         prefix_name=False if flat else None,
         help_behavior_hint="" if place or getattr(start, name) in (None, ()) else None,
     )
@@ -283,8 +286,6 @@ def _explain(error: SegaeError, name: str, words: Sequence[str]) -> str:
     flag = flags.get(argument, f"--method-args.{argument.replace('_', '-')}")
     if isinstance(error, OutOfMemoryError):
         text += f". The flags are {', '.join(flags[one] for one in ('batch_size', 'image_size') if one in flags)}"
-    elif argument == "out" and "resume" in flags:
-        text += ". Add --resume or --overwrite, or change --out"
     elif argument in flags or any(word.partition("=")[0].replace("_", "-") == flag for word in words):
         text += f". Change {flag}; segae {name} --help describes it"
     return f"{text}."
@@ -333,20 +334,10 @@ def _terminate_like_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-class _Print(logging.Handler):
-    """Print information to stdout, warnings to stderr."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.WARNING:
-            print(record.getMessage(), flush=True)
-        else:
-            print(f"warning: {record.getMessage()}", file=sys.stderr)
-
-
 @contextmanager
 def _quiet(*, verbose: bool) -> Iterator[None]:
     """Within, print the messages of segae, and show those of other libraries only if verbose."""
-    logger, handler, before = logging.getLogger("segae"), _Print(), logging.lastResort
+    logger, handler, before = logging.getLogger("segae"), PrintMessages(), logging.lastResort
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.addHandler(handler)
     with warnings.catch_warnings():

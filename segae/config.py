@@ -229,7 +229,7 @@ class _Inference(Config):
     threads: int | None = number(None, 1, 1024)
     """CPU threads of the computation. Default: OMP_NUM_THREADS, else one per core."""
     overwrite: bool = False
-    """Replace results of another model or other images in the folder."""
+    """Replace results of another model, or of other images under the same names, in the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

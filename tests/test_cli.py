@@ -164,7 +164,7 @@ def test_one_way_from_a_message_to_the_next_thing_to_type(
     assert say(SegaeError("warmup must be in (0, 1), got 2"))[1].count("--warmup") == 1
     assert "Change --device" in say(SegaeError("device must be one of cpu, got gpu"))[1]
     assert "Change FOLDER" in say(SegaeError("data must be a folder, got x"))[1]
-    assert "--resume" in say(SegaeError("out must be a new folder, got runs"))[1]
+    assert "--resume" in say(SegaeError("out must be a new folder, got runs: give resume=True or overwrite=True"))[1]
     assert "--method-args.sigma" in say(SegaeError("sigma must be > 0, got 0"), "--method-args.sigma", "0")[1]
     assert "--" not in say(SegaeError("mask.png holds the value 7"))[1]
     assert "set --resume to" in say(SegaeError("set resume=True to continue"))[1]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import segae
+from tests.fabricate import make_images
 
 IMPORTS = ast.parse(Path(segae.__file__).with_suffix(".pyi").read_text()).body
 NAMES = [alias.asname for node in IMPORTS if isinstance(node, ast.ImportFrom) for alias in node.names]
@@ -47,3 +48,20 @@ def test_importing_is_fast_and_loads_no_torch() -> None:
     """  # 0.05 s on an idle machine
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True []"
+
+
+def test_functions_print_what_the_commands_print_unless_logging_is_set_up(tmp_path: Path) -> None:
+    code = """if True:
+        import logging, sys, segae
+        data, photos = sys.argv[1:]
+        model = segae.create_segmenter("test_resnet", num_classes=3, image_size=64)
+        for out in ("a", "b", "c"):
+            segae.predict(model, photos, out=f"{data}/{out}", device="cpu", threads=1)
+            print("--")
+            logging.getLogger("segae").setLevel(logging.WARNING if out == "a" else logging.NOTSET)
+            logging.getLogger("segae").handlers = [logging.NullHandler()] if out == "b" else []
+    """
+    photos = make_images(tmp_path / "photos", 1)
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path), str(photos)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"wrote 1 mask to {tmp_path / 'a'}", "--", "--", "--"]

@@ -73,6 +73,14 @@ class Run:
         labels = "all" if self.finetune["labels"] is None else self.finetune["labels"]
         return f"{variant}, {labels} labels, {frozen} + {full} epochs, seed {self.seed} ({encoder}, {decoder})"
 
+    @property
+    def pretraining_name(self) -> str:
+        """A name of its pretraining for messages; empty where there is none."""
+        if self.pretrain is None:
+            return ""
+        method, seed = self.pretrain["method"].name, self.pretrain["seed"]
+        return f"{method} from {self.weights}, seed {seed} ({self.finetune['encoder']})"
+
 
 @dataclass(frozen=True)
 class Contents:

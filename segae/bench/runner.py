@@ -184,6 +184,11 @@ def _in_parallel(
     while waiting or running:
         while waiting and free:
             slot, run = free.pop(0), waiting.popleft()
+            if job is _pretrain_job:  # which may take long
+                folder = run_folder(config, run, pretraining=True)
+                logger.info(
+                    "pretraining %s, without labels; its log: %s", run.pretraining_name, log_file(config, folder)
+                )
             running[submit(slot, job, config, run)] = slot, run
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             slot, run = running.pop(future)
@@ -199,7 +204,7 @@ def _in_parallel(
                 seconds[run.schedule].append(outcome.seconds)
             left = [*waiting, *(run for _, run in running.values())]
             count = f"{len(runs) - len(left)} of {len(runs)} {what} done{_time_left(seconds, left, jobs)}"
-            logger.info("%s: %s: %s", count, run.name, result)
+            logger.info("%s: %s: %s", count, run.pretraining_name if job is _pretrain_job else run.name, result)
             yield run, outcome
 
 
@@ -296,6 +301,11 @@ def run_folder(config: BenchConfig, run: Run, *, pretraining: bool = False) -> P
     return Path(config.out) / f"{config.split}-{variant}-{run.run_id}"
 
 
+def log_file(config: BenchConfig, folder: Path) -> Path:
+    """Where the output of a run goes that has this folder."""
+    return Path(config.out) / "logs" / f"{folder.name}.log"
+
+
 def _pretrain_job(config: BenchConfig, run: Run, device: str) -> Outcome:
     """Do the pretraining that a run needs; every failure is an outcome."""
 
@@ -342,7 +352,7 @@ def _finetune_job(config: BenchConfig, run: Run, device: str) -> Outcome:
 def _attempt(config: BenchConfig, folder: Path, work: Callable[[Path], Outcome]) -> Outcome:
     """Do work under a lock, with its output in a log file; failures become an outcome."""
     started = time.perf_counter()
-    log = Path(config.out) / "logs" / f"{folder.name}.log"
+    log = log_file(config, folder)
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
         # another shard, or what a killed benchmark left running, may be at it

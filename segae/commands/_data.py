@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from segae._io import read_json, write_json
+from segae._io import read_json, show_messages, write_json
 from segae._settings import Config, make_config
 from segae.config import DEFAULT_ENCODER, FinetuneConfig, PretrainConfig
 from segae.data import (
@@ -47,7 +47,7 @@ from segae.data import (
 )
 from segae.errors import SegaeError
 from segae.methods import Method
-from segae.models import Encoder, EncoderInfo, create_encoder, set_gradient_checkpointing
+from segae.models import Encoder, EncoderInfo, create_encoder, published_weights, set_gradient_checkpointing
 from segae.training.distributed import gather_objects, rank, run_on_main, world_size
 from segae.training.memory import largest_batch
 from segae.training.run import CONFIG_FILE
@@ -68,7 +68,8 @@ def takes_settings_of(kind: Callable[P, C]) -> Callable[[Callable[[C], R]], Call
     def decorate(function: Callable[[C], R]) -> Callable[P, R]:
         @functools.wraps(function)
         def call(*values: P.args, **settings: P.kwargs) -> R:
-            return function(make_config(kind, *values, **settings))  # type: ignore[arg-type]
+            with show_messages():
+                return function(make_config(kind, *values, **settings))  # type: ignore[arg-type]
 
         returned = inspect.signature(function).return_annotation
         call.__signature__ = inspect.signature(kind).replace(return_annotation=returned)  # type: ignore[attr-defined]
@@ -82,7 +83,10 @@ def load_start(config: PretrainConfig | FinetuneConfig) -> Encoder:
     weights = str(config.weights)
     name = config.encoder or (DEFAULT_ENCODER if weights in ("random", "imagenet") else None)
     with argument_named("encoder", instead_of="name"):
-        return create_encoder(name, weights=weights)
+        encoder = create_encoder(name, weights=weights)
+    if weights in published_weights() and not Path(weights).is_file():
+        encoder.info = replace(encoder.info, source=f"published weights {weights}")
+    return encoder
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from segae._io import write_atomically
+from segae._io import show_messages, write_atomically
 from segae._settings import PathLike, make_config
 from segae.commands._data import write_skipped
 from segae.commands.evaluate import load_model, name_model
@@ -70,7 +70,7 @@ def predict(
         max_pixels: images with more are skipped, because they would fill the memory.
         device: auto, cpu, cuda, cuda:1 or mps.
         threads: CPU threads.
-        overwrite: replace predictions of other images or of another model in the folder.
+        overwrite: replace predictions of another model, or of other images with the same names, in the folder.
 
     Returns:
         Paths of the mask files, index PNGs at the images' own sizes; without ``out`` uint8 (H, W) class indices, a list
@@ -88,7 +88,7 @@ def predict(
             return segmenter.predict(images, return_probabilities=probabilities, batch_size=batch_size)
     settings = {name: value for name, value in locals().items() if name in PredictConfig.__dataclass_fields__}
     config = make_config(PredictConfig, **settings)
-    with limit_threads(config.threads):
+    with show_messages(), limit_threads(config.threads):
         return _predict_files(config)
 
 
@@ -101,7 +101,7 @@ def _predict_files(config: PredictConfig) -> list[Path]:
     _require_separate(roots, out, targets)
     written = [os.path.relpath(file, out) for files in targets.values() for file in files.values()]
     settings = {"model": name_model(config.model), "images": [str(root) for root in roots]}
-    open_result_folder(out, settings, task="predict", files=written, overwrite=config.overwrite)
+    open_result_folder(out, settings, task="predict", files=written, inputs="images", overwrite=config.overwrite)
     skipped, masks = SkippedFiles(), []
     running: deque[Future[None]] = deque()
     bar = tqdm(total=len(paths), desc="predict", unit="image", leave=False, disable=None)

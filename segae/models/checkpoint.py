@@ -189,7 +189,9 @@ def find_weights(source: PathLike) -> Path:
     if str(source) in published_weights():
         return package_data("weights") / f"{source}.safetensors"
     known = ", ".join(published_weights()) or "none here"
-    raise CheckpointError(f"weights must be a .safetensors file or a published name ({known}), got {str(source)!r}")
+    inside = sorted(Path(source).glob("*.safetensors")) if os.path.isdir(source) else []  # noqa: PTH112
+    message = f"weights must be a .safetensors file or a published name ({known}), got {str(source)!r}"
+    raise CheckpointError(message + (f", a folder with {', '.join(map(str, inside))}" if inside else ""))
 
 
 def decoder_file(encoder: PathLike) -> Path:

@@ -201,8 +201,8 @@ class BottleneckDiagnostics(Callback):
             return
         if found.get("r2", 1.0) < 0.02:
             logger.warning(
-                f"the predictions are no better than zeros (r2 {found['r2']:.3f}): nothing was learned. Pretrain "
-                "longer, start from ImageNet weights, or take another method."
+                f"the decoder's output is hardly closer to its target than zeros are (r2 {found['r2']:.3f} of 1). "
+                "Pretrain longer, start from ImageNet weights, or take another method."
             )
         elif found.get("bottleneck_ratio", 2.0) < 1.01:
             logger.warning(

@@ -150,7 +150,9 @@ def open_run_folder(
         if old is not None and old["task"] != task:
             raise SegaeError(f"out must be another folder: {folder} holds the results of {old['task']}, not of {task}")
         if any((folder / name).exists() for name in known) and not (resume or overwrite):
-            raise SegaeError(f"out must be a new folder, got {folder}, which holds a run: resume it, or overwrite it")
+            raise SegaeError(
+                f"out must be a new folder, got {folder}, which holds a run: give resume=True or overwrite=True"
+            )
         for name in files if overwrite else ():
             (folder / name).unlink(missing_ok=True)
         if resume and old is not None:
@@ -202,20 +204,33 @@ def _lock(folder: Path) -> FileLock:
 
 
 def open_result_folder(
-    folder: Path, settings: Mapping[str, Any], *, task: str, files: Iterable[str], overwrite: bool = False
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    task: str,
+    files: Iterable[str],
+    overwrite: bool = False,
+    inputs: str = "",
 ) -> Path:
     """Take a folder for results that each call makes again, and write the settings into its config.json.
 
-    Refuses to overwrite ``files`` that are not of this task or, without ``overwrite``, that other settings made.
+    Refuses to overwrite ``files`` that are not of this task or, without ``overwrite``, that other settings made. The
+    list of paths ``settings[inputs]`` is no such setting where it adds new ``files`` only, or names paths once more.
     """
-    folder = Path(folder)
+    folder, files = Path(folder), list(files)
     with _made(folder):
         present = [name for name in (CONFIG_FILE, "log.csv", *files) if (folder / name).exists()]
     new, old = _describe(settings, task, folder), _earlier(folder)
     if "log.csv" in present or (present and (old is None or old["task"] != task)):
         raise SegaeError(f"out must be a folder for the results of {task}, got {folder}, which holds {present[0]}")
-    if present and old and not overwrite and (changes := _changes(old, new)):
-        raise SegaeError(f"out must be a new folder, got {folder} with results of other settings: {changes}")
+    if present and old and not overwrite:
+        before, now = (config["run"].get("paths", {}).get(inputs, config.get(inputs, [])) for config in (old, new))
+        if inputs and (present == [CONFIG_FILE] or set(now) <= set(before)):
+            settings = {**settings, inputs: [*before, *(path for path in now if path not in before)]}
+            new, old = _describe(settings, task, folder), {name: old[name] for name in old if name != inputs}
+        if changes := _changes(old, new):
+            other = f"{folder} with results of other settings ({changes}); overwrite=True replaces them"
+            raise SegaeError(f"out must be a new folder, got {other}")
     write_json(folder / CONFIG_FILE, new)
     return folder
 

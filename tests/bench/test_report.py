@@ -213,6 +213,16 @@ def test_variants_of_one_name_differ_by_their_settings(study):
     assert len(set(names)) == 2
 
 
+def test_published_weights_have_their_own_name(study):
+    rows = read_rows(study).query("labels == 30")
+    ours = rows[rows["method"] == "denoise"]
+    theirs = ours.assign(
+        pretrain_epochs=80, weights_source="published weights pets_denoise", run_id="p" + ours["run_id"]
+    )
+    (section,) = compare_rows(pd.concat([rows, theirs]))
+    assert sum("[published pets_denoise]" in name for name in section.results["name"]) == 1
+
+
 def test_data_sets_and_schedules_are_folded_sections(study, tmp_path):
     rows = read_rows(study)
     other = rows[rows["labels"] > 30].assign(dataset="cells", run_id=lambda table: "x" + table["run_id"])

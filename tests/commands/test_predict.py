@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,6 +132,19 @@ def test_files_of_others_are_not_overwritten_and_ones_own_are(make_segmenter: Ma
         segae.predict(model, other, out=tmp_path / "out", device="cpu")
     segae.predict(model, other, out=tmp_path / "out", device="cpu", overwrite=True)
     assert Image.open(tmp_path / "out" / "a.png").size == (41, 60)
+
+
+def test_further_images_go_into_the_same_folder(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    model = make_segmenter()
+    for images in ("cat.jpg", "more", "cat.jpg"):
+        source = draw(tmp_path / (f"{images}/dog.jpg" if images == "more" else images))
+        segae.predict(model, tmp_path / images, out=tmp_path / "out", device="cpu")
+        assert (tmp_path / "out" / f"{source.stem}.png").is_file()
+    listed = json.loads((tmp_path / "out" / "config.json").read_text())["images"]
+    assert listed == [str(tmp_path / "cat.jpg"), str(tmp_path / "more")]
+    shutil.copy(model, tmp_path / "other.safetensors")
+    with pytest.raises(segae.SegaeError, match="model was"):
+        segae.predict(tmp_path / "other.safetensors", draw(tmp_path / "bird.jpg"), out=tmp_path / "out", device="cpu")
 
 
 @pytest.mark.parametrize("out", ["in", "in/masks", "."])

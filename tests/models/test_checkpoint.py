@@ -228,3 +228,8 @@ def test_a_file_of_that_path_comes_before_a_published_name(tmp_path: Path, monke
     for name in ("pets", 5000 * "x"):
         with pytest.raises(CheckpointError, match=rf"\(.*pets_pseudo_masks.*\), got '{name}'"):
             models.find_weights(name)
+
+
+def test_a_folder_is_answered_with_the_files_in_it(path: Path) -> None:
+    with pytest.raises(CheckpointError, match=path.name):
+        models.load(path.parent)
