@@ -1,3 +1,4 @@
+from . import applications as applications
 from . import bench as bench
 from . import commands as commands
 from . import data as data
@@ -5,6 +6,7 @@ from . import evaluation as evaluation
 from . import methods as methods
 from . import models as models
 from . import training as training
+from .applications import Features as Features
 from .bench import statistics as statistics
 from .bench.report import report as report
 from .bench.runner import BenchResult as BenchResult
@@ -13,6 +15,7 @@ from .commands import FinetuneResult as FinetuneResult
 from .commands import PretrainResult as PretrainResult
 from .commands import download as download
 from .commands import evaluate as evaluate
+from .commands import extract_features as extract_features
 from .commands import finetune as finetune
 from .commands import predict as predict
 from .commands import pretrain as pretrain

@@ -55,6 +55,9 @@ COMMANDS = {
     ),
     "evaluate": _Command(config.EvaluateConfig, "commands.evaluate:evaluate", f"pets {_MODEL}"),
     "predict": _Command(config.PredictConfig, "commands.predict:predict", f"cat.jpg {_MODEL}"),
+    "features": _Command(
+        config.FeaturesConfig, "commands.features:extract_features", "photos --encoder pets_pseudo_masks"
+    ),
     "bench": _Command(config.BenchConfig, "bench.runner:benchmark", "pets --labels 0.1 1.0 --seeds 3"),
     "report": _Command(config.ReportConfig, "bench.report:report", "runs/bench/bench.csv"),
     "data": _Command(config.DownloadConfig, "commands.data:download", "pets"),

@@ -283,6 +283,40 @@ class PredictConfig(_Inference):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(Config):
+    """Compute features of images with a frozen encoder: a vector or a dense map per image, with the file names.
+
+    Images that cannot be read are reported and have no row. The same command continues after an interruption.
+    """
+
+    MAIN = ("images", "encoder", "out", "layer", "pool", "image_size", "batch_size", "device", "overwrite")
+    INPUTS: ClassVar = {"images": require_images}
+
+    images: PathLike | Sequence[PathLike] = field(kw_only=False)
+    """Images, or folders that are searched recursively."""
+    encoder: Any = "imagenet"
+    """A model file of segae, a published name, imagenet, or timm:NAME for its ImageNet weights."""
+    out: PathLike = "features.npz"
+    """A .npz, .parquet, .safetensors or .npy file; the last is a memory map, with the names beside it."""
+    layer: int = number(-1, -5, 5)
+    """Which feature map: 1 (stride 2) to 5 (stride 32), or -1 for the deepest."""
+    pool: Literal["avg", "max", "gem", "none"] = "avg"
+    """What is taken over all positions: mean, maximum, generalized mean; none keeps the dense map."""
+    image_size: int | None = number(None, 32, 8192)
+    """Side in pixels to which images are resized. Default: the encoder's own."""
+    batch_size: int = number(64, 1, 65_536)
+    """Images per forward pass."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the values."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    threads: int | None = number(None, 1, 1024)
+    """CPU threads of the computation. Default: OMP_NUM_THREADS, else one per core."""
+    overwrite: bool = False
+    """Replace the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchConfig(Config):
     """Compare start weights over label budgets, encoders, decoders, schedules and seeds; make a report.
 

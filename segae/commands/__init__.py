@@ -2,8 +2,18 @@
 
 from segae.commands.data import download
 from segae.commands.evaluate import evaluate
+from segae.commands.features import extract_features
 from segae.commands.finetune import FinetuneResult, finetune
 from segae.commands.predict import predict
 from segae.commands.pretrain import PretrainResult, pretrain
 
-__all__ = ["FinetuneResult", "PretrainResult", "download", "evaluate", "finetune", "predict", "pretrain"]
+__all__ = [
+    "FinetuneResult",
+    "PretrainResult",
+    "download",
+    "evaluate",
+    "extract_features",
+    "finetune",
+    "predict",
+    "pretrain",
+]

@@ -19,6 +19,7 @@ from segae.evaluation.segmentation import (
     argmax_classes,
     evaluate_at_mask_size,
     evaluate_model,
+    normalize,
     predict_logits,
     predict_masks,
     resize_logits,
@@ -27,6 +28,6 @@ from segae.evaluation.segmentation import (
 __all__ = [
     "SegmentationMetrics", "SegmentationScores", "argmax_classes", "colorize", "confusion_figure", "confusion_matrix",
     "contact_sheet", "denormalize", "draw_comparison", "draw_curves", "evaluate_at_mask_size", "evaluate_model",
-    "feature_std", "linear_probe", "mean_iou", "overlay", "pooled_features", "predict_logits", "predict_masks",
-    "rankme", "reconstruction_sheet", "resize_logits", "segmentation_sheet",
+    "feature_std", "linear_probe", "mean_iou", "normalize", "overlay", "pooled_features", "predict_logits",
+    "predict_masks", "rankme", "reconstruction_sheet", "resize_logits", "segmentation_sheet",
 ]  # fmt: skip

@@ -1,0 +1,299 @@
+"""Features of images from a frozen encoder: a vector or a dense map per image, in order, at constant memory."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lazy_loader
+import numpy as np
+import safetensors
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from segae._io import check_range, read_json, write_atomically, write_json
+from segae.data import PathList, SkippedFiles, UnreadableImage, read_resized, resize_image
+from segae.errors import DataError, SegaeError
+from segae.evaluation import normalize
+from segae.models import Encoder, evaluation_mode, fingerprint, require_image_size
+
+pyarrow = lazy_loader.load("pyarrow")  # an extra, for Parquet
+
+FORMATS = (".npz", ".parquet", ".safetensors", ".npy")
+_GEM_POWER = 3.0
+_READERS = 8
+_ROWS = 4096  # that are copied at a time
+_POOLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "avg": lambda maps: maps.mean(dim=(2, 3)),
+    "max": lambda maps: maps.amax(dim=(2, 3)),
+    "gem": lambda maps: maps.clamp(min=1e-6).pow(_GEM_POWER).mean(dim=(2, 3)).pow(1 / _GEM_POWER),
+    "none": lambda maps: maps,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """``values`` of N images, (N, C) or without pooling (N, C, H, W), and their N ``names``."""
+
+    values: NDArray[Any]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Features:
+        """Read what ``extract_features`` wrote; the values of a .npy file are a memory map.
+
+        Raises:
+            DataError: there is no such file, or it holds something else.
+        """
+        file = Path(path)
+        check_format(file)
+        try:
+            if file.suffix == ".npz":
+                with np.load(file) as arrays:
+                    return cls(arrays["values"], tuple(arrays["names"].tolist()))
+            if file.suffix == ".npy":
+                names = json.loads(_names_file(file).read_text(encoding="utf-8"))
+                return cls(np.load(file, mmap_mode="r"), tuple(names))
+            if file.suffix == ".safetensors":
+                with safetensors.safe_open(file, "np") as content:
+                    return cls(content.get_tensor("values"), tuple(json.loads(content.metadata()["names"])))
+            table = importlib.import_module("pyarrow.parquet").read_table(file)
+            values = table["values"].combine_chunks()
+            return cls(np.stack(values.to_numpy(zero_copy_only=False)), tuple(table["name"].to_pylist()))
+        except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
+            raise DataError(f"path must be a file of extract_features, got {file}: {error}") from error
+
+
+class _Batch(NamedTuple):
+    values: NDArray[np.float32]
+    places: list[int]  # of the images that could be read
+    done: int  # how many images were tried so far
+
+
+def check_format(file: Path) -> None:
+    """Refuse a file whose name has none of the endings of ``FORMATS``, or one whose library is not installed."""
+    if file.suffix not in FORMATS:
+        raise SegaeError(f"out must end with {', '.join(FORMATS)}, got {file}")
+    if file.suffix == ".parquet":
+        try:
+            pyarrow.__version__  # noqa: B018
+        except ImportError as error:
+            raise SegaeError(
+                f"out must not be .parquet without pyarrow (pip install 'segae[features]'), got {file}"
+            ) from error
+
+
+def compute_features(
+    encoder: Encoder,
+    images: Sequence[Path | NDArray[np.uint8]],
+    *,
+    layer: int = -1,
+    pool: str = "avg",
+    image_size: int | None = None,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    start: int = 0,
+    skipped: SkippedFiles | None = None,
+) -> Generator[_Batch, None, None]:
+    """Yield the features of images batch by batch; while one batch is computed the next ones are read.
+
+    Args:
+        encoder: is moved to the device and runs in evaluation mode.
+        images: files, or arrays uint8 (H, W, 3); each is resized to a square.
+        layer: which feature map, 1 (stride 2) to 5 (stride 32), or -1 for the deepest.
+        pool: avg, max, gem (generalized mean with power 3, arXiv 1711.02512) or none.
+        image_size: side in pixels; None takes that of ``encoder.info``.
+        batch_size: images per forward pass; features differ by rounding only.
+        device: where to compute.
+        start: place of the first image.
+        skipped: receives the files that cannot be read; without it they are an error.
+
+    Raises:
+        SegaeError: the encoder has no such map, or a number is out of range.
+    """
+    size = encoder.info.image_size if image_size is None else image_size
+    require_image_size(size, encoder.output_stride)
+    check_range("batch_size", batch_size, low=1, integer=True)
+    check_range("layer", layer, low=-5, high=5, integer=True)
+    if layer == 0 or not encoder.out_channels[layer]:
+        known = [place for place, channels in enumerate(encoder.out_channels) if place and channels]
+        raise SegaeError(f"layer must be one of {', '.join(map(str, known))} or -1, got {layer}")
+    if pool not in _POOLS:
+        raise SegaeError(f"pool must be one of {', '.join(_POOLS)}, got {pool}")
+
+    def load(place: int) -> NDArray[np.uint8] | UnreadableImage:
+        image = images[place]
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise SegaeError(f"images must be uint8 arrays (H, W, 3), got {image.dtype} {image.shape}")
+            return resize_image(image, size)
+        try:
+            return read_resized(Path(image), size)
+        except UnreadableImage as error:
+            return error
+
+    encoder.to(device)
+    starts = iter(range(start, len(images), batch_size))
+    ahead: deque[tuple[int, list[Future[Any]]]] = deque()
+    with ThreadPoolExecutor(_READERS) as readers:
+        try:
+            while True:
+                while len(ahead) < 2 and (first := next(starts, None)) is not None:
+                    places = range(first, min(first + batch_size, len(images)))
+                    ahead.append((first, [readers.submit(load, place) for place in places]))
+                if not ahead:
+                    return
+                first, futures = ahead.popleft()
+                loaded = [future.result() for future in futures]
+                for error in (one for one in loaded if isinstance(one, UnreadableImage)):
+                    if skipped is None:
+                        raise error
+                    skipped.add(error.path, error.reason)
+                read = [first + place for place, one in enumerate(loaded) if isinstance(one, np.ndarray)]
+                values = np.empty((0,), np.float32)
+                if read:
+                    batch = np.stack([one for one in loaded if isinstance(one, np.ndarray)])
+                    with evaluation_mode(encoder), torch.inference_mode():
+                        maps = encoder(normalize(batch, encoder.info.mean, encoder.info.std, device))[layer]
+                        values = _POOLS[pool](maps.float()).cpu().numpy()
+                yield _Batch(values, read, first + len(loaded))
+        finally:
+            for _, futures in ahead:
+                for future in futures:
+                    future.cancel()
+
+
+def write_features(
+    encoder: Encoder, paths: PathList, out: Path, *, dtype: str = "float32", skipped: SkippedFiles, **how: Any
+) -> Path:
+    """Write the features of image files and their names; a call that was interrupted continues where it stopped.
+
+    Memory does not grow with the number of images, except that a .safetensors file is put together in memory. Until
+    the file is whole, everything is in a folder beside it, ``<out>.partial``.
+
+    Args:
+        encoder: see ``compute_features``.
+        paths: image files; those that cannot be read have no row.
+        out: an .npz, .parquet or .safetensors file, or .npy, a memory map, with the names in ``<out>.names.json``.
+        dtype: of the values, float32 or float16.
+        skipped: receives the files that cannot be read.
+        **how: further settings of ``compute_features``.
+
+    Raises:
+        SegaeError: ``out`` has another ending, no image can be read, or the disk is full.
+    """
+    check_format(out)
+    if how.get("pool") == "none" and out.suffix == ".parquet":
+        raise SegaeError(f"out must not be .parquet for dense maps (pool none), got {out}")
+    partial = out.with_name(f"{out.name}.partial")
+    recipe = _recipe(encoder, paths, dtype, how)
+    known = read_json(partial / "progress.json")
+    try:
+        if not isinstance(known, dict) or known.get("recipe") != recipe:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            known = {"recipe": recipe, "done": 0, "kept": 0, "skipped": [], "places": []}
+        skipped.extend((path, reason) for path, reason in known["skipped"])
+        kept = _fill(encoder, paths, partial, known, dtype, skipped, how)
+        if not kept:
+            first = "; ".join(f"{path} ({reason})" for path, reason in skipped.files[:3])
+            raise DataError(f"images must be readable, got {len(paths)} of which none is: {first}")
+        lost = {str(path) for path, _ in skipped.files}
+        names = [name for name in map(str, paths) if name not in lost]
+        _finish(out, np.load(partial / "values.npy", mmap_mode="r")[:kept], names)
+        shutil.rmtree(partial)
+    except OSError as error:
+        raise SegaeError(f"out must be a place with room for the features, got {out}: {error}") from error
+    return out
+
+
+def _fill(
+    encoder: Encoder,
+    paths: PathList,
+    partial: Path,
+    known: dict[str, Any],
+    dtype: str,
+    skipped: SkippedFiles,
+    how: dict[str, Any],
+) -> int:
+    """Compute what is missing into values.npy, row after row, and note after each batch how far it is."""
+    file, kept = partial / "values.npy", int(known["kept"])
+    batches = compute_features(encoder, paths, start=int(known["done"]), skipped=skipped, **how)
+    with (
+        closing(batches),
+        tqdm(total=len(paths), initial=known["done"], unit="image", leave=False, disable=None) as bar,
+    ):
+        for batch in batches:
+            if batch.places:
+                if not file.exists():
+                    np.lib.format.open_memmap(file, "w+", dtype, (len(paths), *batch.values.shape[1:])).flush()
+                # opened for each batch: what a map has written would else count as memory of this process
+                rows = np.load(file, mmap_mode="r+")
+                rows[kept : kept + len(batch.places)] = batch.values
+                rows.flush()
+                kept += len(batch.places)
+            lost = [(str(path), reason) for path, reason in skipped.files]
+            write_json(partial / "progress.json", {**known, "done": batch.done, "kept": kept, "skipped": lost})
+            bar.update(batch.done - bar.n)
+    return kept
+
+
+def _recipe(encoder: Encoder, paths: PathList, dtype: str, how: dict[str, Any]) -> str:
+    """Hash what the features depend on: weights, settings, and names, sizes and times of the files."""
+    settings = {name: value for name, value in how.items() if name not in ("batch_size", "device")}
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([fingerprint(encoder.state_dict()), dtype, settings], sort_keys=True).encode())
+    for path in paths:
+        digest.update(os.fsencode(path))
+        if path.exists():
+            status = path.stat()
+            digest.update(f" {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _finish(out: Path, values: NDArray[Any], names: list[str]) -> None:
+    """Put the rows and names together in one file; values are a memory map."""
+    safe = [name.encode("utf-8", "backslashreplace").decode() for name in names]  # a file name may be no text
+    listed = json.dumps(safe).encode()
+    parts = (values[start : start + _ROWS] for start in range(0, len(values), _ROWS))
+    if out.suffix == ".npz":
+        # a string array that is not made of objects, so that reading it runs no code
+        write_atomically(out, lambda file: np.savez(file, values=values, names=np.array(safe, np.str_)))
+    elif out.suffix == ".npy":
+        write_atomically(_names_file(out), lambda file: file.write(listed))
+        write_atomically(out, lambda file: np.lib.format.write_array(file, values, allow_pickle=False))
+    elif out.suffix == ".safetensors":
+        content = safetensors.numpy.save({"values": np.ascontiguousarray(values)}, {"names": listed.decode()})
+        write_atomically(out, lambda file: file.write(content))
+    else:
+        kind = pyarrow.list_(pyarrow.from_numpy_dtype(values.dtype), values.shape[1])
+        schema = pyarrow.schema([("name", pyarrow.string()), ("values", kind)])
+
+        def write(file: Any) -> None:
+            with importlib.import_module("pyarrow.parquet").ParquetWriter(file, schema) as writer:
+                for number, part in enumerate(parts):
+                    column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(part.ravel()), type=kind)
+                    rows = safe[number * _ROWS : number * _ROWS + len(part)]
+                    writer.write_table(pyarrow.table([pyarrow.array(rows), column], schema=schema))
+
+        write_atomically(out, write)
+
+
+def _names_file(out: Path) -> Path:
+    return out.with_name(f"{out.name}.names.json")
