@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import cv2
 import torch
@@ -67,6 +67,15 @@ def keep_freed_memory() -> bool:
         return False
     # in this order: large blocks in mappings of their own while nothing may be trimmed cost twice the step
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def release_freed_memory() -> None:
+    """Return what was freed so far to the kernel, where glibc's malloc kept it; elsewhere do nothing.
+
+    Before a training: lists of files and decoded images have left holes, which each worker process would inherit.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
