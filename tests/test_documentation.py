@@ -169,7 +169,7 @@ def test_commands_in_the_text_can_be_parsed(
 
 
 def test_flags_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("pretrain", "finetune", "evaluate", "predict", "bench", "report", "data"):
+    for command in cli.COMMANDS:
         with pytest.raises(SystemExit):
             cli.main([command, "--help"])
     known = {*re.findall(r"--[a-z][\w.-]*[a-z]", capsys.readouterr().out), "--config", "--help"} | FOREIGN_FLAGS

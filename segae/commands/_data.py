@@ -47,7 +47,7 @@ from segae.data import (
 )
 from segae.errors import SegaeError
 from segae.methods import Method
-from segae.models import Encoder, EncoderInfo, create_encoder, published_weights, set_gradient_checkpointing
+from segae.models import Encoder, EncoderInfo, create_encoder, published_name, set_gradient_checkpointing
 from segae.training.distributed import gather_objects, rank, run_on_main, world_size
 from segae.training.memory import largest_batch
 from segae.training.run import CONFIG_FILE
@@ -84,8 +84,8 @@ def load_start(config: PretrainConfig | FinetuneConfig) -> Encoder:
     name = config.encoder or (DEFAULT_ENCODER if weights in ("random", "imagenet") else None)
     with argument_named("encoder", instead_of="name"):
         encoder = create_encoder(name, weights=weights)
-    if weights in published_weights() and not Path(weights).is_file():
-        encoder.info = replace(encoder.info, source=f"published weights {weights}")
+    if weights not in ("random", "imagenet") and (published := published_name(weights)):
+        encoder.info = replace(encoder.info, source=f"published weights {published}")
     return encoder
 
 

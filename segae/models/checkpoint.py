@@ -196,9 +196,16 @@ def find_weights(source: PathLike) -> Path:
 
 def decoder_file(encoder: PathLike) -> Path:
     """Return where the decoder that was pretrained with an encoder is: beside its file, or under its published name."""
-    file = find_weights(encoder)
-    published = file.resolve().parent == package_data("weights").resolve()
-    return file.with_name(f"{file.stem}{_DECODER_SUFFIX}.safetensors" if published else "decoder.safetensors")
+    published = published_name(encoder)
+    return find_weights(encoder).with_name(
+        f"{published}{_DECODER_SUFFIX}.safetensors" if published else "decoder.safetensors"
+    )
+
+
+def published_name(source: PathLike) -> str:
+    """The name under which weights are published, of that name or of their file; empty for other files."""
+    file = find_weights(source).resolve()
+    return file.stem if file.parent == package_data("weights").resolve() else ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import segae
-from segae.models import Weights
+from segae.models import Weights, find_weights
 from segae.training import finetune_defaults
 from tests.fabricate import make_folder, save
 
@@ -95,6 +95,14 @@ def test_encoder_and_decoder_are_transferred(
         with pytest.raises(segae.SegaeError, match=message):
             segae.finetune(pets, out=tmp_path / "none", **(settings | {"weights": start}))
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("given", ["name", "file"])
+def test_the_name_of_published_weights_is_noted(pets: Path, tmp_path: Path, quick: Settings, given: str) -> None:
+    start = find_weights("pets_pseudo_masks") if given == "file" else "pets_pseudo_masks"
+    settings = {name: value for name, value in quick.items() if name != "encoder"} | {"max_steps": 1}
+    segae.finetune(pets, out=tmp_path / "run", weights=start, **settings)
+    assert read(tmp_path / "run" / "metrics.json")["weights_source"] == "published weights pets_pseudo_masks"
 
 
 def test_a_val_split_is_used_for_validation(cells: Path, tmp_path: Path, quick: Settings) -> None:
