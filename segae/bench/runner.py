@@ -422,7 +422,8 @@ def _conclusion(rows: pd.DataFrame, config: BenchConfig, page: Path | None) -> s
     if len(gains):
         best = gains.iloc[int(gains["gain"].argmax())]
         interval = f"{best['gain']:+.3f} ({best['gain_low']:+.3f} to {best['gain_high']:+.3f}, 95 %)"
-        first += f" Largest gain: {best['name']} over {best['start']}, {interval}."
+        word = "Largest gain" if best["gain"] > 0 else "No gain; the smallest loss"
+        first += f" {word}: {best['name']} over {best['start']}, {interval}."
     where = f"Report: {page.as_uri()}" if page else f"Rows: {_rows_csv(config)}"
     return "\n".join([first, where, f"Next: {next_steps(section)[0][1]}"])
 
