@@ -324,3 +324,25 @@ def test_intervals_cover_the_truth_and_the_test_rejects_at_its_rate(seeds):
     assert 0.93 <= covered <= 0.97
     assert abs(rejected - 0.05) < 3.3 * (0.05 * 0.95 / simulations) ** 0.5  # 999 times in 1,000
     assert naive < 0.85
+
+
+@pytest.mark.slow
+def test_the_interval_of_labels_covers_the_true_number():
+    """Simulate 1,000 benchmarks of three seeds; deviations: images 0.1 and 0.04, seeds 0.01, single scores 0.08."""
+    rng, simulations, seeds, images = np.random.default_rng(0), 1000, 3, 100
+    truth = {10: 0.45, 100: 0.55, 1000: 0.65}
+    labels, covered, closed = 10**2.3, 0, 0
+    for _ in range(simulations):
+        difficulty = rng.normal(0, 0.1, images)
+
+        def measure(quality, difficulty=difficulty):
+            change = difficulty + rng.normal(0, 0.04, images) + rng.normal(0, 0.01, (seeds, 1))
+            scores = quality + change + rng.normal(0, 0.08, (seeds, images))
+            union = np.full((seeds, images, 1), 10_000)
+            return named((scores[..., None] * union).round().clip(0, 10_000).astype(np.int64), union)
+
+        (worth,) = worth_in_labels({30: measure(0.58)}, {budget: measure(score) for budget, score in truth.items()})
+        covered += (worth.low or 0) <= labels <= (worth.high or np.inf)
+        closed += worth.low is not None and worth.high is not None
+    assert 0.93 <= covered / simulations <= 0.98
+    assert closed > simulations / 2  # an open interval covers easily
