@@ -296,7 +296,7 @@ class FeaturesConfig(Config):
     """Images, or folders that are searched recursively."""
     encoder: Any = "imagenet"
     """A model file of segae, a published name, imagenet, or timm:NAME for its ImageNet weights."""
-    out: PathLike = "features.npz"
+    out: PathLike = "runs/features.npz"
     """A .npz, .parquet, .safetensors or .npy file; the last is a memory map, with the names beside it."""
     layer: int = number(-1, -5, 5)
     """Which feature map: 1 (stride 2) to 5 (stride 32), or -1 for the deepest."""

@@ -7,9 +7,9 @@ import importlib
 import json
 import os
 import shutil
-from collections import deque
+import zipfile
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ FORMATS = (".npz", ".parquet", ".safetensors", ".npy")
 _GEM_POWER = 3.0
 _READERS = 8
 _ROWS = 4096  # that are copied at a time
+_DAMAGED = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, safetensors.SafetensorError)
 _POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda maps: maps.mean(dim=(2, 3)),
     "max": lambda maps: maps.amax(dim=(2, 3)),
@@ -54,6 +55,18 @@ class Features:
     def __len__(self) -> int:
         return len(self.names)
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a file that ``load`` reads: .npz, .parquet (vectors only), .safetensors or .npy.
+
+        Raises:
+            SegaeError: another ending, or the file cannot be written.
+        """
+        file = Path(path)
+        check_format(file, "path")
+        _require_vectors(file, self.values.ndim, "path")
+        _write(file, self.values, list(self.names))
+        return file
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Features:
         """Read what ``extract_features`` wrote; the values of a .npy file are a memory map.
@@ -62,7 +75,7 @@ class Features:
             DataError: there is no such file, or it holds something else.
         """
         file = Path(path)
-        check_format(file)
+        check_format(file, "path")
         try:
             if file.suffix == ".npz":
                 with np.load(file) as arrays:
@@ -76,7 +89,7 @@ class Features:
             table = importlib.import_module("pyarrow.parquet").read_table(file)
             values = table["values"].combine_chunks()
             return cls(np.stack(values.to_numpy(zero_copy_only=False)), tuple(table["name"].to_pylist()))
-        except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        except _DAMAGED as error:
             raise DataError(f"path must be a file of extract_features, got {file}: {error}") from error
 
 
@@ -86,16 +99,16 @@ class _Batch(NamedTuple):
     done: int  # how many images were tried so far
 
 
-def check_format(file: Path) -> None:
+def check_format(file: Path, argument: str = "out") -> None:
     """Refuse a file whose name has none of the endings of ``FORMATS``, or one whose library is not installed."""
     if file.suffix not in FORMATS:
-        raise SegaeError(f"out must end with {', '.join(FORMATS)}, got {file}")
+        raise SegaeError(f"{argument} must end with {', '.join(FORMATS)}, got {file}")
     if file.suffix == ".parquet":
         try:
             pyarrow.__version__  # noqa: B018
         except ImportError as error:
             raise SegaeError(
-                f"out must not be .parquet without pyarrow (pip install 'segae[features]'), got {file}"
+                f"{argument} must not be .parquet without pyarrow (pip install 'segae[features]'), got {file}"
             ) from error
 
 
@@ -122,10 +135,10 @@ def compute_features(
         batch_size: images per forward pass; features differ by rounding only.
         device: where to compute.
         start: place of the first image.
-        skipped: receives the files that cannot be read; without it they are an error.
+        skipped: receives the files that cannot be read.
 
     Raises:
-        SegaeError: the encoder has no such map, or a number is out of range.
+        SegaeError: the encoder has no such map, a number is out of range, or none of the images can be read.
     """
     size = encoder.info.image_size if image_size is None else image_size
     require_image_size(size, encoder.output_stride)
@@ -149,34 +162,25 @@ def compute_features(
             return error
 
     encoder.to(device)
-    starts = iter(range(start, len(images), batch_size))
-    ahead: deque[tuple[int, list[Future[Any]]]] = deque()
+    lost = SkippedFiles() if skipped is None else skipped
     with ThreadPoolExecutor(_READERS) as readers:
-        try:
-            while True:
-                while len(ahead) < 2 and (first := next(starts, None)) is not None:
-                    places = range(first, min(first + batch_size, len(images)))
-                    ahead.append((first, [readers.submit(load, place) for place in places]))
-                if not ahead:
-                    return
-                first, futures = ahead.popleft()
-                loaded = [future.result() for future in futures]
-                for error in (one for one in loaded if isinstance(one, UnreadableImage)):
-                    if skipped is None:
-                        raise error
-                    skipped.add(error.path, error.reason)
-                read = [first + place for place, one in enumerate(loaded) if isinstance(one, np.ndarray)]
-                values = np.empty((0,), np.float32)
-                if read:
-                    batch = np.stack([one for one in loaded if isinstance(one, np.ndarray)])
-                    with evaluation_mode(encoder), torch.inference_mode():
-                        maps = encoder(normalize(batch, encoder.info.mean, encoder.info.std, device))[layer]
-                        values = _POOLS[pool](maps.float()).cpu().numpy()
-                yield _Batch(values, read, first + len(loaded))
-        finally:
-            for _, futures in ahead:
-                for future in futures:
-                    future.cancel()
+        ahead = readers.map(load, range(start, min(start + batch_size, len(images))))
+        for first in range(start, len(images), batch_size):
+            loaded = list(ahead)
+            after = first + len(loaded)
+            ahead = readers.map(load, range(after, min(after + batch_size, len(images))))
+            lost.extend((one.path, one.reason) for one in loaded if isinstance(one, UnreadableImage))
+            read = [place for place, one in enumerate(loaded, first) if isinstance(one, np.ndarray)]
+            values = np.empty(0, np.float32)
+            if read:
+                batch = np.stack([one for one in loaded if isinstance(one, np.ndarray)])
+                with evaluation_mode(encoder), torch.inference_mode():
+                    maps = encoder(normalize(batch, encoder.info.mean, encoder.info.std, device))[layer]
+                    values = _POOLS[pool](maps.float()).cpu().numpy()
+            yield _Batch(values, read, after)
+    if len(lost) == len(images):
+        first_ones = "; ".join(f"{path} ({reason})" for path, reason in lost.files[:3])
+        raise DataError(f"images must be readable, got {len(images)} of which none is: {first_ones}")
 
 
 def write_features(
@@ -199,28 +203,31 @@ def write_features(
         SegaeError: ``out`` has another ending, no image can be read, or the disk is full.
     """
     check_format(out)
-    if how.get("pool") == "none" and out.suffix == ".parquet":
-        raise SegaeError(f"out must not be .parquet for dense maps (pool none), got {out}")
+    _require_vectors(out, 4 if how.get("pool") == "none" else 2, "out")
     partial = out.with_name(f"{out.name}.partial")
     recipe = _recipe(encoder, paths, dtype, how)
-    known = read_json(partial / "progress.json")
+    noted, known = read_json(partial / "progress.json"), {}
+    if isinstance(noted, dict) and noted.get("recipe") == recipe and (partial / "values.npy").exists():
+        known = noted
     try:
-        if not isinstance(known, dict) or known.get("recipe") != recipe:
+        if not known:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            known = {"recipe": recipe, "done": 0, "kept": 0, "skipped": [], "places": []}
+            known = {"recipe": recipe, "done": 0, "kept": 0, "skipped": []}
         skipped.extend((path, reason) for path, reason in known["skipped"])
         kept = _fill(encoder, paths, partial, known, dtype, skipped, how)
-        if not kept:
-            first = "; ".join(f"{path} ({reason})" for path, reason in skipped.files[:3])
-            raise DataError(f"images must be readable, got {len(paths)} of which none is: {first}")
         lost = {str(path) for path, _ in skipped.files}
         names = [name for name in map(str, paths) if name not in lost]
-        _finish(out, np.load(partial / "values.npy", mmap_mode="r")[:kept], names)
+        _write(out, np.load(partial / "values.npy", mmap_mode="r")[:kept], names)
         shutil.rmtree(partial)
     except OSError as error:
         raise SegaeError(f"out must be a place with room for the features, got {out}: {error}") from error
     return out
+
+
+def _require_vectors(file: Path, dimensions: int, argument: str) -> None:
+    if dimensions != 2 and file.suffix == ".parquet":
+        raise SegaeError(f"{argument} must not be .parquet for dense maps (pool none), got {file}")
 
 
 def _fill(
@@ -267,8 +274,8 @@ def _recipe(encoder: Encoder, paths: PathList, dtype: str, how: dict[str, Any]) 
     return digest.hexdigest()
 
 
-def _finish(out: Path, values: NDArray[Any], names: list[str]) -> None:
-    """Put the rows and names together in one file; values are a memory map."""
+def _write(out: Path, values: NDArray[Any], names: list[str]) -> None:
+    """Put the rows and names together in one file, part by part; values may be a memory map."""
     safe = [name.encode("utf-8", "backslashreplace").decode() for name in names]  # a file name may be no text
     listed = json.dumps(safe).encode()
     parts = (values[start : start + _ROWS] for start in range(0, len(values), _ROWS))
@@ -285,14 +292,14 @@ def _finish(out: Path, values: NDArray[Any], names: list[str]) -> None:
         kind = pyarrow.list_(pyarrow.from_numpy_dtype(values.dtype), values.shape[1])
         schema = pyarrow.schema([("name", pyarrow.string()), ("values", kind)])
 
-        def write(file: Any) -> None:
+        def write_rows(file: Any) -> None:
             with importlib.import_module("pyarrow.parquet").ParquetWriter(file, schema) as writer:
                 for number, part in enumerate(parts):
                     column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(part.ravel()), type=kind)
                     rows = safe[number * _ROWS : number * _ROWS + len(part)]
                     writer.write_table(pyarrow.table([pyarrow.array(rows), column], schema=schema))
 
-        write_atomically(out, write)
+        write_atomically(out, write_rows)
 
 
 def _names_file(out: Path) -> Path:

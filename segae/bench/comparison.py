@@ -191,7 +191,8 @@ def variant_name(row: Mapping[str, Any] | pd.Series, kind: str = "") -> str:
 def parse_settings(row: pd.Series) -> dict[str, str]:
     """The known settings of fine-tuning and pretraining by name, as text; those in JSON are taken apart."""
     pretraining = {f"pretrain_{name}": value for name, value in parse_json(row["pretrain_settings"]).items()}
-    published = {"published": str(row["weights_source"]).partition("published weights ")[2]}
+    before, _, name = str(row["weights_source"]).partition("published weights ")
+    published = {"published": "" if before else name}  # not of weights that were pretrained further
     found = published | dict(row[list(SETTINGS)]) | pretraining | parse_json(row["method_args"])
     texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in found.items()}
     return {name.replace("_", " "): text for name, text in texts.items() if text not in ("", "nan")}

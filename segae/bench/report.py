@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader
 
-from segae._io import write_atomically
+from segae._io import show_messages, write_atomically
 from segae.bench.comparison import Section, Variant, compare_rows, parse_json, parse_settings
 from segae.bench.report_figures import MAX_LINES, curves_figure, efficiency_figure, export, picture_uri
 from segae.bench.results import read_details, read_rows
@@ -41,6 +41,7 @@ _COST = {"seconds": "fine-tuning, s", "pretrain_seconds": "pretraining, s", "pre
 _COST |= {"peak_memory_mb": "peak MB", "energy_wh": "fine-tuning, Wh", "pretrain_energy_wh": "pretraining, Wh"}
 
 
+@show_messages()
 def report(
     rows: PathLike,
     *,

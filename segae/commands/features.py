@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from segae._settings import PathLike, make_config
 from segae.applications import Features, check_format, compute_features, write_features
 from segae.commands._data import argument_named
 from segae.config import DEFAULT_ENCODER, FeaturesConfig
-from segae.data import PathList, SkippedFiles, find_images
-from segae.errors import DataError, SegaeError
+from segae.data import SkippedFiles, find_images
+from segae.errors import SegaeError
 from segae.models import Encoder, create_encoder, load
 from segae.training import choose_device, limit_threads
 
@@ -65,45 +64,53 @@ def extract_features(
     Example:
         >>> features = extract_features("photos", "pets_pseudo_masks")  # doctest: +SKIP
     """
+    if out is None:
+        with show_messages(), limit_threads(threads):
+            how = {"layer": layer, "pool": pool, "image_size": image_size, "batch_size": batch_size}
+            return _in_memory(images, encoder, dtype, device=choose_device(device), **how)
     settings = {name: value for name, value in locals().items() if name in FeaturesConfig.__dataclass_fields__}
-    alone = isinstance(images, np.ndarray) and images.ndim == 3
-    listed: Any = [images] if alone or isinstance(images, str | os.PathLike) else images
-    arrays = [image for image in listed if isinstance(image, np.ndarray)]
-    if arrays:
-        if len(arrays) < len(listed) or out is not None:
-            raise SegaeError("images must be files where out is given, and either files or arrays, got arrays")
-        settings["images"] = "."  # the settings beside it are checked in the same way
-    config = make_config(FeaturesConfig, **settings | {"out": out or "features.npz"})
+    config = make_config(FeaturesConfig, **settings)
     with show_messages(), limit_threads(config.threads):
-        return _extract(config, arrays, in_memory=out is None)
+        return _to_file(config)
 
 
-def _extract(config: FeaturesConfig, arrays: Sequence[Any], *, in_memory: bool) -> Features | Path:
-    out = Path(config.out)
-    check_format(out)
-    if not in_memory and out.exists() and not config.overwrite:
-        raise SegaeError(f"out must be a new file, got {out}: give overwrite=True")
-    roots = [config.images] if isinstance(config.images, str | os.PathLike) else config.images
-    images: Any = arrays or find_images([Path(root) for root in roots])
-    encoder, skipped = _load(config.encoder), SkippedFiles()
-    logger.info("encoder %s from %s", encoder.info.architecture, encoder.info.source or encoder.info.weights)
-    names = ("layer", "pool", "image_size", "batch_size")
-    how = {name: getattr(config, name) for name in names} | {"device": choose_device(config.device)}
+def _in_memory(images: Any, encoder: Any, dtype: str, **how: Any) -> Features:
+    if dtype not in ("float32", "float16"):
+        raise SegaeError(f"dtype must be float32 or float16, got {dtype}")
+    alone = isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim == 3)
+    listed: Any = [images] if alone else images
+    arrays = [image for image in listed if isinstance(image, np.ndarray)]
+    if arrays and len(arrays) < len(listed):
+        raise SegaeError(f"images must be all files or all arrays, got {len(arrays)} arrays of {len(listed)}")
+    found: Any = arrays or find_images([Path(root) for root in listed])
+    batches, skipped = [], SkippedFiles()
     try:
-        if not in_memory:
-            write_features(encoder, images, out, dtype=config.dtype, skipped=skipped, **how)
-            logger.info("wrote features of %d images to %s", len(images) - len(skipped), out)
-            return out
-        batches = list(compute_features(encoder, images, skipped=skipped, **how))
-        found = [batch.values for batch in batches if batch.places]
-        if not found:
-            first = "; ".join(f"{path} ({reason})" for path, reason in skipped.files[:3])
-            raise DataError(f"images must be readable, got {len(images)} of which none is: {first}")
-        places = [place for batch in batches for place in batch.places]
-        shown = [str(images[place]) if isinstance(images, PathList) else str(place) for place in places]
-        return Features(np.concatenate(found).astype(config.dtype, copy=False), tuple(shown))
+        batches = list(compute_features(_load(encoder), found, skipped=skipped, **how))
     finally:
         skipped.report()
+    values = np.concatenate([batch.values for batch in batches if batch.places])
+    places = [place for batch in batches for place in batch.places]
+    names = tuple(str(place) if arrays else str(found[place]) for place in places)
+    return Features(values.astype(dtype, copy=False), names)
+
+
+def _to_file(config: FeaturesConfig) -> Path:
+    out = Path(config.out)
+    check_format(out)
+    if out.exists() and not config.overwrite:
+        raise SegaeError(f"out must be a new file, got {out}: give overwrite=True")
+    roots = [config.images] if isinstance(config.images, str | os.PathLike) else config.images
+    paths = find_images([Path(root) for root in roots])
+    encoder, skipped = _load(config.encoder), SkippedFiles()
+    logger.info("encoder %s from %s", encoder.info.architecture, encoder.info.source or encoder.info.weights)
+    names = ("layer", "pool", "image_size", "batch_size", "dtype")
+    how = {name: getattr(config, name) for name in names} | {"device": choose_device(config.device)}
+    try:
+        write_features(encoder, paths, out, skipped=skipped, **how)
+    finally:
+        skipped.report()
+    logger.info("wrote features of %d images to %s", len(paths) - len(skipped), out)
+    return out
 
 
 def _load(source: Any) -> Encoder:

@@ -229,8 +229,10 @@ def open_result_folder(
             settings = {**settings, inputs: [*before, *(path for path in now if path not in before)]}
             new, old = _describe(settings, task, folder), {name: old[name] for name in old if name != inputs}
         if changes := _changes(old, new):
-            other = f"{folder} with results of other settings ({changes}); overwrite=True replaces them"
-            raise SegaeError(f"out must be a new folder, got {other}")
+            raise SegaeError(
+                f"out must be a new folder, got {folder} with results of other settings ({changes}); "
+                "overwrite=True replaces them"
+            )
     write_json(folder / CONFIG_FILE, new)
     return folder
 

@@ -92,6 +92,8 @@ def test_every_format_gives_back_values_and_names(
     with pytest.raises(segae.SegaeError, match="overwrite=True"):
         extract(photos, encoder, out=out)
     assert isinstance(found.values, np.memmap) == (ending == ".npy")
+    again = segae.Features.load(expected.save(tmp_path / f"saved{ending}"))
+    assert (again.names, again.values.tolist()) == (expected.names, expected.values.tolist())
 
 
 @pytest.mark.parametrize("ending", [".npz", ".npy"])
@@ -100,8 +102,9 @@ def test_dense_maps_are_written_too(photos: Path, encoder: Path, tmp_path: Path,
     assert np.array_equal(segae.Features.load(out).values, extract(photos, encoder, pool="none", layer=4).values)
 
 
+@pytest.mark.parametrize("lost", ["", "values.npy", "progress.json"])
 def test_an_interrupted_call_continues(
-    photos: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     (photos / "photo_001.png").write_bytes(b"broken")
     out, read, real = tmp_path / "features.npz", [], module.read_resized
@@ -114,9 +117,12 @@ def test_an_interrupted_call_continues(
     monkeypatch.setattr(module, "read_resized", stop)
     with pytest.raises(KeyboardInterrupt):
         extract(photos, encoder, out=out, batch_size=4)
+    if lost:
+        (tmp_path / "features.npz.partial" / lost).unlink()
     monkeypatch.setattr(module, "read_resized", lambda path, size: read.append(path.name) or real(path, size))
     extract(photos, encoder, out=out, batch_size=4)
-    assert sorted(read) == ["photo_008.png", "photo_009.png", "photo_010.png"]
+    expected_reads = ["photo_008.png", "photo_009.png", "photo_010.png"]
+    assert sorted(read) == (sorted(path.name for path in photos.iterdir()) if lost else expected_reads)
     found, expected = segae.Features.load(out), extract(photos, encoder)
     assert np.array_equal(found.values, expected.values)
     assert found.names == expected.names
@@ -125,11 +131,11 @@ def test_an_interrupted_call_continues(
 def test_another_encoder_or_image_starts_again(
     photos: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, real = tmp_path / "features.npz", module._finish
-    monkeypatch.setattr(module, "_finish", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    out, real = tmp_path / "features.npz", module._write
+    monkeypatch.setattr(module, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(segae.SegaeError, match="No space left"):
         extract(photos, encoder, out=out)
-    monkeypatch.setattr(module, "_finish", real)
+    monkeypatch.setattr(module, "_write", real)
     torch.manual_seed(1)
     other = segae.create_encoder("test_resnet")
     Image.fromarray(np.full((SIZE, SIZE, 3), 7, np.uint8)).save(photos / "photo_000.png")
@@ -161,9 +167,12 @@ def test_nothing_readable_is_an_error(tmp_path: Path, encoder: Path) -> None:
     for out in (None, tmp_path / "features.npz"):
         with pytest.raises(segae.DataError, match="1 of which none is: .*a.png"):
             extract(tmp_path / "a.png", encoder, out=out)
-    (tmp_path / "other.npz").write_bytes(b"x")
-    with pytest.raises(segae.DataError, match="path must be a file of extract_features"):
-        segae.Features.load(tmp_path / "other.npz")
+    for content in (b"x", b"", b"PK\x03\x04 cut off"):
+        (tmp_path / "other.npz").write_bytes(content)
+        with pytest.raises(segae.DataError, match="path must be a file of extract_features"):
+            segae.Features.load(tmp_path / "other.npz")
+    with pytest.raises(segae.SegaeError, match="path must end with"):
+        segae.Features.load(tmp_path / "other.csv")
 
 
 def test_the_command_writes_the_same(photos: Path, encoder: Path, tmp_path: Path) -> None:
