@@ -3,8 +3,8 @@
     python benchmarks/memory.py [--counts 1000 100000]
 
 A hundred small images are written once; the others are hard links to them in further folders, so each is found, listed
-and read like any other. Each training runs for a few steps in a process of its own, with images decoded when they are
-needed (--cache none).
+and read like any other. A hundred images are for validation, whatever the number: only the lists grow. Each training
+runs for a few steps in a process of its own, with images decoded when they are needed (--cache none).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-WRITTEN = 100
+WRITTEN = VALIDATED = 100
 
 
 def lay_out(folder: Path, count: int) -> Path:
@@ -41,7 +41,8 @@ def lay_out(folder: Path, count: int) -> Path:
         os.link(mask, folder / "masks" / f"{number:07d}.png")
     (folder / "classes.txt").write_text("background\nthing\n")
     names = [f"{number:07d}" for number in range(count)]
-    (folder / "train.txt").write_text("\n".join(names[:-10]) + "\n")
+    (folder / "train.txt").write_text("\n".join(names[VALIDATED:-10]) + "\n")
+    (folder / "val.txt").write_text("\n".join(names[:VALIDATED]) + "\n")
     (folder / "test.txt").write_text("\n".join(names[-10:]) + "\n")
     return folder
 
@@ -84,6 +85,7 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as name:
             data = lay_out(Path(name) / "data", count)
             for command in ("finetune", "pretrain"):
-                method = ["--method", "denoise"] if command == "pretrain" else []
+                method = ["--method", "denoise", "--val-fraction", str(VALIDATED / count)]
+                method = method if command == "pretrain" else []
                 peak = peak_mb([command, str(data), "--out", f"{name}/{command}", *common, *method])
                 print(f"{command:10} {count:8,} images: {peak:7.0f} MB", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -69,13 +70,21 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
 
 
-def release_freed_memory() -> None:
-    """Return what was freed so far to the kernel, where glibc's malloc kept it; elsewhere do nothing.
+@contextmanager
+def keep_memory_shared() -> Iterator[None]:
+    """Within, share what is in memory now with worker processes that are started, instead of copying it bit by bit.
 
-    Before a training: lists of files and decoded images have left holes, which each worker process would inherit.
+    What was freed goes back to the kernel first, where glibc's malloc kept it. Garbage collections pass over the
+    objects that exist, since they would write to the pages of each.
     """
+    gc.collect()
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

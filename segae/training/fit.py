@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from segae._io import write_atomically
 from segae.errors import CheckpointError, SegaeError
 from segae.training.callbacks import EpochClock, EpochLog, StopAfterSteps, all_finite, epoch_line
-from segae.training.device import release_freed_memory
+from segae.training.device import keep_memory_shared
 from segae.training.distributed import broadcast_state, run_on_main, sync_batchnorm
 from segae.training.memory import out_of_memory_as_error
 from segae.training.schedule import Phase
@@ -76,9 +76,14 @@ def fit(
     broadcast_state(learner.model.state_dict().values())
     limit: StopAfterSteps | None = getattr(learner, "stop_after_steps", None)
     saving = [SaveResume(resume_file)] if resume_file is not None else []
-    release_freed_memory()
     try:
-        with out_of_memory_as_error(), learner.added_cbs([log, *saving]), learner.no_logging(), learner.no_bar():
+        with (
+            keep_memory_shared(),
+            out_of_memory_as_error(),
+            learner.added_cbs([log, *saving]),
+            learner.no_logging(),
+            learner.no_bar(),
+        ):
             for phase in phases:
                 start = min(max(done - clock.offset, 0), phase.epochs)
                 if start < phase.epochs and not (limit and limit.reached):
