@@ -26,6 +26,7 @@ from .errors import OutOfMemoryError as OutOfMemoryError
 from .errors import SegaeError as SegaeError
 from .evaluation import SegmentationScores as SegmentationScores
 from .evaluation import evaluate_model as evaluate_model
+from .integrations.sklearn import EncoderFeatures as EncoderFeatures
 from .methods import Method as Method
 from .methods import create_autoencoder as create_autoencoder
 from .methods import create_method as create_method

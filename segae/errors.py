@@ -1,5 +1,8 @@
 """The exceptions that segae raises for what a user can mend."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SegaeError(ValueError):
     """An argument, a file or a setting that cannot be used; the message names it and says what to do."""
@@ -15,3 +18,14 @@ class CheckpointError(SegaeError):
 
 class OutOfMemoryError(SegaeError):
     """The memory of the device or of the machine is full."""
+
+
+@contextmanager
+def argument_named(ours: str, *, instead_of: str) -> Iterator[None]:
+    """Within, let errors about a function's argument name the setting that it came from."""
+    try:
+        yield
+    except SegaeError as error:
+        if not str(error).startswith(f"{instead_of} "):
+            raise
+        raise type(error)(f"{ours}{str(error).removeprefix(instead_of)}") from error

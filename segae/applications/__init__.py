@@ -1,5 +1,23 @@
 """What a frozen encoder or an autoencoder is good for besides segmentation; no fastai in here."""
 
-from segae.applications.features import Features, check_format, compute_features, write_features
+from segae.applications.features import (
+    Features,
+    check_format,
+    collect_features,
+    compute_features,
+    open_encoder,
+    require_layer,
+    write_features,
+)
+from segae.applications.visualization import pca_colors
 
-__all__ = ["Features", "check_format", "compute_features", "write_features"]
+__all__ = [
+    "Features",
+    "check_format",
+    "collect_features",
+    "compute_features",
+    "open_encoder",
+    "pca_colors",
+    "require_layer",
+    "write_features",
+]

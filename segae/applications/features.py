@@ -20,19 +20,21 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from segae._io import check_range, read_json, write_atomically, write_json
 from segae.data import PathList, SkippedFiles, UnreadableImage, read_resized, resize_image
-from segae.errors import DataError, SegaeError
+from segae.errors import DataError, SegaeError, argument_named
 from segae.evaluation import normalize
-from segae.models import Encoder, evaluation_mode, fingerprint, require_image_size
+from segae.models import Encoder, create_encoder, evaluation_mode, fingerprint, load, require_image_size
 
 pyarrow = lazy_loader.load("pyarrow")  # an extra, for Parquet
 
 FORMATS = (".npz", ".parquet", ".safetensors", ".npy")
+_DEFAULT = "tf_efficientnet_lite0"
 _GEM_POWER = 3.0
 _READERS = 8
 _ROWS = 4096  # that are copied at a time
@@ -93,6 +95,27 @@ class Features:
             raise DataError(f"path must be a file of extract_features, got {file}: {error}") from error
 
 
+def open_encoder(source: Encoder | str | os.PathLike[str]) -> Encoder:
+    """Return a frozen encoder to be used: an object, or one that is loaded.
+
+    Args:
+        source: an encoder; the file of any model of segae; a published name; ``timm:NAME`` with its ImageNet weights;
+            or ``imagenet``, which is that of the default network.
+
+    Raises:
+        SegaeError: there is no such encoder, or its weights cannot be had.
+    """
+    if isinstance(source, Encoder):
+        return source
+    text = os.fspath(source)
+    if text == "imagenet" or text.startswith("timm:"):
+        with argument_named("encoder", instead_of="name"):
+            return create_encoder(_DEFAULT if text == "imagenet" else text.removeprefix("timm:"), weights="imagenet")
+    with argument_named("encoder", instead_of="weights"):
+        model = load(text)
+    return model if isinstance(model, Encoder) else model.encoder
+
+
 class _Batch(NamedTuple):
     values: NDArray[np.float32]
     places: list[int]  # of the images that could be read
@@ -110,6 +133,15 @@ def check_format(file: Path, argument: str = "out") -> None:
             raise SegaeError(
                 f"{argument} must not be .parquet without pyarrow (pip install 'segae[features]'), got {file}"
             ) from error
+
+
+def require_layer(encoder: Encoder, layer: int) -> int:
+    """Return how many channels a feature map has; refuse one that the encoder does not have."""
+    check_range("layer", layer, low=-5, high=5, integer=True)
+    if layer == 0 or not encoder.out_channels[layer]:
+        known = [place for place, channels in enumerate(encoder.out_channels) if place and channels]
+        raise SegaeError(f"layer must be one of {', '.join(map(str, known))} or -1, got {layer}")
+    return encoder.out_channels[layer]
 
 
 def compute_features(
@@ -143,10 +175,7 @@ def compute_features(
     size = encoder.info.image_size if image_size is None else image_size
     require_image_size(size, encoder.output_stride)
     check_range("batch_size", batch_size, low=1, integer=True)
-    check_range("layer", layer, low=-5, high=5, integer=True)
-    if layer == 0 or not encoder.out_channels[layer]:
-        known = [place for place, channels in enumerate(encoder.out_channels) if place and channels]
-        raise SegaeError(f"layer must be one of {', '.join(map(str, known))} or -1, got {layer}")
+    require_layer(encoder, layer)
     if pool not in _POOLS:
         raise SegaeError(f"pool must be one of {', '.join(_POOLS)}, got {pool}")
 
@@ -183,13 +212,24 @@ def compute_features(
         raise DataError(f"images must be readable, got {len(images)} of which none is: {first_ones}")
 
 
+def collect_features(
+    encoder: Encoder, images: Sequence[Path | NDArray[np.uint8]], *, dtype: str = "float32", **how: Any
+) -> Features:
+    """Compute features in memory; arguments as in ``compute_features``, names of arrays are their places."""
+    batches = list(compute_features(encoder, images, **how))
+    places = [place for batch in batches for place in batch.places]
+    values = np.concatenate([batch.values for batch in batches if batch.places]).astype(dtype, copy=False)
+    names = (place if isinstance(images[place], np.ndarray) else images[place] for place in places)
+    return Features(values, tuple(map(str, names)))
+
+
 def write_features(
     encoder: Encoder, paths: PathList, out: Path, *, dtype: str = "float32", skipped: SkippedFiles, **how: Any
 ) -> Path:
     """Write the features of image files and their names; a call that was interrupted continues where it stopped.
 
-    Memory does not grow with the number of images, except that a .safetensors file is put together in memory. Until
-    the file is whole, everything is in a folder beside it, ``<out>.partial``.
+    Memory does not grow with the number of images. Until the file is whole, everything is in a folder beside it,
+    ``<out>.partial``.
 
     Args:
         encoder: see ``compute_features``.
@@ -206,21 +246,26 @@ def write_features(
     _require_vectors(out, 4 if how.get("pool") == "none" else 2, "out")
     partial = out.with_name(f"{out.name}.partial")
     recipe = _recipe(encoder, paths, dtype, how)
-    noted, known = read_json(partial / "progress.json"), {}
-    if isinstance(noted, dict) and noted.get("recipe") == recipe and (partial / "values.npy").exists():
-        known = noted
     try:
-        if not known:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            known = {"recipe": recipe, "done": 0, "kept": 0, "skipped": []}
-        skipped.extend((path, reason) for path, reason in known["skipped"])
-        kept = _fill(encoder, paths, partial, known, dtype, skipped, how)
-        lost = {str(path) for path, _ in skipped.files}
-        names = [name for name in map(str, paths) if name not in lost]
-        _write(out, np.load(partial / "values.npy", mmap_mode="r")[:kept], names)
-        shutil.rmtree(partial)
-    except OSError as error:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(out.with_name(f"{out.name}.lock"), timeout=0) as lock:
+            noted, known = read_json(partial / "progress.json"), {}
+            if isinstance(noted, dict) and noted.get("recipe") == recipe and (partial / "values.npy").exists():
+                known = noted
+            else:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                known = {"recipe": recipe, "done": 0, "kept": 0, "skipped": []}
+            skipped.extend((path, reason) for path, reason in known["skipped"])
+            kept = _fill(encoder, paths, partial, known, dtype, skipped, how)
+            lost = {str(path) for path, _ in skipped.files}
+            names = [name for name in map(str, paths) if name not in lost]
+            _write(out, np.load(partial / "values.npy", mmap_mode="r")[:kept], names)
+            shutil.rmtree(partial)
+            Path(lock.lock_file).unlink(missing_ok=True)
+    except Timeout as error:
+        raise SegaeError(f"out must not be in use, got {out}, which another process is writing") from error
+    except (OSError, safetensors.SafetensorError) as error:
         raise SegaeError(f"out must be a place with room for the features, got {out}: {error}") from error
     return out
 
@@ -286,8 +331,9 @@ def _write(out: Path, values: NDArray[Any], names: list[str]) -> None:
         write_atomically(_names_file(out), lambda file: file.write(listed))
         write_atomically(out, lambda file: np.lib.format.write_array(file, values, allow_pickle=False))
     elif out.suffix == ".safetensors":
-        content = safetensors.numpy.save({"values": np.ascontiguousarray(values)}, {"names": listed.decode()})
-        write_atomically(out, lambda file: file.write(content))
+        part = out.with_name(f".{os.getpid()}-features.segae-part")  # the library wants a path, and copies nothing
+        safetensors.numpy.save_file({"values": np.ascontiguousarray(values)}, part, {"names": listed.decode()})
+        part.replace(out)
     else:
         kind = pyarrow.list_(pyarrow.from_numpy_dtype(values.dtype), values.shape[1])
         schema = pyarrow.schema([("name", pyarrow.string()), ("values", kind)])

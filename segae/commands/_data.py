@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -45,7 +44,7 @@ from segae.data import (
     train_val_split,
     unique_names,
 )
-from segae.errors import SegaeError
+from segae.errors import SegaeError, argument_named
 from segae.methods import Method
 from segae.models import Encoder, EncoderInfo, create_encoder, published_name, set_gradient_checkpointing
 from segae.training.distributed import gather_objects, rank, run_on_main, world_size
@@ -87,17 +86,6 @@ def load_start(config: PretrainConfig | FinetuneConfig) -> Encoder:
     if weights not in ("random", "imagenet") and (published := published_name(weights)):
         encoder.info = replace(encoder.info, source=f"published weights {published}")
     return encoder
-
-
-@contextmanager
-def argument_named(ours: str, *, instead_of: str) -> Iterator[None]:
-    """Within, let errors about a function's argument name the setting that it came from."""
-    try:
-        yield
-    except SegaeError as error:
-        if not str(error).startswith(f"{instead_of} "):
-            raise
-        raise type(error)(f"{ours}{str(error).removeprefix(instead_of)}") from error
 
 
 def set_up_model(model: Any, config: PretrainConfig | FinetuneConfig) -> None:

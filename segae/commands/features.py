@@ -11,17 +11,14 @@ import numpy as np
 
 from segae._io import show_messages
 from segae._settings import PathLike, make_config
-from segae.applications import Features, check_format, compute_features, write_features
-from segae.commands._data import argument_named
-from segae.config import DEFAULT_ENCODER, FeaturesConfig
+from segae.applications import Features, check_format, collect_features, open_encoder, write_features
+from segae.config import FeaturesConfig
 from segae.data import SkippedFiles, find_images
 from segae.errors import SegaeError
-from segae.models import Encoder, create_encoder, load
+from segae.models import Encoder
 from segae.training import choose_device, limit_threads
 
 logger = logging.getLogger("segae")
-
-_TIMM = "timm:"
 
 
 def extract_features(
@@ -83,15 +80,11 @@ def _in_memory(images: Any, encoder: Any, dtype: str, **how: Any) -> Features:
     if arrays and len(arrays) < len(listed):
         raise SegaeError(f"images must be all files or all arrays, got {len(arrays)} arrays of {len(listed)}")
     found: Any = arrays or find_images([Path(root) for root in listed])
-    batches, skipped = [], SkippedFiles()
+    skipped = SkippedFiles()
     try:
-        batches = list(compute_features(_load(encoder), found, skipped=skipped, **how))
+        return collect_features(open_encoder(encoder), found, dtype=dtype, skipped=skipped, **how)
     finally:
         skipped.report()
-    values = np.concatenate([batch.values for batch in batches if batch.places])
-    places = [place for batch in batches for place in batch.places]
-    names = tuple(str(place) if arrays else str(found[place]) for place in places)
-    return Features(values.astype(dtype, copy=False), names)
 
 
 def _to_file(config: FeaturesConfig) -> Path:
@@ -101,7 +94,7 @@ def _to_file(config: FeaturesConfig) -> Path:
         raise SegaeError(f"out must be a new file, got {out}: give overwrite=True")
     roots = [config.images] if isinstance(config.images, str | os.PathLike) else config.images
     paths = find_images([Path(root) for root in roots])
-    encoder, skipped = _load(config.encoder), SkippedFiles()
+    encoder, skipped = open_encoder(config.encoder), SkippedFiles()
     logger.info("encoder %s from %s", encoder.info.architecture, encoder.info.source or encoder.info.weights)
     names = ("layer", "pool", "image_size", "batch_size", "dtype")
     how = {name: getattr(config, name) for name in names} | {"device": choose_device(config.device)}
@@ -111,18 +104,3 @@ def _to_file(config: FeaturesConfig) -> Path:
         skipped.report()
     logger.info("wrote features of %d images to %s", len(paths) - len(skipped), out)
     return out
-
-
-def _load(source: Any) -> Encoder:
-    """The encoder that ``extract_features`` was given."""
-    if isinstance(source, Encoder):
-        return source
-    text = str(source)
-    if text == "imagenet":
-        return create_encoder(DEFAULT_ENCODER, weights="imagenet")
-    if text.startswith(_TIMM):
-        with argument_named("encoder", instead_of="name"):
-            return create_encoder(text.removeprefix(_TIMM), weights="imagenet")
-    with argument_named("encoder", instead_of="weights"):
-        model = load(text)
-    return model if isinstance(model, Encoder) else model.encoder

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 import segae
@@ -126,6 +127,14 @@ def test_an_interrupted_call_continues(
     found, expected = segae.Features.load(out), extract(photos, encoder)
     assert np.array_equal(found.values, expected.values)
     assert found.names == expected.names
+
+
+def test_a_file_that_another_process_writes_is_left_alone(photos: Path, encoder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features.npz"
+    with FileLock(f"{out}.lock"), pytest.raises(segae.SegaeError, match="out must not be in use"):
+        extract(photos, encoder, out=out)
+    assert len(segae.Features.load(extract(photos, encoder, out=out))) == 11
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["features.npz"]
 
 
 def test_another_encoder_or_image_starts_again(
