@@ -7,6 +7,8 @@ from . import methods as methods
 from . import models as models
 from . import training as training
 from .applications import Features as Features
+from .applications import pca_colors as pca_colors
+from .applications import select_images as select_images
 from .bench import statistics as statistics
 from .bench.report import report as report
 from .bench.runner import BenchResult as BenchResult
@@ -19,6 +21,7 @@ from .commands import extract_features as extract_features
 from .commands import finetune as finetune
 from .commands import predict as predict
 from .commands import pretrain as pretrain
+from .commands import suggest as suggest
 from .config import TrainerConfig as TrainerConfig
 from .errors import CheckpointError as CheckpointError
 from .errors import DataError as DataError

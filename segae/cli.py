@@ -58,6 +58,7 @@ COMMANDS = {
     "features": _Command(
         config.FeaturesConfig, "commands.features:extract_features", "photos --encoder pets_pseudo_masks"
     ),
+    "suggest": _Command(config.SuggestConfig, "commands.suggest:suggest", "photos --labeled pets --count 50"),
     "bench": _Command(config.BenchConfig, "bench.runner:benchmark", "pets --labels 0.1 1.0 --seeds 3"),
     "report": _Command(config.ReportConfig, "bench.report:report", "runs/bench/bench.csv"),
     "data": _Command(config.DownloadConfig, "commands.data:download", "pets"),

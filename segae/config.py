@@ -317,6 +317,42 @@ class FeaturesConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SuggestConfig(Config):
+    """Choose the images of a pool to label next: they cover the pool in feature space, beside what is labeled.
+
+    Writes suggestions.csv, files.txt, label_studio.json for import, and a contact sheet.
+    """
+
+    MAIN = ("images", "labeled", "count", "model", "encoder", "out", "overwrite")
+    INPUTS: ClassVar = {"images": require_images, "labeled": require_images}
+
+    images: PathLike | Sequence[PathLike] = field(kw_only=False)
+    """The pool: images, or folders that are searched recursively. Labeled images among them are left out."""
+    labeled: PathLike | Sequence[PathLike] = ()
+    """Images that are labeled already: a labeled data set, or folders of images."""
+    count: int = number(50, 1, 10_000)
+    """How many images to choose."""
+    model: Any = None
+    """A segmenter: images that it is uncertain about count more. Its encoder makes the features unless one is given."""
+    encoder: Any = None
+    """What makes the features, as in segae features. Default: that of the model, else imagenet."""
+    out: PathLike = "runs/suggest"
+    """Folder for the lists and the sheet."""
+    image_size: int | None = number(None, 32, 8192)
+    """Side in pixels to which images are resized for the features. Default: the model's, else the encoder's."""
+    batch_size: int = number(64, 1, 65_536)
+    """Images per forward pass."""
+    seed: int = number(0, 0, 2**32 - 1)
+    """Of the draw of 4,096 images that are to be covered, where there are more."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    threads: int | None = number(None, 1, 1024)
+    """CPU threads of the computation. Default: OMP_NUM_THREADS, else one per core."""
+    overwrite: bool = False
+    """Replace the suggestions of other settings in the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchConfig(Config):
     """Compare start weights over label budgets, encoders, decoders, schedules and seeds; make a report.
 

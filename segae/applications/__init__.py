@@ -9,6 +9,7 @@ from segae.applications.features import (
     require_layer,
     write_features,
 )
+from segae.applications.selection import select_images
 from segae.applications.visualization import pca_colors
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "open_encoder",
     "pca_colors",
     "require_layer",
+    "select_images",
     "write_features",
 ]

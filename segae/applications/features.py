@@ -192,7 +192,8 @@ def compute_features(
 
     encoder.to(device)
     lost = SkippedFiles() if skipped is None else skipped
-    with ThreadPoolExecutor(_READERS) as readers:
+    bar = tqdm(total=len(images), initial=start, unit="image", leave=False, disable=None)
+    with bar, ThreadPoolExecutor(_READERS) as readers:
         ahead = readers.map(load, range(start, min(start + batch_size, len(images))))
         for first in range(start, len(images), batch_size):
             loaded = list(ahead)
@@ -207,6 +208,7 @@ def compute_features(
                     maps = encoder(normalize(batch, encoder.info.mean, encoder.info.std, device))[layer]
                     values = _POOLS[pool](maps.float()).cpu().numpy()
             yield _Batch(values, read, after)
+            bar.update(after - first)
     if len(lost) == len(images):
         first_ones = "; ".join(f"{path} ({reason})" for path, reason in lost.files[:3])
         raise DataError(f"images must be readable, got {len(images)} of which none is: {first_ones}")
@@ -287,10 +289,7 @@ def _fill(
     """Compute what is missing into values.npy, row after row, and note after each batch how far it is."""
     file, kept = partial / "values.npy", int(known["kept"])
     batches = compute_features(encoder, paths, start=int(known["done"]), skipped=skipped, **how)
-    with (
-        closing(batches),
-        tqdm(total=len(paths), initial=known["done"], unit="image", leave=False, disable=None) as bar,
-    ):
+    with closing(batches):
         for batch in batches:
             if batch.places:
                 if not file.exists():
@@ -302,7 +301,6 @@ def _fill(
                 kept += len(batch.places)
             lost = [(str(path), reason) for path, reason in skipped.files]
             write_json(partial / "progress.json", {**known, "done": batch.done, "kept": kept, "skipped": lost})
-            bar.update(batch.done - bar.n)
     return kept
 
 

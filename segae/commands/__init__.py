@@ -6,6 +6,7 @@ from segae.commands.features import extract_features
 from segae.commands.finetune import FinetuneResult, finetune
 from segae.commands.predict import predict
 from segae.commands.pretrain import PretrainResult, pretrain
+from segae.commands.suggest import suggest
 
 __all__ = [
     "FinetuneResult",
@@ -16,4 +17,5 @@ __all__ = [
     "finetune",
     "predict",
     "pretrain",
+    "suggest",
 ]

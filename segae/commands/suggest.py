@@ -1,0 +1,120 @@
+"""Choose the images to label next, and write lists that annotation tools import."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from segae._io import write_atomically, write_json
+from segae.applications import collect_features, open_encoder, select_images
+from segae.commands._data import takes_settings_of, write_skipped
+from segae.commands.evaluate import load_model, name_model
+from segae.config import SuggestConfig
+from segae.data import SkippedFiles, find_images, open_dataset, read_resized
+from segae.errors import DataError
+from segae.evaluation import contact_sheet, predict_logits
+from segae.models import Segmenter
+from segae.training import choose_device, limit_threads, open_result_folder
+
+logger = logging.getLogger("segae")
+
+_FILES = ("suggestions.csv", "files.txt", "label_studio.json", "sheet.png", "skipped.csv")
+_COLUMNS, _SHOWN, _SIDE = 8, 64, 160  # of the sheet
+
+
+@takes_settings_of(SuggestConfig)
+def suggest(config: SuggestConfig) -> pd.DataFrame:
+    """Choose images to label next; all settings are those of ``segae.config.SuggestConfig``.
+
+    Returns:
+        A row per image, the best first: ``image``, its path, and with a model ``uncertainty``, the entropy of its
+        pixels' class probabilities, mean, from 0 to 1. The folder ``out`` holds it as lists and pictures.
+
+    Raises:
+        SegaeError: no readable image, fewer images than asked for, or an argument that cannot be used.
+
+    Example:
+        >>> rows = suggest("photos", labeled="pets", count=20)  # doctest: +SKIP
+    """
+    with limit_threads(config.threads):
+        model, device = (None, choose_device(config.device))
+        if config.model is not None:
+            model, device = load_model(config.model, config.device)
+        encoder = open_encoder(config.encoder or ("imagenet" if model is None else model.encoder))
+        known, left_out = _labeled(_roots(config.labeled))
+        pool = [path for path in find_images(_roots(config.images)) if os.path.realpath(path) not in left_out]
+        if len(pool) < config.count:
+            raise DataError(f"images must be at least count, {config.count}, without the labeled ones, got {len(pool)}")
+        settings = {name: getattr(config, name) for name in ("count", "image_size", "seed")}
+        settings |= {name: [str(root) for root in _roots(getattr(config, name))] for name in ("images", "labeled")}
+        settings |= {"model": name_model(config.model) if model else "", "encoder": str(encoder.info.weights)}
+        out = open_result_folder(Path(config.out), settings, task="suggest", files=_FILES, overwrite=config.overwrite)
+        side = config.image_size or (model.info.image_size if model else None)
+        how: dict[str, Any] = {"image_size": side, "batch_size": config.batch_size, "device": device}
+        skipped = SkippedFiles()
+        found = collect_features(encoder, pool, skipped=skipped, **how)
+        covered = collect_features(encoder, known, skipped=skipped, **how).values if known else None
+        doubt = None if model is None else _uncertainty(model, found.names, config.batch_size, device)
+        count = min(config.count, len(found))
+        chosen = select_images(found.values, covered, count=count, uncertainty=doubt, seed=config.seed)
+        rows = pd.DataFrame({"image": [found.names[place] for place in chosen]})
+        if doubt is not None:
+            rows["uncertainty"] = doubt[chosen].round(4)
+        _write(out, rows)
+        write_skipped(out, skipped)
+        logger.info("chose %d of %d images; the lists are in %s", count, len(found), out)
+        return rows
+
+
+def _roots(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    return [Path(root) for root in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+
+
+def _labeled(roots: Sequence[Path]) -> tuple[list[Path], set[str]]:
+    """Images to learn from that are labeled, and the real paths of these and of test images."""
+    known: list[Path] = []
+    every: list[Path] = []
+    for root in roots:
+        if (root / "masks").is_dir() or (root / "annotations").is_dir():
+            splits = open_dataset(root).splits
+            known += [pair.image for split, pairs in splits.items() if split != "test" for pair in pairs]
+            every += [pair.image for pairs in splits.values() for pair in pairs]
+        else:
+            known += (found := find_images([root]))
+            every += found
+    return known, {os.path.realpath(path) for path in every}
+
+
+def _uncertainty(model: Segmenter, names: Sequence[str], batch_size: int, device: torch.device) -> NDArray[np.float32]:
+    """The entropy of the class probabilities, mean over pixels, as a share of the largest one, of each image."""
+    means: list[float] = []
+    for start in range(0, len(names), batch_size):
+        read = [read_resized(Path(name), model.info.image_size) for name in names[start : start + batch_size]]
+        for logits in predict_logits(model, np.stack(read), batch_size=batch_size, device=device):
+            entropy = torch.special.entr(logits.softmax(dim=1)).sum(dim=1).mean(dim=(1, 2))
+            means += (entropy / np.log(max(model.num_classes, 2))).tolist()
+    return np.array(means, np.float32)
+
+
+def _write(out: Path, rows: pd.DataFrame) -> None:
+    files = [os.path.realpath(name) for name in rows["image"]]
+    tasks = [{"data": {"image": f"/data/local-files/?d={quote(file.lstrip(os.sep))}"}} for file in files]
+    write_json(out / "label_studio.json", tasks)
+    for name, text in {"files.txt": "\n".join([*files, ""]), "suggestions.csv": rows.to_csv(index=False)}.items():
+        encoded = text.encode("utf-8", "surrogateescape")
+        write_atomically(out / name, lambda file, encoded=encoded: file.write(encoded))  # type: ignore[misc]
+    pictures = [read_resized(Path(name), _SIDE) for name in rows["image"][:_SHOWN]]
+    wide = min(_COLUMNS, len(pictures))
+    pictures += [np.full_like(pictures[0], 255)] * (-len(pictures) % wide)
+    ranks = [f"{start + 1} -" for start in range(0, len(pictures), wide)]
+    columns = {f"+ {place}": pictures[place::wide] for place in range(wide)}
+    contact_sheet(columns, out / "sheet.png", row_labels=ranks)
