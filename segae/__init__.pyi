@@ -15,6 +15,7 @@ from .bench.runner import BenchResult as BenchResult
 from .bench.runner import benchmark as benchmark
 from .commands import FinetuneResult as FinetuneResult
 from .commands import PretrainResult as PretrainResult
+from .commands import doctor as doctor
 from .commands import download as download
 from .commands import evaluate as evaluate
 from .commands import extract_features as extract_features

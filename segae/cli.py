@@ -62,6 +62,7 @@ COMMANDS = {
     "bench": _Command(config.BenchConfig, "bench.runner:benchmark", "pets --labels 0.1 1.0 --seeds 3"),
     "report": _Command(config.ReportConfig, "bench.report:report", "runs/bench/bench.csv"),
     "data": _Command(config.DownloadConfig, "commands.data:download", "pets"),
+    "doctor": _Command(config.DoctorConfig, "commands.doctor:doctor", ""),
     "quickstart": _Command(config.BenchConfig, "bench.runner:benchmark", "", _QUICK),
 }
 _PLACES = {"data": "FOLDER", "images": "IMAGE", "rows": "CSV", "name": "NAME"}
@@ -221,7 +222,7 @@ def _flags_to_settings(name: str, words: list[str], settings: Mapping[str, Any])
     for title, (below, names) in sections.items():
         made: list[Any] = []
         for one in names:
-            place = _PLACES[one] if not title and one == command.first else ""
+            place = _PLACES.get(one, "") if not title and one == command.first else ""
             place = f"[{place}]" if place and known[one].default is None else place
             value = getattr(below, one) if title or one not in absent else known[one].default
             flag = (one, _flag(below, one, place, flat=title in ("", "more", "trainer")))
@@ -303,7 +304,7 @@ def _flag_names(command: _Command) -> dict[str, str]:
         for inner in field_types(type(below())) if below not in (dataclasses.MISSING, dict) else ():
             names.setdefault(inner, f"--{'' if one.name == 'trainer' else f'{one.name}.'}{inner.replace('_', '-')}")
     names |= {one: f"--{one.replace('_', '-')}" for one in field_types(command.config)}
-    return names | {command.first: _PLACES[command.first]}
+    return names | {one: place for one, place in _PLACES.items() if one == command.first}
 
 
 # ---- the process -----------------------------------------------------------------------------------------------------

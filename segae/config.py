@@ -467,6 +467,14 @@ class DownloadConfig(Config):
     """Folder for it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(Config):
+    """Say what this machine has and what is missing: versions, devices, data, weights, and commands that mend it."""
+
+    online: bool = False
+    """Also ask whether the model hub can be reached."""
+
+
 _SMP = {  # lr: the full epochs peak at half of it; warmup: one or two steps, then a cosine from its top
     **{"image_size": 256, "batch_size": 64, "loss": "dice", "augment": False, "lr": 4e-4, "lr_ratio": 1.0},
     **{"bn_mode": "train", "warmup": 0.002, "recalibrate": False},

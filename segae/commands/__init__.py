@@ -1,6 +1,7 @@
 """The verbs: settings in, result object and run folder out. The command line calls the same functions."""
 
 from segae.commands.data import download
+from segae.commands.doctor import doctor
 from segae.commands.evaluate import evaluate
 from segae.commands.features import extract_features
 from segae.commands.finetune import FinetuneResult, finetune
@@ -11,6 +12,7 @@ from segae.commands.suggest import suggest
 __all__ = [
     "FinetuneResult",
     "PretrainResult",
+    "doctor",
     "download",
     "evaluate",
     "extract_features",

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from segae import models, training
+from segae.applications.trust import TRUST_FILE, TrustScore
 from segae.commands._data import (
     LabeledData,
     fit_into_memory,
@@ -142,6 +143,8 @@ class _Finetuning:
             if checked is not None:
                 scores = evaluate_model(model, checked.images, checked.masks, device=device)
             models.save_segmenter(model, path)
+            if checked is not None:
+                TrustScore.fit(model, data.sample.images, checked.images).save(folder / TRUST_FILE)
             shown = data.sample if checked is None else checked
             pictures, truths = shown.images[:_SHEET_ROWS], shown.masks[:_SHEET_ROWS]
             sheet = partial(segmentation_sheet, classes=model.info.classes, palette=model.info.palette)

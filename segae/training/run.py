@@ -29,6 +29,7 @@ logger = logging.getLogger("segae")
 CONFIG_FILE, RESUME_FILE, METRICS_FILE = "config.json", "resume.pt", "metrics.json"
 RUN_FILES = (
     *(METRICS_FILE, RESUME_FILE, "log.csv", "skipped.csv", "curves.png", "sheet.png", "reconstructions.png"),
+    "trust.npz",
     *(f"{name}.{kind}" for name in ("encoder", "decoder", "autoencoder", "model") for kind in ("safetensors", "json")),
 )
 """What a training may write besides config.json, and what ``overwrite`` deletes."""
