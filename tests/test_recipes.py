@@ -59,6 +59,14 @@ def test_fastai(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert segae.load_segmenter(model).num_classes == 3
 
 
+def test_features(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--encoder", out / "encoder.safetensors", "--image-size", "64", "--out", out)
+    run(monkeypatch, "6_features.py", pets / "unlabeled", *given)
+    assert "nearest to" in capsys.readouterr().out
+    assert (out / "maps.png").stat().st_size > 0
+    assert all(Path(name).is_file() for name in (out / "to_label.txt").read_text().splitlines())
+
+
 @pytest.mark.slow
 def test_benchmark_in_a_process_of_its_own(pets: Path, out: Path, tmp_path: Path) -> None:
     start = out / "encoder.safetensors"

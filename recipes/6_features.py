@@ -1,0 +1,44 @@
+"""Use a frozen encoder without training: search, a picture of what it sees, and the images to label next.
+
+python recipes/6_features.py [FOLDER] [--encoder runs/recipe/encoder.safetensors] [--image-size 96]
+"""
+
+from pathlib import Path
+
+import numpy as np
+import tyro
+from PIL import Image
+
+import segae
+
+
+def main(
+    folder: tyro.conf.Positional[Path | None] = None,
+    *,
+    encoder: str = "pets_pseudo_masks",
+    image_size: int = 96,
+    out: Path = Path("runs/recipe"),
+) -> None:
+    """Print the nearest neighbor of the first image, and write pictures of features and a list to label."""
+    folder = folder or segae.data.drawn_pets() / "unlabeled"
+
+    # One vector per image; rows of equal direction belong to similar images.
+    features = segae.extract_features(folder, encoder, image_size=image_size)
+    vectors = features.values - features.values.mean(axis=0)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    nearest = np.argsort(vectors @ vectors[0])[-2]
+    print(f"nearest to {features.names[0]}: {features.names[nearest]}")
+
+    # Dense maps, three principal components as colors.
+    maps = segae.extract_features([Path(name) for name in features.names[:8]], encoder, layer=3, pool="none")
+    out.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(segae.pca_colors(maps.values), axis=1)).resize((1024, 128)).save(out / "maps.png")
+
+    # The images that stand for most others.
+    chosen = segae.select_images(features.values, count=min(10, len(features)))
+    (out / "to_label.txt").write_text("\n".join(features.names[place] for place in chosen))
+    print("wrote", out / "maps.png", "and", out / "to_label.txt")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
