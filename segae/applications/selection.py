@@ -1,4 +1,4 @@
-"""Which images to label next: those whose features stand for many others that no labeled image stands for."""
+"""Which images to label next: those with features like many others, and unlike those of labeled images."""
 
 from __future__ import annotations
 

@@ -33,9 +33,13 @@ _SECONDS = 5.0
 
 class _Finding(NamedTuple):
     part: str
-    state: str  # ok, missing (something optional), problem
     found: str
-    mend: str = ""
+    mend: str = ""  # what to type; empty where all is well
+    optional: bool = False
+
+    @property
+    def state(self) -> str:
+        return "ok" if not self.mend else "missing" if self.optional else "problem"
 
 
 @takes_settings_of(DoctorConfig)
@@ -52,18 +56,18 @@ def doctor(config: DoctorConfig) -> pd.DataFrame:
     Example:
         >>> rows = doctor()  # doctest: +SKIP
     """
-    findings = [*_versions(), *_devices(), *_files(), *([_hub()] if config.online else ())]
-    width = max(len(one.part) for one in findings)
-    for one in findings:
-        mend = f"  ->  {one.mend}" if one.mend else ""
-        logger.info("%-7s  %-*s  %s%s", one.state, width, one.part, one.found, mend)
-    if broken := [one.part for one in findings if one.state == "problem"]:
-        raise SegaeError(f"parts must work, got a problem with {', '.join(broken)}; the list above says what to type")
-    return pd.DataFrame(findings)
+    found = [*_versions(), *_devices(), *_files(), *([_hub()] if config.online else ())]
+    rows = pd.DataFrame({"part": one.part, "state": one.state, "found": one.found, "mend": one.mend} for one in found)
+    width = max(map(len, rows["part"]))
+    for one in found:
+        logger.info("%-7s  %-*s  %s%s", one.state, width, one.part, one.found, f"  ->  {one.mend}" if one.mend else "")
+    if broken := ", ".join(rows["part"][rows["state"] == "problem"]):
+        raise SegaeError(f"parts must work, got a problem with {broken}; the list above says what to type")
+    return rows
 
 
 def _versions() -> Iterator[_Finding]:
-    yield _Finding("segae", "ok", f"{metadata.version('segae')}, python {platform.python_version()}, {sys.executable}")
+    yield _Finding("segae", f"{metadata.version('segae')}, python {platform.python_version()}, {sys.executable}")
     extras: dict[str, list[str]] = {}
     for text in metadata.requires("segae") or ():
         needed = Requirement(text)
@@ -72,56 +76,46 @@ def _versions() -> Iterator[_Finding]:
             version = metadata.version(needed.name)
             fits = needed.specifier.contains(version, prereleases=True)
         except metadata.PackageNotFoundError:
-            version, fits = "is not installed", False
+            version, fits = "not installed", False
         if extra:
             extras.setdefault(extra, []).extend([] if fits else [needed.name])
-        elif fits:
-            yield _Finding(needed.name, "ok", version)
         else:
-            wanted = f"{version}, {needed.specifier or 'any'} is needed"
-            yield _Finding(needed.name, "problem", wanted, f"pip install '{needed.name}{needed.specifier}'")
+            mend = "" if fits else f"pip install '{needed.name}{needed.specifier}'"
+            yield _Finding(needed.name, version, mend)
     for extra, absent in extras.items():
         if extra != "dev":
-            state, mend = ("missing", _INSTALL.format(extra)) if absent else ("ok", "")
-            yield _Finding(f"[{extra}]", state, f"without {', '.join(absent)}" if absent else "installed", mend)
+            found, mend = (f"without {', '.join(absent)}", _INSTALL.format(extra)) if absent else ("installed", "")
+            yield _Finding(f"[{extra}]", found, mend, optional=True)
     if not hasattr(torch.ops.torchvision, "nms"):
         mend = "pip install --force-reinstall torch torchvision, both from one index"
-        yield _Finding("torchvision", "problem", "does not fit torch", mend)
+        yield _Finding("torchvision", "does not fit torch", mend)
 
 
 def _devices() -> Iterator[_Finding]:
-    yield _Finding("cpu", "ok", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads for torch")
+    yield _Finding("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads for torch")
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
-        yield _Finding(
-            f"cuda:{number}", "ok", f"{about.name}, {about.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}"
-        )
+        yield _Finding(f"cuda:{number}", f"{about.name}, {about.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}")
     if torch.backends.mps.is_available():
-        yield _Finding("mps", "ok", platform.processor())
+        yield _Finding("mps", platform.processor())
     elif not torch.cuda.is_available():
-        mend = "" if shutil.which("nvidia-smi") is None else "pip install a CUDA build of torch that fits the driver"
-        yield _Finding(
-            "gpu", "problem" if mend else "missing", "none that torch can use: training runs on the CPU", mend
-        )
+        mend = "pip install a CUDA build of torch that fits the driver" if shutil.which("nvidia-smi") else ""
+        yield _Finding("gpu", "none that torch can use: trainings run on the CPU", mend)
 
 
 def _files() -> Iterator[_Finding]:
-    for name, found in {
-        "drawn-pets": str(package_data("drawn-pets")),
-        "weights": ", ".join(published_weights()),
-    }.items():
-        there = package_data(name).is_dir()
-        mend = "" if there else "pip install --force-reinstall --no-deps segae"
-        yield _Finding(name, "ok" if there else "problem", found or str(package_data(name)), mend)
+    for name, found in {"drawn-pets": "a small data set", "weights": ", ".join(published_weights())}.items():
+        mend = "" if package_data(name).is_dir() else "pip install --force-reinstall --no-deps segae"
+        yield _Finding(name, f"{found} in {package_data(name)}", mend)
     packages = [name for name, (module, _) in PACKAGES.items() if importlib.util.find_spec(module)]
-    state, mend = ("ok", "") if packages else ("missing", _INSTALL.format("imagenet"))
-    yield _Finding("imagenet weights", state, ", ".join([*packages, "others from the model hub"]), mend)
+    mend = "" if packages else _INSTALL.format("imagenet")
+    yield _Finding("imagenet", ", ".join([*packages, "others from the model hub"]), mend, optional=True)
     folder = cache_dir()
     above = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(above).free / 1e9
     works = os.access(above, os.W_OK) and free > 1
     mend = "" if works else "set SEGAE_CACHE to a folder with room that can be written"
-    yield _Finding("cache", "ok" if works else "problem", f"{folder}, {free:.0f} GB free", mend)
+    yield _Finding("cache", f"{folder}, {free:.0f} GB free", mend)
 
 
 def _hub() -> _Finding:
@@ -129,5 +123,5 @@ def _hub() -> _Finding:
     try:
         get_session().head(address, timeout=_SECONDS)
     except Exception as error:  # network errors come in many unrelated classes
-        return _Finding("model hub", "missing", f"{address}: {type(error).__name__}", "connect this machine")
-    return _Finding("model hub", "ok", address)
+        return _Finding("model hub", f"{address}: {type(error).__name__}", "connect this machine", optional=True)
+    return _Finding("model hub", address)
