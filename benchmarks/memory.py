@@ -1,10 +1,12 @@
-"""Peak memory of `segae finetune` and `segae pretrain` for 1,000 and for 100,000 listed images.
+"""Peak memory of segae's commands for few and for many images.
 
-    python benchmarks/memory.py [--counts 1000 100000]
+    python benchmarks/memory.py [--counts 1000 100000] [--commands finetune pretrain]
+    python benchmarks/memory.py --counts 1000 20000 --commands features predict
 
 A hundred small images are written once; the others are hard links to them in further folders, so each is found, listed
 and read like any other. A hundred images are for validation, whatever the number: only the lists grow. Each training
-runs for a few steps in a process of its own, with images decoded when they are needed (--cache none).
+runs for a few steps in a process of its own, with images decoded when they are needed (--cache none). `features` and
+`predict` go through all images.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+import segae
 
 WRITTEN = VALIDATED = 100
 
@@ -79,13 +83,20 @@ def private_mb(pid: int) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 100_000])
+    parser.add_argument("--commands", nargs="+", default=["finetune", "pretrain"])
     given = parser.parse_args()
-    common = ["--encoder", "test_resnet", "--image-size", "64", "--cache", "none", "--max-steps", "20"]
+    training = ["--encoder", "test_resnet", "--image-size", "64", "--cache", "none", "--max-steps", "20"]
     for count in given.counts:
         with tempfile.TemporaryDirectory() as name:
-            data = lay_out(Path(name) / "data", count)
-            for command in ("finetune", "pretrain"):
-                method = ["--method", "denoise", "--val-fraction", str(VALIDATED / count)]
-                method = method if command == "pretrain" else []
-                peak = peak_mb([command, str(data), "--out", f"{name}/{command}", *common, *method])
+            data, model = lay_out(Path(name) / "data", count), Path(name) / "model.safetensors"
+            segae.save_segmenter(segae.create_segmenter("test_resnet", num_classes=2, image_size=64), model)
+            settings = {
+                "finetune": [data, *training],
+                "pretrain": [data, *training, "--method", "denoise", "--val-fraction", VALIDATED / count],
+                "features": [data / "images", "--encoder", model, "--image-size", "64"],
+                "predict": [data / "images", "--model", model],
+            }
+            for command in given.commands:
+                out = f"{name}/{command}" + (".npz" if command == "features" else "")
+                peak = peak_mb([command, *map(str, settings[command]), "--out", out])
                 print(f"{command:10} {count:8,} images: {peak:7.0f} MB", flush=True)

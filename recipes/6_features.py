@@ -29,10 +29,13 @@ def main(
     nearest = np.argsort(vectors @ vectors[0])[-2]
     print(f"nearest to {features.names[0]}: {features.names[nearest]}")
 
-    # Dense maps, three principal components as colors.
-    maps = segae.extract_features([Path(name) for name in features.names[:8]], encoder, layer=3, pool="none")
+    # Dense maps: three principal components as colors, below the photographs.
+    shown = [Path(name) for name in features.names[:8]]
+    maps = segae.extract_features(shown, encoder, layer=3, pool="none", image_size=256)
+    photos = [np.asarray(Image.open(path).convert("RGB").resize((128, 128))) for path in shown]
+    colors = [np.asarray(Image.fromarray(one).resize((128, 128))) for one in segae.pca_colors(maps.values)]
     out.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(segae.pca_colors(maps.values), axis=1)).resize((1024, 128)).save(out / "maps.png")
+    Image.fromarray(np.vstack([np.hstack(photos), np.hstack(colors)])).save(out / "maps.png")
 
     # The images that stand for most others.
     chosen = segae.select_images(features.values, count=min(10, len(features)))
