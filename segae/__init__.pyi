@@ -22,6 +22,7 @@ from .commands import extract_features as extract_features
 from .commands import finetune as finetune
 from .commands import predict as predict
 from .commands import pretrain as pretrain
+from .commands import serve as serve
 from .commands import suggest as suggest
 from .config import TrainerConfig as TrainerConfig
 from .errors import CheckpointError as CheckpointError

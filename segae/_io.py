@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import math
@@ -148,6 +149,12 @@ def require_name(argument: str, value: str) -> str:
         shown = value if len(str(value)) <= 60 else f"{str(value)[:60]}... ({len(str(value))} characters)"
         raise SegaeError(f"{argument} must be 1 to 100 letters, digits or . _ -, got {shown!r}")
     return value
+
+
+def require_package(package: str, extra: str) -> None:
+    """Refuse to go on without an optional package."""
+    if importlib.util.find_spec(package) is None:
+        raise SegaeError(f"the package {package} must be installed: pip install 'segae[{extra}]'")
 
 
 def check_range(

@@ -55,6 +55,7 @@ COMMANDS = {
     ),
     "evaluate": _Command(config.EvaluateConfig, "commands.evaluate:evaluate", f"pets {_MODEL}"),
     "predict": _Command(config.PredictConfig, "commands.predict:predict", f"cat.jpg {_MODEL}"),
+    "serve": _Command(config.ServeConfig, "commands.serve:serve", "runs/finetune/model.safetensors"),
     "features": _Command(
         config.FeaturesConfig, "commands.features:extract_features", "photos --encoder pets_pseudo_masks"
     ),
@@ -65,7 +66,7 @@ COMMANDS = {
     "doctor": _Command(config.DoctorConfig, "commands.doctor:doctor", ""),
     "quickstart": _Command(config.BenchConfig, "bench.runner:benchmark", "", _QUICK),
 }
-_PLACES = {"data": "FOLDER", "images": "IMAGE", "rows": "CSV", "name": "NAME"}
+_PLACES = {"data": "FOLDER", "images": "IMAGE", "model": "MODEL", "rows": "CSV", "name": "NAME"}
 _IN_PARALLEL = ("pretrain", "finetune")
 _ABOUT = {"quickstart": "See everything in minutes: a small benchmark on drawn pets, or on a data set of your own."}
 _MORE = """

@@ -260,26 +260,60 @@ class EvaluateConfig(_Inference):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(_Inference):
-    """Segment images: one mask per image, an index PNG at the image's own size.
+    """Segment images: one mask per image, an index PNG at the image's own size; predictions.csv describes them.
 
     Subfolders are kept. Images that cannot be read are skipped and listed in skipped.csv.
     """
 
-    MAIN = ("images", "model", "out", "overlay", "probabilities", "batch_size", "device", "overwrite")
+    MAIN = ("images", "model", "out", "tile", "tta", "overlay", "probabilities", "batch_size", "device", "overwrite")
     INPUTS: ClassVar = {"images": require_images, "model": require_file}
 
     images: PathLike | Sequence[PathLike] = field(kw_only=False)
-    """Images, or folders that are searched recursively."""
+    """Images, folders that are searched recursively, or videos, whose frames get a mask each."""
     out: PathLike = "runs/predict"
     """Folder for the masks, outside the folders of images."""
     overlay: bool = True
     """Also write <name>_overlay.jpg: the image with its mask laid over."""
     probabilities: bool = False
     """Also write <name>_probabilities.npz: softmax as float16, (classes, height, width)."""
+    confidence: bool = False
+    """Also write <name>_confidence.png: the largest probability of each pixel, 255 is 1."""
+    coco: bool = False
+    """Also write coco.json: the regions of all classes, run-length encoded."""
+    geotiff: bool = False
+    """Also write <name>.tif for each GeoTIFF: the mask with the georeference of its image."""
+    tile: int | None = number(None, 32, 100_000)
+    """Cut large images into overlapping squares of this side in pixels; the model's image size is native resolution.
+    Default: resize each image as a whole."""
+    overlap: float = number(0.25, 0, 0.9)
+    """Overlap of neighboring tiles, as a share of their side."""
+    tta: bool = False
+    """Test-time augmentation: average the image and its mirror image at three scales; takes six times as long."""
     batch_size: int = number(8, 1, 65_536)
     """Images that are read and segmented together."""
     max_pixels: int = number(100_000_000, 1, 10**10)
     """Images with more pixels are skipped: they would fill the memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(Config):
+    """Serve a page on this machine where an image is dropped and segmented, and JSON at /predict."""
+
+    MAIN = ("model", "autoencoder", "host", "port", "device")
+    INPUTS: ClassVar = {"model": require_file, "autoencoder": require_file}
+
+    model: Any = field(kw_only=False)
+    """The model.safetensors that segae finetune wrote."""
+    autoencoder: PathLike | None = None
+    """File of segae.models.save_autoencoder: also show its reconstruction."""
+    host: str = "127.0.0.1"
+    """Address to listen on. The default is reached from this machine only; there is no password."""
+    port: int = number(7860, 1, 65_535)
+    """Port to listen on."""
+    max_pixels: int = number(40_000_000, 1, 10**10)
+    """Images with more pixels are refused."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
 
 
 @dataclass(frozen=True, kw_only=True)

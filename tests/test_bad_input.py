@@ -49,7 +49,7 @@ def refused(
         tiny = TINY if words[0] in ("pretrain", "finetune") else []
         pairs = zip(tiny[::2], tiny[1::2], strict=True)
         tiny = [word for flag, value in pairs if flag not in words for word in (flag, value)]
-        out = [] if "--out" in words or words[0] in ("data", "report") else ["--out", str(tmp_path / "out")]
+        out = [] if "--out" in words or words[0] in ("data", "report", "serve") else ["--out", str(tmp_path / "out")]
         files = (path for path in place.rglob("*") if path.is_file() and "cache" not in path.parts)
         before = {path: path.read_bytes() for path in files}
         capsys.readouterr()
@@ -127,6 +127,12 @@ CASES = {  # command: what the message must name, beside the wrong value
     "predict nowhere.jpg --model f/model.safetensors": ("nowhere.jpg", "IMAGE"),
     "predict empty --model f/model.safetensors": ("empty", "IMAGE"),
     "predict photos": ("--model",),
+    "predict photos --model f/model.safetensors --tile 0": ("0", "--tile"),
+    "predict photos --model f/model.safetensors --overlap 1": ("1", "--overlap"),
+    "serve nope.safetensors": ("nope.safetensors", "MODEL"),
+    "serve p/encoder.safetensors": ("encoder", "segmenter"),
+    "serve f/model.safetensors --autoencoder p/encoder.safetensors": ("autoencoder", "encoder"),
+    "serve f/model.safetensors --port 0": ("0", "--port"),
     "bench": ("preset", "FOLDER"),
     "bench pets --experiment ../../x": ("../../x", "--experiment"),
     "bench pets --seeds 0": ("0", "--seeds"),

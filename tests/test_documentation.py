@@ -38,11 +38,12 @@ NOT_RUN = {  # how a line of a shell block begins: why it is not run
     "make ": "installs packages and takes minutes",
     "python benchmarks/": "takes minutes",
     "segae data ": "needs a network: 0.8 GB",
+    "segae serve ": "runs until it is interrupted",
 }
 LAUNCHERS = ("torchrun ", "accelerate launch ")  # need several GPUs; the command behind them runs in one process
 FOREIGN_FLAGS = {  # of other programs than segae
     *("--standalone", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"),
-    *("--multi_gpu", "--num_processes", "--write", "--slow"),
+    *("--data-binary", "--multi_gpu", "--num_processes", "--write", "--slow"),
 }
 PICTURES = {
     "pretrain": ("draw_curves", "reconstruction_sheet"),

@@ -7,6 +7,7 @@ from segae.commands.features import extract_features
 from segae.commands.finetune import FinetuneResult, finetune
 from segae.commands.predict import predict
 from segae.commands.pretrain import PretrainResult, pretrain
+from segae.commands.serve import serve
 from segae.commands.suggest import suggest
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "finetune",
     "predict",
     "pretrain",
+    "serve",
     "suggest",
 ]

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import csv
 import functools
+import importlib
+import io
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
+import lazy_loader
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
-from segae._io import show_messages, write_atomically
+from segae._io import require_package, show_messages, write_atomically, write_json
 from segae._settings import PathLike, make_config
 from segae.commands._data import write_skipped
 from segae.commands.evaluate import load_model, name_model
 from segae.config import PredictConfig
 from segae.data import SkippedFiles, UnreadableImage, find_images, read_image, resize_image
+from segae.data.video import VIDEO_SUFFIXES, read_frames, write_video
 from segae.errors import DataError, SegaeError
-from segae.evaluation import argmax_classes, overlay, predict_logits, resize_logits
+from segae.evaluation import overlay
 from segae.models import Segmenter, SegmenterInfo
+from segae.models.inference import Prediction, augment_network, make_network, predict_images
 from segae.training import limit_threads, open_result_folder
+
+rasterio = lazy_loader.load("rasterio")  # an extra, for GeoTIFF
 
 logger = logging.getLogger("segae")
 
@@ -39,8 +47,8 @@ Files = dict[str, Path]
 
 class _Loaded(NamedTuple):
     path: Path
-    image: NDArray[np.uint8] | None
-    small: NDArray[np.uint8] | None
+    image: Any  # uint8 (H, W, 3), or None
+    square: Any = None
     reason: str = ""
 
 
@@ -49,32 +57,28 @@ def predict(
     images: Any,
     *,
     out: PathLike | None = None,
+    tile: int | None = None,
+    overlap: float = 0.25,
+    tta: bool = False,
     overlay: bool = True,
     probabilities: bool = False,
+    confidence: bool = False,
+    coco: bool = False,
+    geotiff: bool = False,
     batch_size: int = 8,
     max_pixels: int = 100_000_000,
     device: str = "auto",
     threads: int | None = None,
     overwrite: bool = False,
 ) -> Any:
-    """Segment images with a trained model.
+    """Segment images with a trained model, a file or one in memory; the settings are those of `PredictConfig`.
 
-    Args:
-        model: a segmenter, or its file.
-        images: an image or a folder, or several; without ``out`` also arrays uint8 (H, W, 3).
-        out: folder for the masks; None returns arrays.
-        overlay: also write <name>_overlay.jpg, the image with its mask laid over.
-        probabilities: also write <name>_probabilities.npz, softmax as float16 (classes, H, W); without ``out`` return
-            float32 (classes, H, W) in place of masks.
-        batch_size: images that are read and segmented together.
-        max_pixels: images with more are skipped, because they would fill the memory.
-        device: auto, cpu, cuda, cuda:1 or mps.
-        threads: CPU threads.
-        overwrite: replace predictions of another model, or of other images with the same names, in the folder.
+    ``images`` are an image, a folder or a video, or several; without ``out`` images, also as arrays uint8 (H, W, 3).
+    ``overlap`` is a share of the side ``tile`` in pixels. Settings about files have no effect without ``out``.
 
     Returns:
-        Paths of the mask files, index PNGs at the images' own sizes; without ``out`` uint8 (H, W) class indices, a list
-        of them for several images.
+        Paths of the mask files, index PNGs at the images' own sizes; without ``out`` uint8 (H, W) class indices, with
+        ``probabilities`` float32 (K, H, W), a list of them for several images.
 
     Raises:
         SegaeError: no readable image, results that would overwrite an image or other files, or a bad model file.
@@ -84,67 +88,124 @@ def predict(
     """
     if out is None:
         with limit_threads(threads):
-            segmenter, _ = load_model(model, device)
-            return segmenter.predict(images, return_probabilities=probabilities, batch_size=batch_size)
+            how: dict[str, Any] = {"tile": tile, "overlap": overlap, "tta": tta, "batch_size": batch_size}
+            return load_model(model, device)[0].predict(images, return_probabilities=probabilities, **how)
     settings = {name: value for name, value in locals().items() if name in PredictConfig.__dataclass_fields__}
     config = make_config(PredictConfig, **settings)
     with show_messages(), limit_threads(config.threads):
         return _predict_files(config)
 
 
+def describe_prediction(found: Prediction, info: SegmenterInfo) -> dict[str, float]:
+    """Compute what tables and pages say about an image: its mean confidence and the share of each class."""
+    counts = Image.fromarray(found.mask).histogram()
+    shares = {f"share_{name}": counts[index] / found.mask.size for index, name in enumerate(info.classes)}
+    return {"mean_confidence": found.mean_confidence, **shares}
+
+
+def color_mask(mask: NDArray[np.uint8], info: SegmenterInfo) -> Image.Image:
+    """Make a palette image of class indices (H, W)."""
+    picture = Image.fromarray(mask, mode="P")
+    picture.putpalette([value for color in info.palette for value in color])
+    return picture
+
+
 def _predict_files(config: PredictConfig) -> list[Path]:
     model, device = load_model(config.model, config.device)
     roots = [Path(path) for path in config.images]  # type: ignore[union-attr]
-    paths = find_images(roots)
-    out = Path(config.out)
-    targets = _name_outputs(paths, roots, out, config)
+    videos = [root for root in roots if root.suffix.lower() in VIDEO_SUFFIXES and root.is_file()]
+    needed = (("av", "video", videos), ("pycocotools", "coco", config.coco), ("rasterio", "geo", config.geotiff))
+    for package, extra, wanted in needed:
+        if wanted:
+            require_package(package, extra)
+    paths, out = find_images([root for root in roots if root not in videos]), Path(config.out)
+    targets = _name_outputs([*videos, *paths], roots, out, config)
     _require_separate(roots, out, targets)
     written = [os.path.relpath(file, out) for files in targets.values() for file in files.values()]
+    written += [] if (out / "config.json").exists() else ["predictions.csv", "coco.json"]  # each call makes them again
     settings = {"model": name_model(config.model), "images": [str(root) for root in roots]}
+    settings |= {name: getattr(config, name) for name in ("tile", "overlap", "tta")}
     open_result_folder(out, settings, task="predict", files=written, inputs="images", overwrite=config.overwrite)
-    skipped, masks = SkippedFiles(), []
-    running: deque[Future[None]] = deque()
-    bar = tqdm(total=len(paths), desc="predict", unit="image", leave=False, disable=None)
-    with bar, ThreadPoolExecutor(_AT_ONCE) as writers:
-        for path, image, logits in _segment(config, model, paths, skipped, device):
-            mask = argmax_classes(logits).to(torch.uint8).cpu().numpy()
-            values = logits.float().softmax(dim=0).half().cpu().numpy() if config.probabilities else None
-            if len(running) == _AT_ONCE:  # what waits to be written must not fill the memory
-                running.popleft().result()
-            running.append(writers.submit(_write, targets[path], image, mask, values, model.info))
-            masks.append(targets[path]["mask"])
-            bar.update(len(masks) + len(skipped) - bar.n)
-        for future in running:
-            future.result()
+    network, info, skipped = make_network(model, device=device), model.info, SkippedFiles()
+    network = augment_network(network) if config.tta else network
+    how: dict[str, Any] = {name: getattr(config, name) for name in ("tile", "overlap", "batch_size", "confidence")}
+    how |= {"image_size": info.image_size, "probabilities": torch.float16 if config.probabilities else None}
+    masks: list[Path] = []
+    running: deque[Future[tuple[dict[str, Any], list[dict[str, Any]]]]] = deque()
+    categories = [{"id": index, "name": name} for index, name in enumerate(info.classes)]
+    table, coco = io.StringIO(), dict[str, list[Any]](images=[], annotations=[], categories=categories)
+
+    def finish() -> None:
+        row, regions = running.popleft().result()
+        for line in (row.values(),) if table.tell() else (row, row.values()):
+            csv.writer(table).writerow(line)
+        if config.coco:
+            (height, width), number = regions[0]["segmentation"]["size"], len(coco["images"])
+            coco["images"].append({"id": number, "file_name": row["image"], "height": height, "width": width})
+            for region in regions:
+                coco["annotations"].append({"id": len(coco["annotations"]) + 1, "image_id": number, **region})
+
+    def segment(batches: Iterable[list[_Loaded]], folder: Path | None = None) -> Iterator[tuple[Any, Any]]:
+        """Have the results of images, or of a video's frames, written, and yield images and masks."""
+        for batch in batches:
+            skipped.extend((one.path, one.reason) for one in batch if one.image is None)
+            read = [one for one in batch if one.image is not None]
+            images, squares = [one.image for one in read], [one.square for one in read]
+            for one, found in zip(read, predict_images(network, images, squares=squares, **how), strict=True):
+                files = _name_files(folder / one.path.name, one.path, config) if folder else targets[one.path]
+                if len(running) == (1 if config.tile else _AT_ONCE):  # what waits must not fill the memory
+                    finish()
+                running.append(pool.submit(_write, one, found, files, info, config))
+                masks.append(files["mask"])
+                bar.update(len(masks) + len(skipped) - bar.n)
+                yield one.image, found.mask
+
+    bar = tqdm(total=None if videos else len(paths), desc="predict", unit="image", leave=False, disable=None)
+    try:
+        with bar, ThreadPoolExecutor(_AT_ONCE) as pool:
+            deque(segment(_read_images(config, paths, info.image_size)), maxlen=0)
+            for video in videos:
+                read = _read_video(video, info.image_size, config.max_pixels)
+                batches = iter(lambda read=read: list(islice(read, config.batch_size)), [])  # type: ignore[misc]
+                frames = segment(batches, targets[video]["mask"])
+                if config.overlay:
+                    write_video(targets[video]["overlay"], (overlay(*one, info.palette) for one in frames), like=video)
+                deque(frames, maxlen=0)
+            while running:
+                finish()
+    finally:
+        text = table.getvalue().encode("utf-8", "backslashreplace")
+        write_atomically(out / "predictions.csv", lambda file: file.write(text))
+    if config.coco:
+        write_json(out / "coco.json", coco)
     (out / "skipped.csv").unlink(missing_ok=True)
     write_skipped(out, skipped)
     if not masks:
-        raise DataError(f"images must be readable, got {len(paths)} of which none is: {out / 'skipped.csv'} says why")
+        count = len(paths) + len(videos)
+        raise DataError(f"images must be readable, got {count} of which none is: {out / 'skipped.csv'} says why")
     logger.info("wrote %d mask%s to %s", len(masks), "" if len(masks) == 1 else "s", out)
     return masks
 
 
-def _segment(
-    config: PredictConfig, model: Segmenter, paths: Sequence[Path], skipped: SkippedFiles, device: torch.device
-) -> Iterator[tuple[Path, NDArray[np.uint8], Tensor]]:
-    """Yield path, image (H, W, 3) and logits (K, H, W); while a batch is computed the next one is read."""
-    size = config.batch_size
-    load = functools.partial(_load, image_size=model.info.image_size, max_pixels=config.max_pixels)
-    with ThreadPoolExecutor(min(size, _AT_ONCE)) as readers:
-        ahead = readers.map(load, paths[:size])
-        for start in range(0, len(paths), size):
+def _read_images(config: PredictConfig, paths: Sequence[Path], size: int) -> Iterator[list[_Loaded]]:
+    """Yield images and their squares in batches, of one image with tiles; meanwhile the next batch is read."""
+    count = 1 if config.tile else config.batch_size
+    load = functools.partial(_load, image_size=size, max_pixels=config.max_pixels)
+    with ThreadPoolExecutor(min(count, _AT_ONCE)) as readers:
+        ahead = readers.map(load, paths[:count])
+        for start in range(0, len(paths), count):
             batch = list(ahead)
-            ahead = readers.map(load, paths[start + size : start + 2 * size])
-            skipped.extend((one.path, one.reason) for one in batch if one.image is None)
-            found = [
-                (one.path, one.image, one.small) for one in batch if one.image is not None and one.small is not None
-            ]
-            if not found:
-                continue
-            small = np.stack([one for _, _, one in found])
-            (logits,) = predict_logits(model, small, batch_size=size, device=device)
-            for (path, image, _), one in zip(found, logits, strict=True):
-                yield path, image, resize_logits(one, *image.shape[:2])
+            ahead = readers.map(load, paths[start + count : start + 2 * count])
+            yield batch
+
+
+def _read_video(video: Path, size: int, max_pixels: int) -> Iterator[_Loaded]:
+    """Yield frames and their squares; where the video breaks off, the reason comes last."""
+    try:
+        for number, frame in enumerate(read_frames(video, max_pixels=max_pixels)):
+            yield _Loaded(video / f"{number:06}", frame, resize_image(frame, size))
+    except UnreadableImage as error:
+        yield _Loaded(video, None, None, error.reason)
 
 
 def _load(path: Path, image_size: int, max_pixels: int) -> _Loaded:
@@ -174,13 +235,21 @@ def _name_outputs(paths: Sequence[Path], roots: Sequence[Path], out: Path, confi
             while str(stem).lower() in taken:
                 stem = stem.with_name(f"{stem.name}_")
             taken.add(str(stem).lower())
-        whole = out / stem
-        named[path] = {"mask": whole.with_name(f"{whole.name}.png")}
-        if config.overlay:
-            named[path]["overlay"] = whole.with_name(f"{whole.name}_overlay.jpg")
-        if config.probabilities:
-            named[path]["probabilities"] = whole.with_name(f"{whole.name}_probabilities.npz")
+        named[path] = _name_files(out / stem, path, config)
+        if path.suffix.lower() in VIDEO_SUFFIXES:  # a folder for the results of its frames
+            named[path] = {"mask": out / stem, "overlay": out / stem.with_name(f"{stem.name}_overlay.mp4")}
     return named
+
+
+def _name_files(stem: Path, source: Path, config: PredictConfig) -> Files:
+    """The files of an image's results, by what the settings call them."""
+    endings = {"overlay": "_overlay.jpg", "probabilities": "_probabilities.npz", "confidence": "_confidence.png"}
+    if source.suffix.lower() in (".tif", ".tiff"):
+        endings["geotiff"] = ".tif"
+    if source.parent.suffix.lower() in VIDEO_SUFFIXES:  # a frame, which the video's overlay shows
+        del endings["overlay"]
+    wanted = {"mask": ".png"} | {name: ending for name, ending in endings.items() if getattr(config, name)}
+    return {name: stem.with_name(f"{stem.name}{ending}") for name, ending in wanted.items()}
 
 
 def _require_separate(roots: Sequence[Path], out: Path, targets: Mapping[Path, Files]) -> None:
@@ -194,21 +263,42 @@ def _require_separate(roots: Sequence[Path], out: Path, targets: Mapping[Path, F
 
 
 def _write(
-    files: Files,
-    image: NDArray[np.uint8],
-    mask: NDArray[np.uint8],
-    values: NDArray[np.float16] | None,
-    info: SegmenterInfo,
-) -> None:
-    picture = Image.fromarray(mask, mode="P")
-    picture.putpalette([value for color in info.palette for value in color])
-    write_atomically(files["mask"], lambda file: picture.save(file, format="PNG"))
+    one: _Loaded, found: Prediction, files: Files, info: SegmenterInfo, config: PredictConfig
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write the results of an image; return its row of the table and its regions for COCO."""
+    pictures = {"mask": (color_mask(found.mask, info), "PNG")}
     if "overlay" in files:
-        blend = Image.fromarray(overlay(image, mask, info.palette))
-        write_atomically(files["overlay"], lambda file: blend.save(file, format="JPEG", quality=_JPEG_QUALITY))
-    if values is not None:
-
-        def save(file: BinaryIO) -> None:
-            np.savez_compressed(file, probabilities=values, classes=np.array(info.classes))
-
+        pictures["overlay"] = (Image.fromarray(overlay(one.image, found.mask, info.palette)), "JPEG")
+    if found.confidence is not None:
+        pictures["confidence"] = (Image.fromarray(found.confidence), "PNG")
+    for name, (picture, kind) in pictures.items():
+        write_atomically(files[name], functools.partial(picture.save, format=kind, quality=_JPEG_QUALITY))
+    if found.probabilities is not None:
+        save: Any = functools.partial(np.savez_compressed, probabilities=found.probabilities, classes=info.classes)
         write_atomically(files["probabilities"], save)
+    if "geotiff" in files:
+        _write_geotiff(files["geotiff"], found.mask, info, one.path)
+    mask = files["mask"].relative_to(config.out)
+    row = {"image": str(one.path), "mask": str(mask), **describe_prediction(found, info)}
+    return row, _encode_regions(found.mask) if config.coco else []
+
+
+def _write_geotiff(path: Path, mask: NDArray[np.uint8], info: SegmenterInfo, image: Path) -> None:
+    """Write class indices with their colors and the georeference of the image."""
+    with rasterio.open(image, driver="GTiff") as source:
+        about = {"crs": source.crs, "transform": source.transform, "height": len(mask), "width": mask.shape[1]}
+    with rasterio.MemoryFile() as memory:
+        with memory.open(driver="GTiff", count=1, dtype="uint8", compress="deflate", **about) as target:
+            target.write(mask, 1)
+            target.write_colormap(1, dict(enumerate(info.palette)))
+        write_atomically(path, lambda file: file.write(memory.getbuffer()))
+
+
+def _encode_regions(mask: NDArray[np.uint8]) -> list[dict[str, Any]]:
+    """Make the COCO annotation of each class in a mask, run-length encoded."""
+    coder, regions = importlib.import_module("pycocotools.mask"), []
+    for index in np.flatnonzero(Image.fromarray(mask).histogram()):
+        code = coder.encode(np.asfortranarray(mask == index, np.uint8))
+        about = {"category_id": int(index), "area": int(coder.area(code)), "bbox": coder.toBbox(code).tolist()}
+        regions.append({**about, "segmentation": {**code, "counts": code["counts"].decode()}, "iscrowd": 0})
+    return regions

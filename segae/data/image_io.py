@@ -113,7 +113,12 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Example:
         ``read_image(Path("cat.jpg")).shape``
     """
-    return _to_rgb(_decode(read_bytes(path), path, max_pixels), path)
+    return decode_image(read_bytes(path), path, max_pixels=max_pixels)
+
+
+def decode_image(data: bytes, path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """`read_image` for the contents of a file; ``path`` is named in the error."""
+    return _to_rgb(_decode(data, path, max_pixels), path)
 
 
 def read_mask(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -217,7 +222,7 @@ def resize_image(image: np.ndarray, size: int) -> np.ndarray:
         image = cv2.resize(image, (min(width, size), min(height, size)), interpolation=cv2.INTER_AREA)
     if image.shape[:2] != (size, size):
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-    return image
+    return image.reshape(size, size, -1)  # cv2 leaves out the axis of a single channel
 
 
 def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:

@@ -15,15 +15,8 @@ from segae.evaluation.plots import (
     segmentation_sheet,
 )
 from segae.evaluation.probe import feature_std, linear_probe, pooled_features, rankme
-from segae.evaluation.segmentation import (
-    argmax_classes,
-    evaluate_at_mask_size,
-    evaluate_model,
-    normalize,
-    predict_logits,
-    predict_masks,
-    resize_logits,
-)
+from segae.evaluation.segmentation import evaluate_at_mask_size, evaluate_model, predict_masks
+from segae.models.inference import argmax_classes, normalize, predict_logits, resize_logits
 
 __all__ = [
     "SegmentationMetrics", "SegmentationScores", "argmax_classes", "colorize", "confusion_figure", "confusion_matrix",

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from segae._io import write_atomically
 from segae.errors import DataError, SegaeError
-from segae.evaluation.segmentation import evaluation_mode, input_settings, normalize
 from segae.methods import Method, cut_out
+from segae.models.encoder import evaluation_mode
+from segae.models.inference import input_settings, normalize
 
 Color = tuple[int, int, int]
 Images = Sequence[NDArray[np.uint8]]

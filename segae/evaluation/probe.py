@@ -13,7 +13,8 @@ from torch.nn import functional
 from segae._io import check_range
 from segae.errors import SegaeError
 from segae.evaluation.metrics import confusion_matrix, mean_iou
-from segae.evaluation.segmentation import argmax_classes, evaluation_mode, input_settings, normalize
+from segae.models.encoder import evaluation_mode
+from segae.models.inference import argmax_classes, input_settings, normalize
 
 _CELL = 8  # pixels per side of a cell: the finest stride at which 300 images still take seconds on a CPU
 _EPSILON = 1e-7  # the value of the RankMe paper

@@ -17,11 +17,12 @@ from torch.nn import functional
 
 from segae._io import check_range
 from segae.data.datasets import make_palette
-from segae.data.image_io import read_image, resize_image
+from segae.data.image_io import read_image
 from segae.errors import SegaeError
 from segae.models.checkpoint import Info, PathLike, load_decoder_into, load_described, load_strictly, save_described
 from segae.models.decoders import build_smp, list_decoders, require_choice, require_decoder_size
-from segae.models.encoder import Encoder, EncoderInfo, create_encoder, evaluation_mode, make_encoder, require_image_size
+from segae.models.encoder import Encoder, EncoderInfo, create_encoder, make_encoder, require_image_size
+from segae.models.inference import augment_network, make_network, predict_images
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,25 @@ class Segmenter(nn.Module):
     def _decode(self, features: list[Tensor], size: Sequence[int]) -> Tensor:  # noqa: ARG002
         return self.segmentation_head(self.decoder(features))
 
-    def predict(self, images: Any, *, return_probabilities: bool = False, batch_size: int = 8) -> Any:
+    def predict(
+        self,
+        images: Any,
+        *,
+        return_probabilities: bool = False,
+        tile: int | None = None,
+        overlap: float = 0.25,
+        tta: bool = False,
+        batch_size: int = 8,
+    ) -> Any:
         """Segment images, each at its own size, in evaluation mode on the device of the model.
 
         Args:
             images: an image file, a uint8 array (H, W, C), RGB, or a PIL image; or a sequence of them.
             return_probabilities: return softmax values, float32 (K, H, W), and not class indices, uint8 (H, W).
-            batch_size: images per forward pass.
+            tile: side in pixels of overlapping squares into which large images are cut; see `predict_images`.
+            overlap: of neighboring tiles, as a share of their side.
+            tta: average the probabilities of six views; see `augment_network`.
+            batch_size: images, or tiles of an image, per forward pass.
 
         Returns:
             An array, or a list of them for a sequence.
@@ -95,16 +108,13 @@ class Segmenter(nn.Module):
         check_range("batch_size", batch_size, low=1, integer=True)
         one = isinstance(images, str | Path) or (not isinstance(images, list | tuple) and np.ndim(images) <= 3)
         given, results = [images] if one else list(images), []
+        network = augment_network(make_network(self)) if tta else make_network(self)
+        how: dict[str, Any] = {"image_size": self.info.image_size, "tile": tile, "overlap": overlap}
+        how |= {"batch_size": batch_size, "probabilities": torch.float32 if return_probabilities else None}
         for start in range(0, len(given), batch_size):
             read = [self._as_array(image) for image in given[start : start + batch_size]]
-            with evaluation_mode(self), torch.inference_mode():
-                for image, logits in zip(read, self(self._normalized(read)).float(), strict=True):
-                    # logits and not labels are resized: contours come out smooth, and probabilities stay probabilities
-                    size = image.shape[:2]
-                    large = functional.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
-                    # max and not argmax, which over this axis is twelve times slower on a CPU
-                    found = large.softmax(dim=0) if return_probabilities else large.max(dim=0).indices.to(torch.uint8)
-                    results.append(found.cpu().numpy())
+            for found in predict_images(network, read, **how):
+                results.append(found.probabilities if return_probabilities else found.mask)
         return results[0] if one else results
 
     def _as_array(self, image: Any) -> NDArray[np.uint8]:
@@ -113,14 +123,6 @@ class Segmenter(nn.Module):
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != channels or not array.size:
             raise SegaeError(f"images must be uint8 (H, W, {channels}), got {array.dtype} {array.shape}")
         return array
-
-    def _normalized(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Resize to the model's size, then (x / 255 - mean) / std: (B, C, S, S)."""
-        about, device, side = self.info.encoder, next(self.parameters()).device, self.info.image_size
-        small = np.stack([resize_image(image, side).reshape(side, side, about.in_channels) for image in images])
-        scaled = torch.from_numpy(small).to(device).permute(0, 3, 1, 2).float() / 255
-        mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (about.mean, about.std))
-        return (scaled - mean) / std
 
 
 class LinearSegmenter(Segmenter):

@@ -19,7 +19,7 @@ from segae._io import check_range, write_atomically
 from segae.data.loaders import set_epoch
 from segae.errors import SegaeError
 from segae.evaluation.metrics import confusion_matrix, mean_iou
-from segae.evaluation.segmentation import argmax_classes
+from segae.models.inference import argmax_classes
 from segae.training.cost import peak_memory_mb
 from segae.training.distributed import all_reduce, rank, run_on_main, world_size
 from segae.training.run import epoch_seed, seed_everything

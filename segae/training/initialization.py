@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segae.errors import SegaeError
-from segae.evaluation.segmentation import evaluation_mode
 from segae.methods import WeightedSums, within_covariance
+from segae.models import evaluation_mode
 
 
 def recalibrate_batchnorm(

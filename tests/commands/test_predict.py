@@ -91,7 +91,7 @@ def test_without_a_folder_arrays_come_back(make_segmenter: MakeSegmenter, tmp_pa
     assert sorted(child.name for child in tmp_path.iterdir()) == ["cat.png", "model"]
     (mask_file,) = segae.predict(model, image, out=tmp_path / "out", overlay=False)
     assert np.array_equal(np.asarray(Image.open(mask_file)), mask)
-    assert {child.name for child in (tmp_path / "out").iterdir()} == {"cat.png", "config.json"}
+    assert {child.name for child in (tmp_path / "out").iterdir()} == {"cat.png", "config.json", "predictions.csv"}
 
 
 def test_a_turned_photograph_gives_an_upright_mask(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:

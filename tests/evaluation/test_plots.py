@@ -15,8 +15,7 @@ from PIL import Image
 from torch import nn
 
 from segae.errors import DataError, SegaeError
-from segae.evaluation import plots
-from segae.evaluation.segmentation import normalize
+from segae.evaluation import normalize, plots
 from segae.methods import create_autoencoder, create_method
 from segae.methods.losses import normalize_patches
 

@@ -1,0 +1,220 @@
+"""Run a segmenter on images of any size: whole or in overlapping tiles, with or without test-time augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from segae._io import check_range
+from segae.data.image_io import resize_image
+from segae.errors import SegaeError
+from segae.models.encoder import evaluation_mode
+
+Network = Callable[[NDArray[np.uint8]], Tensor]
+"""From images uint8 (N, S, S, C), RGB, to logits or log-probabilities, float32 (N, K, S, S)."""
+
+_SCALES = (0.75, 1.0, 1.25)  # of test-time augmentation
+_STRIDE, _SMALLEST = 32, 128  # sides at another scale are multiples of the one and not below the other
+
+
+def normalize(
+    images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float], device: torch.device | str
+) -> Tensor:
+    """Compute ``(x / 255 - mean) / std`` on the device, which is sent bytes, a quarter of the traffic of floats.
+
+    From uint8 (B, H, W, C), RGB, to float32 (B, C, H, W); channels_last in memory on a CPU, where convolutions are
+    faster so. ``mean`` and ``std`` of each channel are on the scale 0-1.
+    """
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise SegaeError(f"images must be a uint8 array (N, H, W, C), got {images.dtype} {images.shape}")
+    if len(mean) != images.shape[-1]:
+        raise SegaeError(f"images must have {len(mean)} channels as the model's mean, got {images.shape[-1]}")
+    device = torch.device(device)
+    image_bchw = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 255
+    mean_1c11, std_1c11 = (torch.tensor(part, device=device).reshape(1, -1, 1, 1) for part in (mean, std))
+    normalized_bchw = (image_bchw - mean_1c11) / std_1c11
+    return normalized_bchw if device.type == "cpu" else normalized_bchw.contiguous()
+
+
+def input_settings(
+    model: nn.Module,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    device: torch.device | str | None = None,
+) -> tuple[Sequence[float], Sequence[float], torch.device]:
+    """Return mean, std and device, each that of the model (its ``info``, its parameters) where it is None."""
+    info = getattr(model, "info", None)
+    info = getattr(info, "encoder", info)  # that of a whole model holds its encoder's
+    mean = getattr(info, "mean", None) if mean is None else mean
+    std = getattr(info, "std", None) if std is None else std
+    if mean is None or std is None:
+        raise SegaeError(f"mean and std must be given for a model without info, got a {type(model).__name__}")
+    if device is None:
+        device = next((parameter.device for parameter in model.parameters()), "cpu")
+    return mean, std, torch.device(device)
+
+
+def predict_logits(
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    batch_size: int = 16,
+    device: torch.device | str | None = None,
+) -> Iterator[Tensor]:
+    """Yield the logits (B, K, H, W) of images batch by batch, on the device.
+
+    The model is moved to the device and runs in evaluation mode without gradients; its modes are restored.
+
+    Args:
+        model: from normalized images to logits.
+        images: uint8 (N, H, W, C), RGB; may be a memory map.
+        mean: of each channel, on the scale 0-1; None takes that of ``model.info``, as for ``std``.
+        std: of each channel, on the scale 0-1.
+        batch_size: images per forward pass, 1 or more.
+        device: where to compute; None is where the model is.
+
+    Raises:
+        SegaeError: ``images`` is no uint8 (N, H, W, C), or a number is out of range.
+    """
+    check_range("batch_size", batch_size, low=1, integer=True)
+    mean, std, device = input_settings(model, mean, std, device)
+    model.to(device)
+    for start in range(0, len(images), batch_size):
+        batch_bchw = normalize(images[start : start + batch_size], mean, std, device)
+        with evaluation_mode(model), torch.inference_mode():
+            logits_bkhw = model(batch_bchw).float()
+        yield logits_bkhw
+
+
+def make_network(model: nn.Module, *, device: torch.device | str | None = None) -> Network:
+    """Make the function from bytes to logits that a prediction calls; a device of None is where the model is."""
+    return lambda images: next(predict_logits(model, images, batch_size=len(images), device=device))
+
+
+def augment_network(network: Network) -> Network:
+    """Add test-time augmentation: the log of the mean probabilities of an image and its mirror image at three scales.
+
+    A scale below 128 pixels, which some decoders refuse, is left out.
+    """
+
+    def augmented(images: NDArray[np.uint8]) -> Tensor:
+        size, found = images.shape[1], []
+        sides = {round(size * scale / _STRIDE) * _STRIDE for scale in _SCALES} | {size}
+        for side in (side for side in sides if side >= min(size, _SMALLEST)):
+            scaled = np.stack([resize_image(image, side) for image in images])
+            for logits in (network(scaled), network(scaled[:, :, ::-1]).flip(-1)):
+                found.append(functional.interpolate(logits, size=(size, size), mode="bilinear").softmax(dim=1))
+        return torch.stack(found).mean(dim=0).clamp_min(1e-20).log()
+
+    return augmented
+
+
+class Prediction(NamedTuple):
+    """What was found in an image of H x W pixels; what was not asked for is None."""
+
+    mask: NDArray[np.uint8]  # class indices (H, W)
+    mean_confidence: float  # mean of the largest probability, over every fourth pixel of every fourth row
+    confidence: NDArray[np.uint8] | None  # largest probability of each pixel times 255 (H, W)
+    probabilities: NDArray[np.floating] | None  # softmax (K, H, W)
+
+
+def predict_images(
+    network: Network,
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    image_size: int,
+    squares: Sequence[NDArray[np.uint8]] | None = None,
+    tile: int | None = None,
+    overlap: float = 0.25,
+    batch_size: int = 8,
+    confidence: bool = False,
+    probabilities: torch.dtype | None = None,
+) -> Iterator[Prediction]:
+    """Yield the prediction of each image at its own size.
+
+    Without tiles an image is resized to a square, and its logits back. With tiles only the logits of one row of tiles
+    exist at a time (the sliding window of MONAI keeps all); where tiles overlap, their logits are averaged with weights
+    that fall linearly toward a tile's edges.
+
+    Args:
+        network: see `make_network`.
+        images: uint8 (H, W, C), RGB; without tiles they are one batch.
+        image_size: side of the network's input in pixels.
+        squares: the images resized to ``image_size``, if there are any; not needed for tiles.
+        tile: side in pixels of the squares of an image that are resized to the network's input; a smaller image is one.
+        overlap: of neighboring tiles, as a share of their side, in [0, 0.9].
+        batch_size: tiles per forward pass.
+        confidence: whether to return the confidence of each pixel.
+        probabilities: type of the probabilities to return; None returns none.
+    """
+    check_range("batch_size", batch_size, low=1, integer=True)
+    check_range("overlap", overlap, low=0, high=0.9)
+    check_range("tile", 1 if tile is None else tile, low=1, integer=True)
+    squares = squares or [resize_image(image, image_size) for image in images if not tile]
+    whole = network(np.stack(squares)) if squares and not tile else None
+    for place, image in enumerate(images):
+        height, width = image.shape[:2]
+        bands: Iterable[tuple[int, Tensor]]
+        if whole is None:
+            bands = _blend_tiles(network, image, image_size, tile or 1, overlap, batch_size)
+        else:  # logits and not labels are resized: contours come out smooth, and probabilities stay probabilities
+            bands = [(0, resize_logits(whole[place], height, width))]
+        mask, peaks, values = np.empty((height, width), np.uint8), [], None
+        sure = np.empty_like(mask) if confidence else None
+        for top, logits in bands:
+            rows = slice(top, top + logits.shape[1])
+            mask[rows] = argmax_classes(logits).to(torch.uint8).cpu().numpy()
+            peaks.append(logits[:, -top % 4 :: 4, ::4].softmax(dim=0).amax(dim=0).flatten())
+            if sure is not None:
+                sure[rows] = (logits.softmax(dim=0).amax(dim=0) * 255).round().to(torch.uint8).cpu().numpy()
+            if probabilities is not None:
+                part = logits.softmax(dim=0).to(probabilities).cpu().numpy()
+                values = np.empty((len(part), height, width), part.dtype) if values is None else values
+                values[:, rows] = part
+        yield Prediction(mask, float(torch.cat(peaks).mean()), sure, values)
+
+
+def _blend_tiles(
+    network: Network, image: NDArray[np.uint8], size: int, tile: int, overlap: float, batch_size: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield an image's logits from its tiles, band by band: first row, (K, rows, W); each is gone with the next."""
+    (height, width), step = image.shape[:2], max(1, round(tile * (1 - overlap)))
+    tops, lefts = ([*range(0, side - tile, step), max(0, side - tile)] for side in (height, width))
+    rows, columns = min(tile, height), min(tile, width)
+    edges = [np.minimum(np.arange(side) + 1, side - np.arange(side)) for side in (rows, columns)]
+    window = torch.from_numpy(np.outer(*(np.minimum(edge / (tile * overlap + 1), 1) for edge in edges))).float()
+    sums = weights = torch.zeros(())
+    for top, below in zip(tops, [*tops[1:], height], strict=True):
+        for batch in (lefts[start : start + batch_size] for start in range(0, len(lefts), batch_size)):
+            cut = [resize_image(image[top : top + rows, left : left + columns], size) for left in batch]
+            for left, logits in zip(batch, network(np.stack(cut)), strict=True):
+                if not sums.ndim:
+                    sums, weights = (logits.new_zeros(count, rows, width) for count in (len(logits), 1))
+                    window = window.to(logits.device)
+                sums[:, :, left : left + columns] += resize_logits(logits, rows, columns) * window
+                weights[:, :, left : left + columns] += window
+        done = below - top
+        yield top, sums[:, :done].div_(weights[:, :done])
+        for values in (sums, weights):  # the rows to which the next tiles add move up
+            values[:, : rows - done] = values[:, done:].clone()
+            values[:, rows - done :] = 0
+
+
+def resize_logits(logits: Tensor, height: int, width: int) -> Tensor:
+    """Resize logits (K, H, W) bilinearly to (K, height, width); contours come out smoother than those of labels."""
+    if logits.shape[1:] == (height, width):
+        return logits
+    return functional.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+
+
+def argmax_classes(logits: Tensor) -> Tensor:
+    """Return the most probable class: logits (..., K, H, W) to int64 class indices (..., H, W)."""
+    return logits.max(dim=-3).indices  # argmax over this axis is twelve times slower on a CPU
