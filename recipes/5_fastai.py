@@ -1,48 +1,43 @@
-"""Train with fastai's own schedule and callbacks: segae brings the data, the model and the Learner.
+# %% [markdown]
+# # Pretrain and fine-tune with fastai
+# Ordinary DataLoaders and Learners; `python recipes/5_fastai.py`, or the notebook of the same name.
 
-python recipes/5_fastai.py [FOLDER] [--weights runs/recipe/encoder.safetensors] [--epochs 3]
-"""
-
+# %%
 from pathlib import Path
 
-import tyro
-from fastai.callback.tracker import SaveModelCallback
+from fastai.vision.all import DataBlock, ImageBlock, MaskBlock, RandomSplitter, Resize, get_image_files
 
 import segae
 
+# %% tags=["parameters"]
+folder, encoder, out = segae.data.drawn_pets(), "tf_efficientnet_lite0", Path("runs/recipe")
+size, epochs, batch = 96, 3, 16
 
-def main(
-    folder: tyro.conf.Positional[Path | None] = None,
-    *,
-    weights: str = "pets_pseudo_masks",
-    image_size: int = 96,
-    epochs: int = 3,
-    out: Path = Path("runs/recipe/fastai.safetensors"),
-) -> None:
-    """Find a learning rate, fine-tune a segmenter, and keep its best epoch."""
-    data = segae.data.open_dataset(folder or segae.data.drawn_pets())
-    encoder = segae.load_encoder(weights)
-    model = segae.create_segmenter(encoder, num_classes=data.classes, palette=data.palette, image_size=image_size)
+# %% [markdown]
+# Pretrain on images without masks; the encoder is kept as a file.
 
-    # fastai DataLoaders; images are decoded when they are needed.
-    look = (image_size, encoder.info.mean, encoder.info.std)
-    train, valid = segae.data.train_val_split(data.splits["train"], 0.1, seed=0)
-    augment, plain = segae.data.train_transform(*look), segae.data.eval_transform(*look)
-    loaders = segae.data.make_loaders(
-        segae.data.LazyPairDataset(train, image_size, data.mask_values, augment, seed=0),
-        segae.data.LazyPairDataset(valid, image_size, data.mask_values, plain, seed=0),
-        batch_size=16,
-        device=segae.training.choose_device("auto"),
-    )
+# %%
+common = {"splitter": RandomSplitter(0.1, seed=0), "item_tfms": Resize(size)}
+images = DataBlock(blocks=(ImageBlock,), get_items=get_image_files, **common)
+dls = images.dataloaders(folder / "unlabeled", bs=batch, num_workers=0)
+learner = segae.pretraining_learner(dls, encoder, "pseudo_masks", path=out)
+learner.fit_one_cycle(epochs, 2e-3, cbs=segae.fastai.SaveEncoder(out / "fastai-encoder.safetensors"))
+learner.show_results(max_n=3)
 
-    # An ordinary Learner: freeze() freezes exactly the encoder, and miou is a metric.
-    learner = segae.segmentation_learner(loaders, model)
-    learner.path = out.parent
-    found = learner.lr_find(num_it=30, show_plot=False)
-    print(f"learning rate {found.valley:.2g}")
-    learner.fine_tune(epochs, base_lr=found.valley, cbs=SaveModelCallback(monitor="miou", fname="best"))
-    print("wrote", segae.save_segmenter(model, out))
+# %% [markdown]
+# Fine-tune a segmenter from it: one epoch with the encoder frozen, then everything.
 
-
-if __name__ == "__main__":
-    tyro.cli(main)
+# %%
+data = segae.data.open_dataset(folder)
+masks = DataBlock(
+    blocks=(ImageBlock, MaskBlock(data.classes)),
+    get_x=lambda pair: pair.image,
+    get_y=lambda pair: segae.data.to_class_indices(segae.data.read_mask(pair.mask), data.mask_values, pair.mask),
+    **common,
+)
+dls = masks.dataloaders(list(data.splits["train"]), bs=batch, num_workers=0)
+learner = segae.segmentation_learner(dls, out / "fastai-encoder.safetensors", path=out)
+found = learner.lr_find(num_it=60)
+learner.fine_tune(epochs, base_lr=found.valley, freeze_epochs=1)
+learner.show_results(max_n=3)
+segae.save_segmenter(learner.model, out / "fastai.safetensors")

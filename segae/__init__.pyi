@@ -3,6 +3,7 @@ from . import bench as bench
 from . import commands as commands
 from . import data as data
 from . import evaluation as evaluation
+from . import integrations as integrations
 from . import methods as methods
 from . import models as models
 from . import training as training
@@ -31,6 +32,7 @@ from .errors import OutOfMemoryError as OutOfMemoryError
 from .errors import SegaeError as SegaeError
 from .evaluation import SegmentationScores as SegmentationScores
 from .evaluation import evaluate_model as evaluate_model
+from .integrations import fastai as fastai
 from .integrations.sklearn import EncoderFeatures as EncoderFeatures
 from .methods import Method as Method
 from .methods import create_autoencoder as create_autoencoder

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ import segae
 from segae import cli
 from segae.config import PretrainConfig
 from tests.fabricate import make_pets
+from tools.notebooks import notebook
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 TINY = ("--image-size", "64", "--epochs", "1")
@@ -22,7 +25,7 @@ TINY = ("--image-size", "64", "--epochs", "1")
 
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pets(tmp_path_factory.mktemp("recipes") / "pets", 14, 4, unlabeled=6)
+    return make_pets(tmp_path_factory.mktemp("recipes") / "pets", 14, 4, unlabeled=12)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +56,27 @@ def test_finetune_and_evaluate(pets: Path, out: Path, monkeypatch: pytest.Monkey
     assert f"miou  {scores.miou:.3f}" in capsys.readouterr().out
 
 
-def test_fastai(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = out / "fastai.safetensors"
-    run(monkeypatch, "5_fastai.py", pets, "--weights", out / "encoder.safetensors", *TINY, "--out", model)
-    assert segae.load_segmenter(model).num_classes == 3
+def test_the_fastai_notebook_is_its_script_and_runs(pets: Path, tmp_path: Path, capsys) -> None:
+    written = (RECIPES / "5_fastai.ipynb").read_text()
+    assert written == notebook((RECIPES / "5_fastai.py").read_text()), "run: python -m tools.notebooks"
+    tiny = {"folder": pets, "encoder": "test_resnet", "size": 64, "epochs": 1, "batch": 2, "out": tmp_path}
+    names: dict[str, object] = {}
+    mpl.use("agg")
+    for cell in json.loads(written)["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+        if "parameters" in cell["metadata"].get("tags", ()):
+            assert tiny.keys() <= names.keys()
+            names.update(tiny)
+    encoder = segae.load_encoder(tmp_path / "fastai-encoder.safetensors").info
+    assert (encoder.architecture, encoder.image_size, str(encoder.weights)) == (
+        "test_resnet",
+        64,
+        "random+pseudo_masks:color",
+    )
+    info = segae.load_segmenter(tmp_path / "fastai.safetensors").info
+    assert info.classes == segae.data.PETS_CLASSES
+    assert info.encoder.source.startswith("a Learner")
 
 
 def test_features(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -183,7 +183,7 @@ def create_segmenter(
     if not isinstance(encoder, Encoder):
         is_network = timm.is_model(str(encoder)) and not Path(encoder).is_file()
         encoder = create_encoder(str(encoder)) if is_network else create_encoder(weights=encoder)
-    if isinstance(num_classes, int):
+    if num_classes is None or isinstance(num_classes, int):
         check_range("num_classes", num_classes, low=1, high=256, integer=True)
         num_classes = [f"class_{index}" for index in range(num_classes)]
     colors = make_palette(len(num_classes)) if palette is None else tuple(palette)

@@ -11,8 +11,10 @@ from typing import Any
 import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelTrainException
+from fastai.callback.progress import CSVLogger
+from fastai.callback.tracker import SaveModelCallback
 from fastai.metrics import Metric
-from fastai.torch_core import find_bs
+from fastai.torch_core import find_bs, get_model
 from tqdm import tqdm
 
 from segae._io import check_range, write_atomically
@@ -26,6 +28,11 @@ from segae.training.run import epoch_seed, seed_everything
 from segae.training.schedule import set_encoder_mode
 
 logger = logging.getLogger("segae")
+
+
+def spans_phases(callback: Callback) -> bool:
+    """Whether a callback, such as fastai's CSVLogger, must not begin anew with each phase of a training."""
+    return isinstance(callback, CSVLogger | SaveModelCallback) or getattr(type(callback), "spans_phases", False)
 
 
 class EpochClock(Callback):
@@ -62,6 +69,12 @@ class EpochClock(Callback):
     def after_step(self) -> None:
         self.steps += 1
 
+    def after_epoch(self) -> None:
+        self.learn.recorder.log[0] = self.now  # in fastai's table and CSVLogger, where each phase would begin with 0
+
+    def after_fit(self) -> None:
+        self.running = False  # what follows, such as get_preds, is no part of an epoch
+
     def stop(self, failure: SegaeError) -> None:
         """End the fit without keeping this epoch; ``fit`` raises ``failure``, whose message fastai would rewrite."""
         self.running, self.failure = False, failure
@@ -77,7 +90,7 @@ class EncoderMode(Callback):
         self.bn_mode = bn_mode
 
     def before_train(self) -> None:
-        set_encoder_mode(self.learn.model, self.bn_mode, frozen=self.learn.opt.frozen_idx > 0)
+        set_encoder_mode(get_model(self.learn.model), self.bn_mode, frozen=self.learn.opt.frozen_idx > 0)
 
 
 class StopOnNaN(Callback):
@@ -111,6 +124,8 @@ class StopOnNaN(Callback):
             self._stop(f"the loss became {float(self.learn.loss_grad.detach()):g} by step {self.batches}")
 
     def _stop(self, what: str) -> None:
+        if hasattr(self.learn, "lr_finder"):  # which raises the rate until this happens
+            raise CancelFitException
         clock, lr = self.learn.epoch_clock, max(float(group["lr"]) for group in self.learn.opt.hypers)
         message = f"{what} of epoch {clock.now + 1}, at a learning rate of {lr:g}; the last good epoch is kept. "
         clock.stop(SegaeError(f"{message}lr must be smaller for this training: start again with a third of yours"))
@@ -150,7 +165,7 @@ class StopAfterSteps(Callback):
 class EpochLog(Callback):
     """Keeps a row per finished epoch, of all ranks together, in log.csv and for ``report``; and a bar on a terminal."""
 
-    order = 60
+    order, remove_on_fetch = 60, True
 
     def __init__(self, path: Path | None, report: Callable[[dict[str, Any]], object]) -> None:
         self.path, self.report, self.bar = path, report, tqdm(disable=True)
@@ -176,17 +191,17 @@ class EpochLog(Callback):
     def after_train(self) -> None:
         self.seconds = time.perf_counter() - self.started
 
+    def after_validate(self) -> None:  # before a callback tries further images, as TensorBoardCallback does
+        own = [[float(loss), count] for loss, count in self.sums.values()]
+        self.totals = all_reduce(torch.tensor(own, dtype=torch.float64)).tolist()
+        metrics = self.learn.recorder.metrics if self.totals[1][1] else []
+        self.values = {metric.name: float(metric.value) for metric in metrics}
+
     def after_epoch(self) -> None:
         clock = self.learn.epoch_clock
         if not clock.running:
             return
-        own = [[float(loss), count] for loss, count in self.sums.values()]
-        sums = all_reduce(torch.tensor(own, dtype=torch.float64)).tolist()
-        metrics = self.learn.recorder.metrics if sums[1][1] else []
-        for metric in metrics:
-            if isinstance(metric, MeanIoU):
-                metric.confusion = all_reduce(metric.confusion.cpu())
-        clock.log.append(run_on_main(lambda: self._row(sums, metrics)))
+        clock.log.append(run_on_main(self._row))
         text, path = pd.DataFrame(clock.log).to_csv(index=False).encode(), self.path
         try:
             if path is not None:
@@ -197,11 +212,11 @@ class EpochLog(Callback):
             self.bar.clear()
             self.report(clock.log[-1])
 
-    def _row(self, sums: list[list[float]], metrics: Sequence[Metric]) -> dict[str, Any]:
+    def _row(self) -> dict[str, Any]:
         clock, rates = self.learn.epoch_clock, [float(group["lr"]) for group in self.learn.opt.hypers]
         # in a frozen epoch bn_mode "train" still moves BatchNorm's affine parameters, at the encoder's rate
         trained = any(parameter.requires_grad for parameter in self.learn.opt.param_lists[0])
-        (loss, images), (valid_loss, valid_images) = sums
+        (loss, images), (valid_loss, valid_images) = self.totals
         row = {
             "epoch": clock.now + 1,
             "phase": clock.phase,
@@ -215,7 +230,7 @@ class EpochLog(Callback):
         }
         if valid_images:
             row["valid_loss"] = valid_loss / valid_images
-            row.update({metric.name: float(metric.value) for metric in metrics})
+            row.update(self.values)
         return {**row, **clock.extra}
 
 
@@ -264,4 +279,4 @@ class MeanIoU(Metric):
 
     @property
     def value(self) -> float:
-        return mean_iou(self.confusion)
+        return mean_iou(all_reduce(self.confusion.cpu()))

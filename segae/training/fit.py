@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from segae._io import write_atomically
 from segae.errors import CheckpointError, SegaeError
-from segae.training.callbacks import EpochClock, EpochLog, StopAfterSteps, all_finite, epoch_line
+from segae.training.callbacks import EpochClock, EpochLog, StopAfterSteps, all_finite, epoch_line, spans_phases
 from segae.training.device import keep_memory_shared
 from segae.training.distributed import broadcast_state, run_on_main, sync_batchnorm
 from segae.training.memory import out_of_memory_as_error
@@ -87,16 +87,18 @@ def fit(
             for phase in phases:
                 start = min(max(done - clock.offset, 0), phase.epochs)
                 if start < phase.epochs and not (limit and limit.reached):
-                    clock.phase, clock.failure = phase.name, None
+                    clock.phase = phase.name
                     (learner.unfreeze if phase.train_encoder else learner.freeze)()  # both create the optimizer
                     if start and optimizer is not None:
                         learner.opt.load_state_dict(optimizer)
                     rates = [phase.lr_encoder, phase.lr_head][-len(learner.opt.param_lists) :]
                     curve = {"pct_start": phase.warmup, "div": phase.start_divisor}
+                    learner.hidden_events |= {"after_fit"}
                     learner.fit_one_cycle(phase.epochs, rates, **curve, start_epoch=start)
-                    if clock.failure is not None:
-                        raise clock.failure
+                    learner.hidden_events |= {"before_fit"}
                 clock.offset += phase.epochs
+            for callback in learner.cbs.sorted("order").filter(spans_phases) if learner.hidden_events else ():
+                callback("after_fit")
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -104,6 +106,7 @@ def fit(
         raise SegaeError(f"batch_size must be >= 2 in every training batch, or images larger ({error})") from error
     finally:
         log.bar.close()
+        learner.hidden_events.clear()
     if limit and limit.reached and clock.log:
         line = epoch_line(clock.log[-1])
         logger.info(f"stopped after {clock.steps} optimizer steps (max_steps {limit.max_steps}): {line}")

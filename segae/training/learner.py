@@ -1,27 +1,34 @@
 """fastai Learners for pretraining and segmentation, without host-device synchronization in the training loop."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, get_args
 
 import torch
 from fastai.callback import schedule  # noqa: F401 - gives Learner its fit_one_cycle and fine_tune
 from fastai.callback.progress import ProgressCallback  # noqa: F401 - gives Learner its no_bar
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, TfmdDL
 from fastai.learner import AvgLoss, AvgSmoothLoss, Learner
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import find_bs, norm_types, to_device
+from fastai.torch_core import L, find_bs, norm_types, to_device
+from fastai.vision.learner import get_grid  # importing this registers what show_results and others draw
 from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from segae._io import check_range
 from segae.errors import SegaeError
-from segae.methods.base import Method
+from segae.evaluation.segmentation import argmax_classes
+from segae.methods import Method, create_autoencoder, create_method
+from segae.models import Autoencoder, PathLike, Segmenter, create_segmenter
 from segae.models.decoders import require_choice
 from segae.training import pretraining_callbacks
-from segae.training.callbacks import EncoderMode, EpochClock, MeanIoU, StopAfterSteps, StopOnNaN
-from segae.training.distributed import AverageGradients, world_size
+from segae.training.callbacks import EncoderMode, EpochClock, MeanIoU, StopAfterSteps, StopOnNaN, spans_phases
+from segae.training.dataloaders import check_masks, prepare
+from segae.training.distributed import AverageGradients, all_reduce, sync_batchnorm, world_size
 from segae.training.schedule import BatchNormMode, parameter_groups
 
 _CHUNK = 1024
@@ -29,9 +36,10 @@ _CHUNK = 1024
 
 def pretraining_learner(
     dls: DataLoaders,
-    model: nn.Module,
-    method: Method,
+    model: nn.Module | PathLike,
+    method: Method | str,
     *,
+    decoder: str | None = None,
     weight_decay: float = 0.05,
     precision: str = "auto",
     seed: int = 0,
@@ -44,16 +52,20 @@ def pretraining_learner(
     probe_every: int = 1,
     accumulate: int = 1,
     max_steps: int | None = None,
+    **fastai: Any,
 ) -> Learner:
-    """Make a fastai Learner that pretrains an encoder without labels; run it with ``segae.fit``.
+    """Make a fastai Learner that pretrains an encoder without labels; run it with ``segae.fit`` or as any Learner.
 
-    In a phase with ``train_encoder`` false the encoder does not change by a bit, BatchNorm statistics included.
+    A frozen encoder does not change by a bit, BatchNorm statistics included. Metrics, ``get_preds`` and ``predict`` get
+    the images that predictions mean, and clean images as targets.
 
     Args:
-        dls: loaders whose batches are (image (B, C, H, W),), normalized.
-        model: has an ``encoder``; called as model(corrupted, mask) where its forward takes ``mask`` (1 = hidden, or
+        dls: fastai's loaders of images, which get the encoder's normalization; or loaders of (normalized images,).
+        model: an encoder, timm's name of one (random weights), a published name, a file, or a module with an
+            ``encoder``; called as model(corrupted, mask) where its forward takes ``mask`` (1 = hidden, or
             None), else as model(corrupted); returns what the method's loss compares. Moved to the device of ``dls``.
-        method: the corruption and the loss.
+        method: the corruption and the loss, or its name.
+        decoder: for an encoder; None takes the method's own.
         weight_decay: AdamW's, 0 or more; for matrices and kernels only.
         precision: "auto" (bfloat16 on CUDA devices that have it, else float32), "float32" or "bfloat16".
         seed: decides corruptions, augmentations and order.
@@ -66,15 +78,22 @@ def pretraining_learner(
         probe_every: in epochs.
         accumulate: batches of the loader to an optimizer step.
         max_steps: optimizer steps after which the training ends cleanly; None for no limit.
+        **fastai: other arguments of a Learner, such as ``cbs``.
     """
     require_choice("bn_mode", bn_mode, ("train", "eval"))
     check_range("distance_penalty", distance_penalty, low=0)
+    method = method if isinstance(method, Method) else create_method(method)
+    network: Any = prepare(dls, model, Autoencoder, partial(create_autoencoder, method=method, decoder=decoder))
+    if isinstance(dls.train, TfmdDL):
+        if method.needs_pretrained_encoder and not network.encoder.info.weights.pretrained:
+            raise SegaeError(f"model must be pretrained for {method}, which asks the encoder, got random weights")
+        method.prepare(network.encoder, (images for images, *_ in dls.train))
     if patience is not None and not len(dls.valid):
         raise SegaeError(f"patience must be None without validation images, got {patience}")
-    masking = getattr(model, "masking", "dense")
+    masking = getattr(network, "masking", "dense")
     if masking != method.masking:
         raise SegaeError(f"model must use {method.masking} masking for method {method.name}, got {masking}")
-    corrupt = pretraining_callbacks.CorruptInput(method, model, seed, hard_mask_fraction, skip_dropout)
+    corrupt = pretraining_callbacks.CorruptInput(method, network, seed, hard_mask_fraction, skip_dropout)
     callbacks = [corrupt, pretraining_callbacks.RankMeMonitor(), pretraining_callbacks.BottleneckDiagnostics()]
     if patience is not None:
         callbacks.append(pretraining_callbacks.EarlyStopping(patience))
@@ -83,17 +102,19 @@ def pretraining_learner(
     # "strict" differs from "train" in a frozen encoder only, which must not move at all
     bn_mode = "strict" if bn_mode == "train" else bn_mode
     shared = (weight_decay, precision, seed, bn_mode, accumulate, max_steps)
-    learner = _make_learner(dls, model, method.loss, callbacks, shared, train_bn=False)
+    parts = (_PretrainingLearner, dls, network, _Loss(method.loss), callbacks, shared)
+    learner = _make_learner(*parts, train_bn=False, **fastai)
     if distance_penalty > 0:  # after the model was moved to its device
-        learner.add_cb(pretraining_callbacks.DistancePenalty(model.encoder, distance_penalty))  # type: ignore[arg-type]
+        learner.add_cb(pretraining_callbacks.DistancePenalty(network.encoder, distance_penalty))
     return learner
 
 
 def segmentation_learner(
     dls: DataLoaders,
-    model: nn.Module,
+    model: nn.Module | PathLike,
     *,
     num_classes: int | None = None,
+    decoder: str = "unet",
     bn_mode: str = "strict",
     weight_decay: float = 0.01,
     precision: str = "auto",
@@ -102,45 +123,46 @@ def segmentation_learner(
     loss: str = "cross_entropy",
     class_weights: Sequence[float] | None = None,
     max_steps: int | None = None,
+    **fastai: Any,
 ) -> Learner:
     """Make a fastai Learner that fine-tunes a segmenter.
 
-    Batches are (image (B, C, H, W), mask (B, H, W) of class indices); the model has an ``encoder`` and returns logits
-    (B, K, H, W). ``num_classes`` (K) is the model's where it is None, ``bn_mode`` is a ``BatchNormMode``, and ``loss``
-    "cross_entropy", with ``class_weights`` (K,) where given, or "dice" (``SoftDice``). Other arguments are as in
-    ``pretraining_learner``. Run it with ``segae.fit``; fastai's own ``fine_tune`` works too, with fastai's
-    learning-rate ratio.
+    Batches are (image (B, C, H, W), mask (B, H, W) of class indices). An encoder, a name or a file, as in
+    ``pretraining_learner``, becomes a segmenter with ``decoder`` and the classes and image size of fastai's ``dls``; a
+    module has an ``encoder`` and returns logits (B, K, H, W). ``num_classes`` (K) is that of ``dls`` or ``model`` where
+    it is None, ``bn_mode`` is a ``BatchNormMode``, and ``loss`` "cross_entropy", with ``class_weights`` (K,) where
+    given, or "dice" (``SoftDice``). Other arguments are as in ``pretraining_learner``. Run it with ``segae.fit``;
+    fastai's own ``fine_tune`` works too, with fastai's learning-rate ratio.
     """
     require_choice("bn_mode", bn_mode, get_args(BatchNormMode))
-    num_classes = getattr(model, "num_classes", None) if num_classes is None else num_classes
-    if num_classes is None:
-        raise SegaeError("num_classes must be given for a model without num_classes, got None")
+    names = tuple(map(str, getattr(getattr(dls.train, "after_item", None), "vocab", ())))  # of MaskBlock(codes)
+    wanted: Any = names or num_classes
+    network = prepare(dls, model, Segmenter, partial(create_segmenter, num_classes=wanted, decoder=decoder))
+    num_classes = num_classes or getattr(network, "num_classes", None) or len(names)
+    if not num_classes or len(names) not in (0, num_classes):
+        raise SegaeError(f"num_classes must be that of the codes in dls, {names}, or given, got {num_classes}")
+    check_masks(dls, num_classes)
     require_choice("loss", loss, ("cross_entropy", "dice"))
     weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32, device=dls.device)
     if weights is not None and (loss == "dice" or len(weights) != num_classes or not weights.sum() > 0):
-        raise SegaeError(
-            f"class_weights must be {num_classes} numbers for cross_entropy, got {class_weights} for {loss}"
-        )
-    criterion = SoftDice() if loss == "dice" else nn.CrossEntropyLoss(weights)
-    metrics = [MeanIoU(num_classes)] if len(dls.valid) else []
+        raise SegaeError(f"class_weights must be {num_classes} numbers for cross_entropy, got {class_weights}, {loss}")
+    criterion: Any = _Loss(SoftDice()) if loss == "dice" else nn.CrossEntropyLoss(weights)
+    # what fastai asks of a loss to make probabilities and masks of logits
+    criterion.activation, criterion.decodes = partial(torch.softmax, dim=1, dtype=torch.float32), argmax_classes
+    fastai["metrics"] = [*([MeanIoU(num_classes)] if len(dls.valid) else []), *L(fastai.get("metrics"))]
     shared = (weight_decay, precision, seed, bn_mode, accumulate, max_steps)
-    return _make_learner(dls, model, criterion, [], shared, train_bn=bn_mode == "train", metrics=metrics)
+    return _make_learner(_AsyncLearner, dls, network, criterion, [], shared, train_bn=bn_mode == "train", **fastai)
 
 
 def _make_learner(
-    dls: DataLoaders,
-    model: nn.Module,
-    loss: Callable[..., Tensor],
-    callbacks: list[Any],
-    shared: tuple[float, str, int, str, int, int | None],
-    **more: Any,
+    kind: Any, dls: DataLoaders, model: Any, loss: Any, callbacks: list[Any], shared: tuple[Any, ...], **more: Any
 ) -> Learner:
     weight_decay, precision, seed, bn_mode, accumulate, max_steps = shared
     parameter_groups(model)  # refuses a model without an encoder now, not in the middle of a run
     check_range("weight_decay", weight_decay, low=0)
     check_range("accumulate", accumulate, low=1, integer=True)
     require_choice("precision", precision, ("auto", "float32", "bfloat16"))
-    device = dls.device
+    dls._device = device = torch.device(dls.device)  # fastai also takes its name
     callbacks += [EpochClock(seed), EncoderMode(bn_mode), StopOnNaN(every=1 if device.type == "cpu" else 20)]
     callbacks += [AverageGradients(accumulate)] if accumulate > 1 or world_size() > 1 else []
     callbacks += [StopAfterSteps(max_steps)] if max_steps is not None else []
@@ -148,10 +170,11 @@ def _make_learner(
     model.to(device)
     if device.type in ("cpu", "cuda"):  # 1.4 times faster on a CPU for the README's U-Net
         model.to(memory_format=torch.channels_last)
-    # fused: one pass over the weights
-    optimizer = partial(OptimWrapper, opt=partial(_AdamW, fused=device.type in ("cpu", "cuda")))
-    named = {"loss_func": loss, "opt_func": optimizer, "wd": weight_decay, "cbs": callbacks, **more}
-    learner = _AsyncLearner(dls, model, splitter=parameter_groups, **named)
+    # fused: one pass over the weights; foreach would be None, which TensorBoardCallback cannot log
+    optimizer = partial(OptimWrapper, opt=partial(_AdamW, fused=device.type in ("cpu", "cuda"), foreach=False))
+    more["cbs"] = [*callbacks, *L(more.get("cbs"))]
+    named = {"loss_func": loss, "opt_func": optimizer, "wd": weight_decay, **more}
+    learner = kind(dls, model, **{"splitter": parameter_groups, **named})
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bfloat16" or (precision == "auto" and fast):
         learner.bfloat16_autocast = True
@@ -200,6 +223,20 @@ class SoftDice(nn.Module):
         return mean_of_all * count / present
 
 
+@dataclass
+class _Loss:
+    """A loss that is one of each image where fastai sets ``reduction`` to "none"."""
+
+    function: Callable[..., Tensor]
+    reduction: str = "mean"
+
+    def __call__(self, prediction: Tensor, *targets: Tensor | None) -> Tensor:
+        if self.reduction != "none":
+            return self.function(prediction, *targets)
+        parts = [[None] * len(prediction) if one is None else one.split(1) for one in (prediction, *targets)]
+        return torch.stack([self.function(*image) for image in zip(*parts, strict=True)])
+
+
 class _SmoothLoss(AvgSmoothLoss):
     """fastai's smooth training loss, on the device: its own is copied to the host after every step.
 
@@ -231,6 +268,11 @@ class _MeanLoss(AvgLoss):
         images, loss = find_bs(learn.yb), learn.loss.detach().mean()
         self.total, self.count = self.total.to(loss.device) + loss * images, self.count + images
 
+    @property
+    def value(self) -> Tensor | None:  # of all ranks, so that they stop together where a callback looks at it
+        total, count = all_reduce(torch.stack([self.total, self.total.new_tensor(self.count)]))
+        return total / count if self.count else None
+
 
 class _AsyncLearner(Learner):
     """A Learner that queues copies to the device, and does not read the loss, while it runs an epoch.
@@ -240,6 +282,7 @@ class _AsyncLearner(Learner):
 
     def __init__(self, *args: Any, **named: Any) -> None:
         self.model_kwargs: dict[str, Any] = {}  # of the next call of the model, beside the batch
+        self.hidden_events: set[str] = set()  # from callbacks to which all phases of ``segae.fit`` are one fit
         super().__init__(*args, **named)
         self.recorder.loss = _MeanLoss()
         self.recorder.smooth_loss = _SmoothLoss(beta=self.recorder.smooth_loss.beta)
@@ -255,15 +298,53 @@ class _AsyncLearner(Learner):
     def _set_device(self, b: Any) -> Any:
         return to_device(b, self.dls.device, non_blocking=True)  # pinned memory is what makes a copy not wait
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.dls.device.type, torch.bfloat16, enabled=hasattr(self, "bfloat16_autocast"))
+    def autocast(self) -> AbstractContextManager:
+        if not hasattr(self, "bfloat16_autocast") or hasattr(self, "mixed_precision"):  # that of to_fp16, to_bf16
+            return nullcontext()
+        return torch.autocast(self.dls.device.type, torch.bfloat16)
+
+    def _call_one(self, event_name: str) -> None:
+        for callback in self.cbs.sorted("order"):
+            if event_name not in self.hidden_events or not spans_phases(callback):
+                callback(event_name)
+
+    def fit(self, *args: Any, **named: Any) -> None:
+        self.epoch_clock.failure = None
+        super().fit(*args, **named)
+        if self.epoch_clock.failure is not None:
+            raise self.epoch_clock.failure
+
+    def to_distributed(self, sync_bn: bool = True, **named: Any) -> Learner:
+        super().to_distributed(sync_bn=False, **named)
+        if sync_bn:  # fastai takes torch's own conversion, which drops the activations of timm's layers
+            self.model: nn.Module = sync_batchnorm(self.model, self.dls.device)
+        return self
 
     def _do_one_batch(self) -> None:
         with self.autocast():
             self.pred = self.model(*self.xb, **self.model_kwargs)
             self("after_pred")
-            self.loss_grad = self.loss_func(self.pred, *self.yb)
-            self.loss = self.loss_grad.clone()
+            if len(self.yb):
+                self.loss_grad = self.loss_func(self.pred, *self.yb)
+                self.loss = self.loss_grad.clone()
         self("after_loss")
-        if self.training:
+        if self.training and len(self.yb):
             self._do_grad_opt()
+
+
+class _PretrainingLearner(_AsyncLearner):
+    """Shows and predicts images, whether or not its loaders have targets."""
+
+    def show_results(self, ds_idx: int = 1, dl: Any = None, max_n: int = 9, shuffle: bool = True, **more: Any) -> None:
+        dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
+        seen, made, clean = self.get_preds(dl=[dl.one_batch()], with_input=True)
+        columns = [dl.decode((images[:max_n],))[0] for images in (clean, seen, made)]
+        axes = get_grid(3 * len(columns[0]), ncols=3, title="Input/Corrupted/Reconstruction", **more)
+        for ax, image in zip(axes, chain(*zip(*columns, strict=True)), strict=True):
+            image.show(ctx=ax)
+
+    def predict(self, item: Any, rm_type_tfms: Any = None, with_input: bool = False) -> tuple[Any, ...]:
+        dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
+        seen, made, _ = self.get_preds(dl=dl, with_input=True)
+        shown = [dl.decode((images,))[0][0] for images in (seen, made)]
+        return (*shown[1 - with_input :], made[0], made[0])

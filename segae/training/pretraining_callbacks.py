@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.torch_core import get_model
 from torch import Tensor, nn
 
 from segae._io import check_range
@@ -71,6 +72,9 @@ class CorruptInput(Callback):
         difficulty = self._difficulty(clean) if self.fraction > 0 else None
         corrupted = self.method.corrupt(clean, self.generator, difficulty)
         self.learn.xb, self.learn.model_kwargs = self._inputs(corrupted)
+        if hasattr(self.learn, "gather_preds") and self.takes_mask:  # whose inputs are to be images alone
+            self.learn.xb, self.learn.model_kwargs["mask"] = self.learn.xb[:1], corrupted.mask
+        self.clean = clean
         if self.skip_dropout and self.learn.training:
             drawn = torch.rand(len(clean), generator=self.generator, device=self.generator.device)
             self.learn.model_kwargs["drop_skips"] = drawn < self.skip_dropout
@@ -78,6 +82,9 @@ class CorruptInput(Callback):
 
     def after_batch(self) -> None:
         self.learn.model_kwargs = {}
+        if not self.learn.training:  # for metrics, get_preds and pictures, after the loss
+            self.learn.pred = self.method.to_image(self.learn.pred.float(), self.learn.xb[0], self.clean)
+            self.learn.yb = (self.clean,)
 
     def _inputs(self, corrupted: Corrupted) -> tuple[tuple[Any, ...], dict[str, Any]]:
         images = (corrupted.image, corrupted.mask) if self.takes_mask else (corrupted.image,)
@@ -95,7 +102,7 @@ class CorruptInput(Callback):
         trial, patch = self.method.corrupt(clean, self.generator, difficulty), self.method.mask_patch
         assert trial.mask is not None  # the method has a mask_patch
         assert patch is not None
-        (inputs, more), model = self._inputs(trial), self.learn.model
+        (inputs, more), model = self._inputs(trial), get_model(self.learn.model)
         with evaluation_mode(model), self.learn.autocast():
             prediction = model(*inputs, **more)
         error = self.method.squared_error(prediction, clean if trial.target is None else trial.target)
@@ -144,7 +151,7 @@ class RankMeMonitor(Callback):
 
     def before_batch(self) -> None:
         if not self.learn.training and self.left > 0:
-            with evaluation_mode(encoder := self.learn.model.encoder), torch.no_grad():
+            with evaluation_mode(encoder := get_model(self.learn.model).encoder), torch.no_grad():
                 self.pooled.append(pooled_features(encoder, self.learn.xb[0][: self.left]))
             self.left -= len(self.pooled[-1])
 
@@ -180,7 +187,7 @@ class BottleneckDiagnostics(Callback):
     def after_loss(self) -> None:
         if self.learn.training or self.learn.iter or not self.learn.epoch_clock.running:
             return
-        model, (images, *mask), loss = self.learn.model, self.learn.xb, float(self.learn.loss)
+        model, (images, *mask), loss = get_model(self.learn.model), self.learn.xb, float(self.learn.loss)
         terms = [loss, self._loss(torch.zeros_like(self.learn.pred)), 0.0, 0.0]
         if hasattr(model, "decode") and hasattr(model, "has_skips") and len(images) > 1:
             with self.learn.autocast():
@@ -227,8 +234,8 @@ class ProbeCallback(Callback):
     def after_epoch(self) -> None:
         clock = self.learn.epoch_clock
         if clock.running and ((clock.now + 1) % self.every == 0 or clock.now + 1 == clock.end):
-            with evaluation_mode(self.learn.model):
-                clock.extra["probe_miou"] = run_on_main(lambda: round(float(self.probe(self.learn.model.encoder)), 6))
+            with evaluation_mode(model := get_model(self.learn.model)):
+                clock.extra["probe_miou"] = run_on_main(lambda: round(float(self.probe(model.encoder)), 6))
 
 
 class EarlyStopping(Callback):
@@ -251,7 +258,7 @@ class EarlyStopping(Callback):
             if row["phase"] == clock.phase and "valid_loss" in row:
                 falls = best == float("inf") or best - row["valid_loss"] > self.min_delta * abs(best)
                 best, since = (row["valid_loss"], 0) if falls else (best, since + 1)
-        if since >= self.patience:
+        if since >= self.patience and hasattr(self.learn, "epoch_log"):  # within segae.fit
             logger.info(f"the validation loss no longer falls: phase {clock.phase} ends after epoch {len(clock.log)}")
             raise CancelFitException
 

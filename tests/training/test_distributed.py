@@ -31,7 +31,9 @@ from tests.training.learners import CPU, Items, Tiny, images, pairs, state
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
 
 
-def together(folder: Path, work: Callable[[], Any], world: int = 2) -> list[Any]:
+def together(
+    folder: Path, work: Callable[[], Any], world: int = 2, join: Callable[[str], Any] = init_distributed
+) -> Any:
     """Call ``work`` in several joined processes; return its results by rank, or raise what one of them raised.
 
     Forked, so that nothing is imported again. The store is made here, as torchrun does it: the system chooses its port.
@@ -44,7 +46,7 @@ def together(folder: Path, work: Callable[[], Any], world: int = 2) -> list[Any]
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True")
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
         try:
-            with init_distributed("cpu"):
+            with join("cpu"):
                 result = work()
             torch.save(result, folder / f"{rank}.pt")
         except BaseException:
