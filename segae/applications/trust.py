@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +17,10 @@ from torch import Tensor
 
 from segae._io import write_atomically
 from segae.errors import CheckpointError, SegaeError
-from segae.evaluation import normalize
 from segae.models import Segmenter, evaluation_mode, fingerprint
+from segae.models.inference import normalize
+
+logger = logging.getLogger("segae")
 
 TRUST_FILE = "trust.npz"
 FLAGGED_BELOW = 0.05
@@ -83,11 +88,33 @@ class TrustScore:
             raise CheckpointError(f"path must be the trust score of this model, got {path} with that of another one")
         return found
 
+    @classmethod
+    def find(cls, source: Any, model: Segmenter) -> TrustScore | None:
+        """Read the file beside a model's file; None for a model in memory, and where there is none that fits."""
+        if isinstance(source, Segmenter) or not (path := Path(source).with_name(TRUST_FILE)).is_file():
+            return None
+        try:
+            return cls.load(path, model)
+        except CheckpointError as error:
+            logger.warning("no trust scores: %s", error)
+            return None
+
 
 def summarize_maps(maps: Sequence[Tensor]) -> NDArray[np.float32]:
     """Return mean and maximum of each channel of all maps but the input, (B, D), with rows of length 1."""
     parts = [part for one in maps[1:] if one.shape[1] for part in (one.float().mean((2, 3)), one.float().amax((2, 3)))]
     return torch.nn.functional.normalize(torch.cat(parts, dim=1), dim=1).cpu().numpy()
+
+
+@contextmanager
+def record_statistics(model: Segmenter) -> Iterator[list[NDArray[np.float32]]]:
+    """Within, append what `summarize_maps` gives for each batch that the model sees: no second pass is needed."""
+    seen: list[NDArray[np.float32]] = []
+    handle = model.encoder.register_forward_hook(lambda _module, _inputs, maps: seen.append(summarize_maps(maps)))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def compute_statistics(model: Segmenter, images: NDArray[np.uint8], *, batch_size: int = 32) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from segae._io import require_package, show_messages, write_atomically, write_json
 from segae._settings import PathLike, make_config
+from segae.applications.trust import FLAGGED_BELOW, TrustScore, compute_statistics, record_statistics
 from segae.commands._data import write_skipped
 from segae.commands.evaluate import load_model, name_model
 from segae.config import PredictConfig
@@ -96,11 +98,11 @@ def predict(
         return _predict_files(config)
 
 
-def describe_prediction(found: Prediction, info: SegmenterInfo) -> dict[str, float]:
-    """Compute what tables and pages say about an image: its mean confidence and the share of each class."""
+def describe_prediction(found: Prediction, info: SegmenterInfo, trust: float | None = None) -> dict[str, float]:
+    """Compute what tables and pages say about an image: mean confidence, share of each class, trust if it is known."""
     counts = Image.fromarray(found.mask).histogram()
     shares = {f"share_{name}": counts[index] / found.mask.size for index, name in enumerate(info.classes)}
-    return {"mean_confidence": found.mean_confidence, **shares}
+    return {"mean_confidence": found.mean_confidence, **({} if trust is None else {"trust": trust}), **shares}
 
 
 def color_mask(mask: NDArray[np.uint8], info: SegmenterInfo) -> Image.Image:
@@ -126,10 +128,12 @@ def _predict_files(config: PredictConfig) -> list[Path]:
     settings = {"model": name_model(config.model), "images": [str(root) for root in roots]}
     settings |= {name: getattr(config, name) for name in ("tile", "overlap", "tta")}
     open_result_folder(out, settings, task="predict", files=written, inputs="images", overwrite=config.overwrite)
+    trust, doubtful = TrustScore.find(config.model, model), 0
     network, info, skipped = make_network(model, device=device), model.info, SkippedFiles()
     network = augment_network(network) if config.tta else network
     how: dict[str, Any] = {name: getattr(config, name) for name in ("tile", "overlap", "batch_size", "confidence")}
     how |= {"image_size": info.image_size, "probabilities": torch.float16 if config.probabilities else None}
+    recording: Any = nullcontext([]) if trust is None else record_statistics(model)
     masks: list[Path] = []
     running: deque[Future[tuple[dict[str, Any], list[dict[str, Any]]]]] = deque()
     categories = [{"id": index, "name": name} for index, name in enumerate(info.classes)]
@@ -147,22 +151,29 @@ def _predict_files(config: PredictConfig) -> list[Path]:
 
     def segment(batches: Iterable[list[_Loaded]], folder: Path | None = None) -> Iterator[tuple[Any, Any]]:
         """Have the results of images, or of a video's frames, written, and yield images and masks."""
+        nonlocal doubtful
         for batch in batches:
             skipped.extend((one.path, one.reason) for one in batch if one.image is None)
             read = [one for one in batch if one.image is not None]
             images, squares = [one.image for one in read], [one.square for one in read]
-            for one, found in zip(read, predict_images(network, images, squares=squares, **how), strict=True):
+            seen.clear()
+            for place, found in enumerate(predict_images(network, images, squares=squares, **how)):
+                if not place and trust is not None:
+                    whole = len(seen) == 1 and not config.tile  # the one batch that the model saw
+                    scores = trust.scores(seen[0] if whole else compute_statistics(model, np.stack(squares)))
+                one, score = read[place], None if trust is None else float(scores[place])
+                doubtful += score is not None and score < FLAGGED_BELOW
                 files = _name_files(folder / one.path.name, one.path, config) if folder else targets[one.path]
                 if len(running) == (1 if config.tile else _AT_ONCE):  # what waits must not fill the memory
                     finish()
-                running.append(pool.submit(_write, one, found, files, info, config))
+                running.append(pool.submit(_write, one, found, score, files, info, config))
                 masks.append(files["mask"])
                 bar.update(len(masks) + len(skipped) - bar.n)
                 yield one.image, found.mask
 
     bar = tqdm(total=None if videos else len(paths), desc="predict", unit="image", leave=False, disable=None)
     try:
-        with bar, ThreadPoolExecutor(_AT_ONCE) as pool:
+        with bar, ThreadPoolExecutor(_AT_ONCE) as pool, recording as seen:
             deque(segment(_read_images(config, paths, info.image_size)), maxlen=0)
             for video in videos:
                 read = _read_video(video, info.image_size, config.max_pixels)
@@ -184,6 +195,9 @@ def _predict_files(config: PredictConfig) -> list[Path]:
         count = len(paths) + len(videos)
         raise DataError(f"images must be readable, got {count} of which none is: {out / 'skipped.csv'} says why")
     logger.info("wrote %d mask%s to %s", len(masks), "" if len(masks) == 1 else "s", out)
+    if doubtful:
+        few = f"{doubtful} of {len(masks)} images are unlike the training images, trust below {FLAGGED_BELOW}"
+        logger.warning("%s: do not trust their masks; predictions.csv lists them", few)
     return masks
 
 
@@ -263,7 +277,7 @@ def _require_separate(roots: Sequence[Path], out: Path, targets: Mapping[Path, F
 
 
 def _write(
-    one: _Loaded, found: Prediction, files: Files, info: SegmenterInfo, config: PredictConfig
+    one: _Loaded, found: Prediction, trust: float | None, files: Files, info: SegmenterInfo, config: PredictConfig
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Write the results of an image; return its row of the table and its regions for COCO."""
     pictures = {"mask": (color_mask(found.mask, info), "PNG")}
@@ -279,7 +293,7 @@ def _write(
     if "geotiff" in files:
         _write_geotiff(files["geotiff"], found.mask, info, one.path)
     mask = files["mask"].relative_to(config.out)
-    row = {"image": str(one.path), "mask": str(mask), **describe_prediction(found, info)}
+    row = {"image": str(one.path), "mask": str(mask), **describe_prediction(found, info, trust)}
     return row, _encode_regions(found.mask) if config.coco else []
 
 

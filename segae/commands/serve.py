@@ -14,6 +14,7 @@ import lazy_loader
 from PIL import Image
 
 from segae._io import require_package
+from segae.applications.trust import TrustScore, compute_statistics
 from segae.commands._data import takes_settings_of
 from segae.commands.evaluate import load_model
 from segae.commands.predict import color_mask, describe_prediction
@@ -64,13 +65,19 @@ def serve(config: ServeConfig) -> None:
     except OSError as error:
         raise SegaeError(f"port must be free on host {config.host}, got {config.port}: {error.strerror}") from error
     with listening:
-        app = make_app(model, autoencoder, max_pixels=config.max_pixels)
+        trust = TrustScore.find(config.model, model)
+        app = make_app(model, autoencoder, trust, max_pixels=config.max_pixels)
         logger.info("page: http://%s:%d  JSON: post an image to /predict  end: Ctrl-C", config.host, config.port)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listening])
 
 
 def make_app(
-    model: Segmenter, autoencoder: Autoencoder | None = None, *, max_pixels: int, max_bytes: int = _MAX_BYTES
+    model: Segmenter,
+    autoencoder: Autoencoder | None = None,
+    trust: TrustScore | None = None,
+    *,
+    max_pixels: int,
+    max_bytes: int = _MAX_BYTES,
 ) -> Any:
     """Make the FastAPI application of `serve`; what is no image, or has more pixels or bytes, gets a 4xx answer."""
     network, info, lock = make_network(model), model.info, threading.Lock()
@@ -91,7 +98,9 @@ def make_app(
                 picture.thumbnail((_SHOWN, _SHOWN))
             pictures["mask"] = color_mask(found.mask, info)
             shown = {name: _encode(picture) for name, picture in pictures.items()}
-            return {**describe_prediction(found, info), "pictures": shown}
+            small = resize_image(image, info.image_size)[None]
+            score = None if trust is None else float(trust.scores(compute_statistics(model, small))[0])
+            return {**describe_prediction(found, info, score), "pictures": shown}
 
     async def respond(request: Any) -> Any:
         data, count = bytearray(), 0

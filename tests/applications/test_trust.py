@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import segae
 from segae.applications.trust import FLAGGED_BELOW, TrustScore, compute_statistics
-from tests.fabricate import drawings
+from tests.fabricate import drawings, make_pets, save
 
 
 def pictures(count: int, seed: int) -> np.ndarray:
@@ -61,3 +62,49 @@ def test_a_file_gives_the_same_and_refuses_another_model(
 def test_no_held_out_images_are_refused(model: segae.Segmenter) -> None:
     with pytest.raises(segae.SegaeError, match="one or more each, got 4 and 0"):
         TrustScore.fit(model, pictures(4, 0), pictures(4, 0)[:0])
+
+
+@pytest.fixture
+def model_file(model: segae.Segmenter, trust: TrustScore, tmp_path: Path) -> Path:
+    """A model with its trust score beside it, as a fine-tuning leaves them."""
+    trust.save(tmp_path / "run" / "trust.npz")
+    return segae.save_segmenter(model, tmp_path / "run" / "model.safetensors")
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 2}, {"tile": 32}, {"tta": True}])
+def test_predict_flags_strange_images(
+    model_file: Path, tmp_path: Path, settings: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in").mkdir()
+    strange = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    for place, image in enumerate([*pictures(3, 2), *strange]):
+        save(image, tmp_path / "in" / f"{place}.png")
+    segae.predict(model_file, tmp_path / "in", out=tmp_path / "out", device="cpu", **settings)
+    found = pd.read_csv(tmp_path / "out" / "predictions.csv")["trust"]
+    model = segae.load_segmenter(model_file)
+    expected = TrustScore.load(model_file.with_name("trust.npz"), model).scores(
+        compute_statistics(model, np.concatenate([pictures(3, 2), strange]))
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert (found[3:] < FLAGGED_BELOW).all()
+    assert f"{(found < FLAGGED_BELOW).sum()} of 5 images are unlike the training images" in caplog.text
+
+
+def test_predict_goes_on_without_a_score_of_another_model(
+    model_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(9)
+    segae.save_segmenter(segae.create_segmenter("test_resnet", num_classes=2, image_size=32), model_file)
+    (tmp_path / "in").mkdir()
+    save(pictures(1, 2)[0], tmp_path / "in" / "0.png")
+    segae.predict(model_file, tmp_path / "in", out=tmp_path / "out", device="cpu")
+    assert "trust" not in pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert "no trust scores" in caplog.text
+
+
+def test_finetuning_leaves_a_score_that_fits_its_model(tmp_path: Path) -> None:
+    pets = make_pets(tmp_path / "pets", 14, 2)
+    how = {"encoder": "test_resnet", "image_size": 64, "epochs": 1, "device": "cpu", "threads": 1}
+    path = segae.finetune(pets, out=tmp_path / "run", val_fraction=0.2, **how).path
+    trust = TrustScore.load(path.with_name("trust.npz"), segae.load_segmenter(path))
+    assert trust.features.shape[0] + len(trust.held_out) == 14
