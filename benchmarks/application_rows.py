@@ -20,8 +20,11 @@ def write_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows, in place of older ones of the same study, data set, model and metric; ``value`` is needed too."""
     about = {name: text for name, text in provenance(torch.device("cpu")).items() if name in COLUMNS}
     new = pd.DataFrame([{"baseline": False, **about, **row} for row in rows])
+    for name in ("value", "low", "high", "seconds"):
+        if name in new:
+            new[name] = [None if pd.isna(number) else f"{number:.6g}" for number in new[name]]
     if FILE.exists():
         old = pd.read_csv(FILE, keep_default_na=False, dtype=str)
         kept = old[~old[KEY].apply(tuple, axis=1).isin(set(new[KEY].apply(tuple, axis=1)))]
         new = pd.concat([kept, new])
-    new.reindex(columns=COLUMNS).to_csv(FILE, index=False, float_format="%.6g", lineterminator="\n")
+    new.reindex(columns=COLUMNS).to_csv(FILE, index=False, lineterminator="\n")

@@ -35,6 +35,7 @@ from sklearn.preprocessing import StandardScaler
 import segae
 from segae.applications.trust import FLAGGED_BELOW, TrustScore, compute_statistics
 from segae.data import SkippedFiles, cache_pairs, drawn_pets, open_dataset, read_resized
+from segae.evaluation import predict_logits
 
 PETS, NUCLEI = "oxford-iiit-pet-sample", "nuclei-dsb2018"
 ENCODER, SIZE = "tf_efficientnet_lite0", 128
@@ -48,10 +49,10 @@ def bootstrap(values: np.ndarray, statistic: Callable[[np.ndarray], float]) -> t
     return statistic(values), float(low), float(high)
 
 
-def over_seeds(values: list[float]) -> tuple[float, float, float]:
-    """Return the mean of a few seeds with the 95 % interval of Student's t."""
+def over_seeds(values: list[float], bounds: tuple[float, float] = (-1, 1)) -> tuple[float, float, float]:
+    """Return the mean of a few seeds with the 95 % interval of Student's t, within bounds."""
     half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return float(np.mean(values)), float(np.mean(values) - half), float(np.mean(values) + half)
+    return float(np.mean(values)), *np.clip([np.mean(values) - half, np.mean(values) + half], *bounds).tolist()
 
 
 def encoders() -> Iterator[tuple[str, int, segae.Encoder]]:
@@ -192,6 +193,9 @@ def trust(data: Path) -> list[Row]:
                     for one in ("pets", "drawn")
                 }
                 values["spearman_iou_pets"] = float(spearmanr(far["pets"], ious["pets"]).statistic)
+                pixels = np.stack([read_resized(pair.image, SIZE) for pair in sets["pets"].splits["test"]])
+                sure = [logits.softmax(dim=1).amax(dim=1).mean(dim=(1, 2)) for logits in predict_logits(model, pixels)]
+                values["spearman_iou_confidence_pets"] = float(spearmanr(torch.cat(sure), ious["pets"]).statistic)
                 both = [np.concatenate([part["pets"], part["drawn"]]) for part in (far, ious)]
                 values["spearman_iou_pets_and_drawn"] = float(spearmanr(*both).statistic)
                 for metric, value in values.items():
@@ -202,7 +206,7 @@ def trust(data: Path) -> list[Row]:
     counts = {one: len(dataset.splits["test"]) for one, dataset in sets.items()}
     rows = []
     for (start, metric), values in found.items():
-        value, low, high = over_seeds(values)
+        value, low, high = over_seeds(values, (-1 if "spearman" in metric else 0, 1))
         count = sum(size for one, size in counts.items() if one in metric or (one == "pets" and "auroc" in metric))
         rows.append({**about, "model": start, "metric": metric, "value": value, "low": low, "high": high, "n": count})
     return [{**row, "note": note} for row in rows]
