@@ -19,6 +19,7 @@ from .commands import PretrainResult as PretrainResult
 from .commands import doctor as doctor
 from .commands import download as download
 from .commands import evaluate as evaluate
+from .commands import export as export
 from .commands import extract_features as extract_features
 from .commands import finetune as finetune
 from .commands import predict as predict
@@ -32,6 +33,7 @@ from .errors import OutOfMemoryError as OutOfMemoryError
 from .errors import SegaeError as SegaeError
 from .evaluation import SegmentationScores as SegmentationScores
 from .evaluation import evaluate_model as evaluate_model
+from .exporters.predictor import OnnxPredictor as OnnxPredictor
 from .integrations import fastai as fastai
 from .integrations.sklearn import EncoderFeatures as EncoderFeatures
 from .methods import Method as Method

@@ -60,6 +60,7 @@ COMMANDS = {
         config.FeaturesConfig, "commands.features:extract_features", "photos --encoder pets_pseudo_masks"
     ),
     "suggest": _Command(config.SuggestConfig, "commands.suggest:suggest", "photos --labeled pets --count 50"),
+    "export": _Command(config.ExportConfig, "commands.export:export", "runs/finetune/model.safetensors --to onnx"),
     "bench": _Command(config.BenchConfig, "bench.runner:benchmark", "pets --labels 0.1 1.0 --seeds 3"),
     "report": _Command(config.ReportConfig, "bench.report:report", "runs/bench/bench.csv"),
     "data": _Command(config.DownloadConfig, "commands.data:download", "pets"),
@@ -348,7 +349,7 @@ def _quiet(*, verbose: bool) -> Iterator[None]:
     logger.addHandler(handler)
     with warnings.catch_warnings():
         if not verbose:
-            logging.lastResort = None
+            logging.lastResort = logging.NullHandler()  # None would say that there is none
             os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of processes that this one starts
             warnings.simplefilter("ignore")
         try:

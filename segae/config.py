@@ -387,6 +387,26 @@ class SuggestConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig(Config):
+    """Write a model for another library: a folder that it loads by its name, or ONNX; README.md there says how."""
+
+    INPUTS: ClassVar = {"images": require_images}
+
+    model: Any = field(kw_only=False)
+    """A model file of segae or a published name. Where a library takes encoders, that of a segmenter is written."""
+    to: Literal["timm", "smp", "torchgeo", "anomalib", "fastai", "onnx", "hub"] = "timm"
+    """The library; smp and hub (the Hugging Face Hub) also take whole segmenters, as onnx does."""
+    out: PathLike = "runs/export"
+    """Folder for the files, new or empty."""
+    images: tuple[PathLike, ...] = ()
+    """Images on which ONNX Runtime is compared with PyTorch. Default: some drawn pets."""
+    license: str | None = None
+    """License for the model card, by its name on the Hub, such as apache-2.0."""
+    overwrite: bool = False
+    """Replace an earlier export in the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchConfig(Config):
     """Compare start weights over label budgets, encoders, decoders, schedules and seeds; make a report.
 

@@ -87,6 +87,13 @@ def test_features(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert all(Path(name).is_file() for name in (out / "to_label.txt").read_text().splitlines())
 
 
+def test_export(out: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    run(monkeypatch, "7_export.py", "--model", out / "encoder.safetensors", "--out", out / "export")
+    found = dict(line.split("  differs by ") for line in capsys.readouterr().out.splitlines() if " differs by " in line)
+    assert [name.strip() for name in found] == ["timm", "smp", "onnx"]
+    assert all(float(value.split()[0]) < 1e-4 for value in found.values())
+
+
 @pytest.mark.slow
 def test_benchmark_in_a_process_of_its_own(pets: Path, out: Path, tmp_path: Path) -> None:
     start = out / "encoder.safetensors"

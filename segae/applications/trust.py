@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,23 @@ class TrustScore:
         further = (self.held_out[None] >= self.distances(features)[:, None]).sum(axis=1)
         return (1 + further) / (1 + len(self.held_out))
 
+    @contextmanager
+    def watch(self, model: Segmenter) -> Iterator[Callable[[NDArray[np.uint8]], NDArray[np.float64]]]:
+        """Within, score images at the model's size that it has just seen; a single batch needs no second pass."""
+        seen: list[NDArray[np.float32]] = []
+        handle = model.encoder.register_forward_hook(lambda _module, _inputs, maps: seen.append(summarize_maps(maps)))
+
+        def score(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+            alone = len(seen) == 1 and len(seen[0]) == len(images)  # else these were tiles, or other scales
+            scores = self.scores(seen[0] if alone else compute_statistics(model, images))
+            seen.clear()
+            return scores
+
+        try:
+            yield score
+        finally:
+            handle.remove()
+
     def save(self, path: Path) -> None:
         """Write a file that ``load`` reads."""
         write_atomically(
@@ -104,17 +121,6 @@ def summarize_maps(maps: Sequence[Tensor]) -> NDArray[np.float32]:
     """Return mean and maximum of each channel of all maps but the input, (B, D), with rows of length 1."""
     parts = [part for one in maps[1:] if one.shape[1] for part in (one.float().mean((2, 3)), one.float().amax((2, 3)))]
     return torch.nn.functional.normalize(torch.cat(parts, dim=1), dim=1).cpu().numpy()
-
-
-@contextmanager
-def record_statistics(model: Segmenter) -> Iterator[list[NDArray[np.float32]]]:
-    """Within, append what `summarize_maps` gives for each batch that the model sees: no second pass is needed."""
-    seen: list[NDArray[np.float32]] = []
-    handle = model.encoder.register_forward_hook(lambda _module, _inputs, maps: seen.append(summarize_maps(maps)))
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def compute_statistics(model: Segmenter, images: NDArray[np.uint8], *, batch_size: int = 32) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from segae.commands.data import download
 from segae.commands.doctor import doctor
 from segae.commands.evaluate import evaluate
+from segae.commands.export import export
 from segae.commands.features import extract_features
 from segae.commands.finetune import FinetuneResult, finetune
 from segae.commands.predict import predict
@@ -16,6 +17,7 @@ __all__ = [
     "doctor",
     "download",
     "evaluate",
+    "export",
     "extract_features",
     "finetune",
     "predict",

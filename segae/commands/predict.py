@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from segae._io import require_package, show_messages, write_atomically, write_json
 from segae._settings import PathLike, make_config
-from segae.applications.trust import FLAGGED_BELOW, TrustScore, compute_statistics, record_statistics
+from segae.applications.trust import FLAGGED_BELOW, TrustScore
 from segae.commands._data import write_skipped
 from segae.commands.evaluate import load_model, name_model
 from segae.config import PredictConfig
@@ -33,8 +34,9 @@ from segae.data import SkippedFiles, UnreadableImage, find_images, read_image, r
 from segae.data.video import VIDEO_SUFFIXES, read_frames, write_video
 from segae.errors import DataError, SegaeError
 from segae.evaluation import overlay
+from segae.exporters.predictor import OnnxPredictor
 from segae.models import Segmenter, SegmenterInfo
-from segae.models.inference import Prediction, augment_network, make_network, predict_images
+from segae.models.inference import Network, Prediction, augment_network, make_network, predict_images
 from segae.training import limit_threads, open_result_folder
 
 rasterio = lazy_loader.load("rasterio")  # an extra, for GeoTIFF
@@ -88,6 +90,8 @@ def predict(
     Example:
         >>> mask = predict("runs/finetune/model.safetensors", "cat.jpg")  # doctest: +SKIP
     """
+    if out is None and str(model).endswith(".onnx"):
+        raise SegaeError(f"out must be a folder for the ONNX file {model}, got None; segae.OnnxPredictor gives arrays")
     if out is None:
         with limit_threads(threads):
             how: dict[str, Any] = {"tile": tile, "overlap": overlap, "tta": tta, "batch_size": batch_size}
@@ -113,7 +117,7 @@ def color_mask(mask: NDArray[np.uint8], info: SegmenterInfo) -> Image.Image:
 
 
 def _predict_files(config: PredictConfig) -> list[Path]:
-    model, device = load_model(config.model, config.device)
+    network, info, watching = _open_model(config)
     roots = [Path(path) for path in config.images]  # type: ignore[union-attr]
     videos = [root for root in roots if root.suffix.lower() in VIDEO_SUFFIXES and root.is_file()]
     needed = (("av", "video", videos), ("pycocotools", "coco", config.coco), ("rasterio", "geo", config.geotiff))
@@ -128,12 +132,10 @@ def _predict_files(config: PredictConfig) -> list[Path]:
     settings = {"model": name_model(config.model), "images": [str(root) for root in roots]}
     settings |= {name: getattr(config, name) for name in ("tile", "overlap", "tta")}
     open_result_folder(out, settings, task="predict", files=written, inputs="images", overwrite=config.overwrite)
-    trust, doubtful = TrustScore.find(config.model, model), 0
-    network, info, skipped = make_network(model, device=device), model.info, SkippedFiles()
+    doubtful, skipped = 0, SkippedFiles()
     network = augment_network(network) if config.tta else network
     how: dict[str, Any] = {name: getattr(config, name) for name in ("tile", "overlap", "batch_size", "confidence")}
     how |= {"image_size": info.image_size, "probabilities": torch.float16 if config.probabilities else None}
-    recording: Any = nullcontext([]) if trust is None else record_statistics(model)
     masks: list[Path] = []
     running: deque[Future[tuple[dict[str, Any], list[dict[str, Any]]]]] = deque()
     categories = [{"id": index, "name": name} for index, name in enumerate(info.classes)]
@@ -156,12 +158,10 @@ def _predict_files(config: PredictConfig) -> list[Path]:
             skipped.extend((one.path, one.reason) for one in batch if one.image is None)
             read = [one for one in batch if one.image is not None]
             images, squares = [one.image for one in read], [one.square for one in read]
-            seen.clear()
             for place, found in enumerate(predict_images(network, images, squares=squares, **how)):
-                if not place and trust is not None:
-                    whole = len(seen) == 1 and not config.tile  # the one batch that the model saw
-                    scores = trust.scores(seen[0] if whole else compute_statistics(model, np.stack(squares)))
-                one, score = read[place], None if trust is None else float(scores[place])
+                if not place and judge:
+                    scores = judge(np.stack(squares))
+                one, score = read[place], float(scores[place]) if judge else None
                 doubtful += score is not None and score < FLAGGED_BELOW
                 files = _name_files(folder / one.path.name, one.path, config) if folder else targets[one.path]
                 if len(running) == (1 if config.tile else _AT_ONCE):  # what waits must not fill the memory
@@ -173,7 +173,7 @@ def _predict_files(config: PredictConfig) -> list[Path]:
 
     bar = tqdm(total=None if videos else len(paths), desc="predict", unit="image", leave=False, disable=None)
     try:
-        with bar, ThreadPoolExecutor(_AT_ONCE) as pool, recording as seen:
+        with bar, ThreadPoolExecutor(_AT_ONCE) as pool, watching as judge:
             deque(segment(_read_images(config, paths, info.image_size)), maxlen=0)
             for video in videos:
                 read = _read_video(video, info.image_size, config.max_pixels)
@@ -199,6 +199,20 @@ def _predict_files(config: PredictConfig) -> list[Path]:
         few = f"{doubtful} of {len(masks)} images are unlike the training images, trust below {FLAGGED_BELOW}"
         logger.warning("%s: do not trust their masks; predictions.csv lists them", few)
     return masks
+
+
+def _open_model(config: PredictConfig) -> tuple[Network, SegmenterInfo, Any]:
+    """The network of a model, what it is, and a context that gives a function for trust scores, or None."""
+    if str(config.model).endswith(".onnx"):
+        predictor = OnnxPredictor(config.model, threads=config.threads or 0)
+        if predictor.metadata["task"] != "segmentation" or (config.tta and not predictor.metadata["stride"]):
+            what = "a segmenter, without tta where its size is fixed"
+            raise SegaeError(f"model must be {what}, got {config.model} for {predictor.metadata['task']}")
+        info = TypeAdapter(SegmenterInfo).validate_python(predictor.metadata["info"])
+        return lambda images: torch.from_numpy(predictor.run(images)["logits"]), info, nullcontext()
+    model, device = load_model(config.model, config.device)
+    trust = TrustScore.find(config.model, model)
+    return make_network(model, device=device), model.info, trust.watch(model) if trust else nullcontext()
 
 
 def _read_images(config: PredictConfig, paths: Sequence[Path], size: int) -> Iterator[list[_Loaded]]:

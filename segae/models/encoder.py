@@ -1,13 +1,4 @@
-"""Encoders: any convolutional network of timm as a feature pyramid that knows what it is and where it comes from.
-
-The file of an encoder needs no segae to be used. Into segmentation_models.pytorch, and (without the first part of the
-tensors' names; checked for some sixty architectures) into plain timm::
-
-    state = safetensors.torch.load_file("encoder.safetensors")
-    smp.Unet("tu-resnet18", encoder_weights=None).encoder.load_state_dict(state, strict=True)
-    state = {key.removeprefix("model."): value for key, value in state.items()}
-    timm.create_model("resnet18", features_only=True).load_state_dict(state, strict=True)
-"""
+"""Encoders: any convolutional network of timm as a feature pyramid that knows what it is and where it comes from."""
 
 from __future__ import annotations
 
@@ -26,10 +17,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from segae._io import check_range
+from segae._io import check_range, write_json
 from segae.errors import CheckpointError, SegaeError
 from segae.models.checkpoint import Info, PathLike, find_weights, is_file, load_described, load_strictly, save_described
-from segae.models.imagenet import load_imagenet
+from segae.models.hub import CONFIG_FILE, MODEL_FILE, HubModel, whole_network
+from segae.models.imagenet import load_imagenet, names_in_whole
 
 _WHOLE = "encoder+decoder"
 
@@ -144,14 +136,16 @@ class EncoderInfo(Info):
                 check_range(name, value, low=0 if name == "std" else None, low_open=True)
 
 
-class Encoder(TimmUniversalEncoder):
+class Encoder(TimmUniversalEncoder, HubModel):
     """A convolutional network of timm that returns six feature maps, from the input to stride 32, with random weights.
 
     Takes normalized images (B, C, H, W) with sides that are multiples of ``output_stride``; ``out_channels`` lists the
     channels of the maps, 0 for a stage that the network does not have. It is smp's universal encoder with the same
     tensors under the same names, and an `info`. An output stride of 16 or 8 dilates the last stages, with the same
-    weights, and does not reduce their maps.
+    weights, and does not reduce their maps. ``save_pretrained(folder)`` writes a model of timm, `local-dir:FOLDER`.
     """
+
+    _from_file = classmethod(lambda _, path: load_encoder(path))
 
     def __init__(self, architecture: str, in_channels: int = 3, output_stride: int = 32) -> None:
         super().__init__(architecture, pretrained=False, in_channels=in_channels, output_stride=output_stride)
@@ -169,6 +163,11 @@ class Encoder(TimmUniversalEncoder):
         load_strictly(copied, self.state_dict(), f"the encoder {self.info.architecture}")
         copied.info = self.info
         return copied
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        state, config = whole_network(self)
+        save_described(save_directory / MODEL_FILE, "encoder", state, self.info)
+        write_json(save_directory / CONFIG_FILE, config)
 
 
 def _fit_channels(rgb: tuple[float, ...], channels: int) -> tuple[float, ...]:
@@ -244,6 +243,8 @@ def load_encoder(source: PathLike) -> Encoder:
     path = find_weights(source)
     state, info = load_described(path, "encoder", EncoderInfo)
     encoder = make_encoder(info.architecture, info.in_channels, info)
+    if whole := names_in_whole(encoder.state_dict(), state):  # the file of save_pretrained
+        state = {name: state[key] for name, key in whole.items()}
     load_strictly(encoder, state, str(path))
     return encoder
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 import huggingface_hub
@@ -33,6 +34,21 @@ def load_imagenet(encoder: nn.Module, architecture: str, in_channels: int = 3) -
 
     Returns in words where the weights came from; SegaeError if they cannot be had, or do not fit the encoder.
     """
+    state, source = read_imagenet(architecture, in_channels)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    selected = {name: state[whole] for name, whole in names_in_whole(before, state).items()}
+    load_strictly(encoder, selected, f"the ImageNet state of {architecture}")
+    kept = [name for name, tensor in selected.items() if tensor.ndim > 1 and torch.equal(tensor, before[name])]
+    if kept:  # a loader that skips a tensor says nothing
+        raise CheckpointError(
+            f"the ImageNet weights of {architecture} are incomplete: {', '.join(kept[:3])} are still random. Remove "
+            "the file from the hub's cache and try again."
+        )
+    return source
+
+
+def read_imagenet(architecture: str, in_channels: int = 3) -> tuple[dict[str, Tensor], str]:
+    """Read timm's whole ImageNet classifier, its first convolution adapted; errors as in `load_imagenet`."""
     base = architecture.split(".")[0]
     if base in PACKAGES and importlib.util.find_spec(PACKAGES[base][0]):
         state = _read_package(base)
@@ -46,20 +62,15 @@ def load_imagenet(encoder: nn.Module, architecture: str, in_channels: int = 3) -
                 state[f"{module}.weight"] = adapt_input_conv(in_channels, state[f"{module}.weight"])
         except (KeyError, NotImplementedError) as error:
             raise SegaeError(f"in_channels must be 3 for ImageNet's {architecture}, got {in_channels}") from error
-    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    # timm's feature extractors may spell a path stages_0.blocks where the classifier spells stages.0.blocks; what else
-    # the classifier has (its head, late convolutions) is left
-    by_name = {name.replace(".", "_"): tensor for name, tensor in state.items()}
-    plain = {name: name.removeprefix("model.").replace(".", "_") for name in before}
-    selected = {name: by_name[flat] for name, flat in plain.items() if flat in by_name}
-    load_strictly(encoder, selected, f"the ImageNet state of {architecture}")
-    kept = [name for name, tensor in selected.items() if tensor.ndim > 1 and torch.equal(tensor, before[name])]
-    if kept or len(by_name) != len(state):  # a loader that skips a tensor says nothing
-        raise CheckpointError(
-            f"the ImageNet weights of {architecture} are incomplete: {', '.join(kept[:3])} are still random. Remove "
-            "the file from the hub's cache and try again."
-        )
-    return source
+    return state, source
+
+
+def names_in_whole(names: Iterable[str], whole: Iterable[str]) -> dict[str, str]:
+    """Map the names of an encoder's tensors to those in timm's whole network, which has stages.0 for their stages_0."""
+    flat = {name.replace(".", "_"): name for name in whole}
+    keys = {name: name.removeprefix("model.").replace(".", "_") for name in names}
+    keys = {name: key if key in flat else key.removeprefix("model_") for name, key in keys.items()}  # wrapped twice
+    return {name: flat[key] for name, key in keys.items() if key in flat}
 
 
 def _read_package(architecture: str) -> dict[str, Tensor]:

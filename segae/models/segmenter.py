@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segae._io import check_range
+from segae._io import check_range, write_json
 from segae.data.datasets import make_palette
 from segae.data.image_io import read_image
 from segae.errors import SegaeError
 from segae.models.checkpoint import Info, PathLike, load_decoder_into, load_described, load_strictly, save_described
 from segae.models.decoders import build_smp, list_decoders, require_choice, require_decoder_size
 from segae.models.encoder import Encoder, EncoderInfo, create_encoder, make_encoder, require_image_size
+from segae.models.hub import CONFIG_FILE, MODEL_FILE, HubModel
 from segae.models.inference import augment_network, make_network, predict_images
 
 
@@ -58,8 +59,10 @@ class SegmenterInfo(Info):
             check_range("palette", value, low=0, high=255, integer=True)
 
 
-class Segmenter(nn.Module):
+class Segmenter(nn.Module, HubModel):
     """An encoder, a decoder and a head, made by `create_segmenter`; its tensors have the names that smp gives them."""
+
+    _from_file = classmethod(lambda _, path: load_segmenter(path))
 
     def __init__(self, encoder: Encoder, decoder: nn.Module, segmentation_head: nn.Module, info: SegmenterInfo) -> None:
         super().__init__()
@@ -116,6 +119,15 @@ class Segmenter(nn.Module):
             for found in predict_images(network, read, **how):
                 results.append(found.probabilities if return_probabilities else found.mask)
         return results[0] if one else results
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_segmenter(self, save_directory / MODEL_FILE)
+        about, config = self.info.encoder, dict[str, Any]()
+        if self.info.decoder != "linear":
+            with torch.device("meta"):
+                model: Any = build_smp(about.architecture, self.info.decoder, self.num_classes, about.in_channels)
+            config = model.config | {"_model_class": type(model).__name__}
+        write_json(save_directory / CONFIG_FILE, config | {"_mean": about.mean, "_std": about.std})
 
     def _as_array(self, image: Any) -> NDArray[np.uint8]:
         array = read_image(Path(image)) if isinstance(image, str | Path) else np.asarray(image)

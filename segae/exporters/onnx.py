@@ -1,0 +1,99 @@
+"""Segmenters and encoders as ONNX, preprocessing and softmax inside, compared with PyTorch before they are written."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import lazy_loader
+import numpy as np
+import timm.layers.padding
+import torch
+
+from segae._io import write_atomically, write_json
+from segae.data import read_resized
+from segae.errors import SegaeError
+from segae.exporters.predictor import OnnxPredictor
+
+onnx = lazy_loader.load("onnx")  # an extra
+
+MAX_DIFFERENCE, MIN_AGREEMENT = 1e-4, 0.999
+_PACKAGES = ("segae", "torch", "onnx", "onnxscript", "onnxruntime")
+_FIXED_SIZE = ("pspnet", "upernet")  # average over a number of bins of the map, which the exporter needs fixed
+_USE = """segae.OnnxPredictor("FOLDER").predict(PIL.Image.open("image.jpg").convert("RGB"))
+onnxruntime.InferenceSession("FOLDER/model.onnx").run(None, {"images": pixels})  # uint8 (N, H, W, channels), RGB"""
+
+
+class _Network(torch.nn.Module):
+    """From uint8 (N, H, W, C) to probabilities and logits (N, K, H, W), or to pooled features and all feature maps."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.about = copy.deepcopy(model).cpu(), getattr(model.info, "encoder", model.info)
+        self.places = [place for place, count in enumerate(getattr(model, "out_channels", ())) if place and count]
+        maps = [f"map_{2**place}" for place in self.places]
+        self.outputs = ["features", *maps] if maps else ["probabilities", "logits"]
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.about.mean, self.about.std))
+        # contiguous: about strides as in channels_last the exporter reasons for minutes
+        normalized = (images.permute(0, 3, 1, 2).contiguous().float() / 255 - mean) / std
+        if self.places:
+            maps = self.model(normalized)
+            return maps[-1].mean(dim=(2, 3)), *(maps[place] for place in self.places)
+        # not forward, whose check of the sides would be recorded
+        logits = self.model._decode(self.model.encoder(normalized), normalized.shape[-2:])
+        return logits.softmax(dim=1), logits
+
+
+def write_onnx(model: Any, folder: Path, images: Sequence[Path], *, license: str | None = None) -> None:
+    """Write model.onnx, metadata.json and README.md, if ONNX Runtime gives for the images what PyTorch gives.
+
+    SegaeError if the model cannot be exported, an output differs by more than 1e-4 (relative to its largest value, if
+    that is above 1), or more than 0.1 % of the pixels get another class.
+    """
+    info, network, size = model.info, _Network(model).eval(), model.info.image_size
+    stride = 0 if getattr(info, "decoder", "") in _FIXED_SIZE else getattr(model, "encoder", model).output_stride
+    dims = {0: torch.export.Dim("n")} | {axis: stride * torch.export.Dim(f"n{axis}") for axis in (1, 2) if stride}
+    example = torch.zeros(2, size + stride, size + 2 * stride, network.about.in_channels, dtype=torch.uint8)
+    names: Any = {"input_names": ["images"], "output_names": network.outputs, "dynamic_shapes": {"images": dims}}
+    # padding as in TensorFlow depends on the size, but not for such sizes; with symbols it would take minutes
+    constant = patch.object(timm.layers.padding, "get_same_padding", lambda _, k, s, d: max((k - 1) * d + 1 - s, 0))
+    try:
+        with constant, torch.no_grad():
+            program: Any = torch.onnx.export(network, (example,), dynamo=True, verbose=False, **names)
+    except Exception as error:  # of many classes, and pages long
+        raise SegaeError(f"model must export to ONNX (pip install 'segae[onnx]'), got {str(error)[:200]}") from error
+    proto, task = program.model_proto, "features" if network.places else "segmentation"
+    metadata = {"task": task, "outputs": network.outputs, "stride": stride, "opset": proto.opset_import[0].version}
+    metadata |= {name: getattr(info, name) for name in ("image_size", "classes", "palette") if hasattr(info, name)}
+    metadata["versions"] = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    onnx.helper.set_model_props(proto, {"segae": json.dumps(metadata)})
+    metadata |= {"compared": _compare(OnnxPredictor(proto.SerializeToString()), network, images), "info": asdict(info)}
+    onnx.helper.set_model_props(proto, {"segae": json.dumps(metadata)})
+    write_atomically(folder / "model.onnx", lambda file: file.write(proto.SerializeToString()))
+    write_json(folder / "metadata.json", metadata)
+    model.generate_model_card(use=_USE, license=license).save(folder / "README.md")
+
+
+def _compare(predictor: OnnxPredictor, network: _Network, images: Sequence[Path]) -> dict[str, float]:
+    """Compute the images in both libraries, at two sizes if the stride is not 0; SegaeError if the results differ."""
+    worst, alike, size = 0.0, 1.0, predictor.metadata["image_size"]
+    for side in {size, size + predictor.metadata["stride"]}:
+        batch = np.stack([read_resized(path, side) for path in images])[..., np.arange(network.about.in_channels) % 3]
+        found = list(predictor.run(batch).values())
+        with torch.inference_mode():
+            expected = [values.numpy() for values in network(torch.from_numpy(batch))]
+        off = [np.abs(a - b).max() / max(1.0, np.abs(b).max()) for a, b in zip(found, expected, strict=True)]
+        worst = float(np.max([worst, *off]))  # which is NaN if one is
+        alike = min(alike, 1.0 if network.places else np.mean(found[0].argmax(axis=1) == expected[0].argmax(axis=1)))
+    if not (worst <= MAX_DIFFERENCE and alike >= MIN_AGREEMENT):
+        numbers = f"{worst:.1e} (limit {MAX_DIFFERENCE:g}), {alike:.2%} of the pixels alike (limit {MIN_AGREEMENT:.1%})"
+        raise SegaeError(f"model must give in ONNX Runtime what it gives in PyTorch, got differences up to {numbers}")
+    return {"images": len(images), "max_difference": worst, "pixels_agree": float(alike)}
