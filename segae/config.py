@@ -399,7 +399,7 @@ class ExportConfig(Config):
     out: PathLike = "runs/export"
     """Folder for the files, new or empty."""
     images: tuple[PathLike, ...] = ()
-    """Images on which ONNX Runtime is compared with PyTorch. Default: some drawn pets."""
+    """Images on which ONNX Runtime is compared with PyTorch, the first 64 of them. Default: drawn pets."""
     license: str | None = None
     """License for the model card, by its name on the Hub, such as apache-2.0."""
     overwrite: bool = False
