@@ -66,6 +66,6 @@ def _check(encoder: Encoder, path: str, to: str) -> None:
             raise SegaeError(f"to must not be fastai, as {text}; give fastai the encoder itself as the body")
         logger.warning("%s", text)
     for word, library in _WORDS.items():
-        wanted = word != "vit" and word in name  # anomalib takes any vit for a transformer: no encoder is one
-        if (word in path.lower()) != wanted:
-            logger.warning("%s needs a path with%s %r for %s: %s", library, "" if wanted else "out", word, name, path)
+        needed = word != "vit" and word in name  # anomalib takes any vit for a transformer: no encoder is one
+        if (word in path.lower()) != needed:
+            logger.warning("%s needs a path with%s %r for %s: %s", library, "" if needed else "out", word, name, path)

@@ -121,8 +121,8 @@ def _predict_files(config: PredictConfig) -> list[Path]:
     roots = [Path(path) for path in config.images]  # type: ignore[union-attr]
     videos = [root for root in roots if root.suffix.lower() in VIDEO_SUFFIXES and root.is_file()]
     needed = (("av", "video", videos), ("pycocotools", "coco", config.coco), ("rasterio", "geo", config.geotiff))
-    for package, extra, wanted in needed:
-        if wanted:
+    for package, extra, used in needed:
+        if used:
             require_package(package, extra)
     paths, out = find_images([root for root in roots if root not in videos]), Path(config.out)
     targets = _name_outputs([*videos, *paths], roots, out, config)
@@ -276,8 +276,8 @@ def _name_files(stem: Path, source: Path, config: PredictConfig) -> Files:
         endings["geotiff"] = ".tif"
     if source.parent.suffix.lower() in VIDEO_SUFFIXES:  # a frame, which the video's overlay shows
         del endings["overlay"]
-    wanted = {"mask": ".png"} | {name: ending for name, ending in endings.items() if getattr(config, name)}
-    return {name: stem.with_name(f"{stem.name}{ending}") for name, ending in wanted.items()}
+    chosen = {"mask": ".png"} | {name: ending for name, ending in endings.items() if getattr(config, name)}
+    return {name: stem.with_name(f"{stem.name}{ending}") for name, ending in chosen.items()}
 
 
 def _require_separate(roots: Sequence[Path], out: Path, targets: Mapping[Path, Files]) -> None:

@@ -31,7 +31,7 @@ logger = logging.getLogger("segae")
 
 
 def spans_phases(callback: Callback) -> bool:
-    """Whether a callback, such as fastai's CSVLogger, must not begin anew with each phase of a training."""
+    """Whether a callback, such as fastai's CSVLogger, must not start over with each phase of a training."""
     return isinstance(callback, CSVLogger | SaveModelCallback) or getattr(type(callback), "spans_phases", False)
 
 

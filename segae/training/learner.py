@@ -136,8 +136,8 @@ def segmentation_learner(
     """
     require_choice("bn_mode", bn_mode, get_args(BatchNormMode))
     names = tuple(map(str, getattr(getattr(dls.train, "after_item", None), "vocab", ())))  # of MaskBlock(codes)
-    wanted: Any = names or num_classes
-    network = prepare(dls, model, Segmenter, partial(create_segmenter, num_classes=wanted, decoder=decoder))
+    classes: Any = names or num_classes
+    network = prepare(dls, model, Segmenter, partial(create_segmenter, num_classes=classes, decoder=decoder))
     num_classes = num_classes or getattr(network, "num_classes", None) or len(names)
     if not num_classes or len(names) not in (0, num_classes):
         raise SegaeError(f"num_classes must be that of the codes in dls, {names}, or given, got {num_classes}")
