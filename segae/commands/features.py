@@ -35,21 +35,10 @@ def extract_features(
     threads: int | None = None,
     overwrite: bool = False,
 ) -> Any:
-    """Compute features of images with a frozen encoder; no labels, no training.
+    """Compute features of images with a frozen encoder; the settings are those of ``segae.config.FeaturesConfig``.
 
-    Args:
-        images: an image or a folder, or several; without ``out`` also arrays uint8 (H, W, 3).
-        encoder: an encoder; the file of any model of segae; a published name; ``imagenet``; or ``timm:`` and a name of
-            timm, with its ImageNet weights.
-        layer: which feature map, 1 (stride 2) to 5 (stride 32), or -1 for the deepest.
-        pool: avg, max or gem (arXiv 1711.02512) over all positions, or none for dense maps.
-        image_size: side in pixels to which images are resized. Default: the encoder's own.
-        batch_size: images per forward pass; values differ by rounding only, by less than 1e-5 of their spread.
-        dtype: float32 or float16.
-        out: a file, .npz, .parquet, .safetensors or .npy; None returns arrays. A call that was interrupted continues.
-        device: auto, cpu, cuda, cuda:1 or mps.
-        threads: CPU threads.
-        overwrite: replace the file.
+    ``images`` are an image or a folder, or several; without ``out`` also arrays uint8 (H, W, 3). ``encoder`` may be an
+    object. Values of another batch size differ by rounding only, by less than 1e-5 of their spread.
 
     Returns:
         ``Features``, with values (N, C), or (N, C, H, W) without pooling, and N names; with ``out`` the path of the

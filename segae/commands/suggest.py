@@ -46,7 +46,7 @@ def suggest(config: SuggestConfig) -> pd.DataFrame:
         >>> rows = suggest("photos", labeled="pets", count=20)  # doctest: +SKIP
     """
     with limit_threads(config.threads):
-        model, device = (None, choose_device(config.device))
+        model, device = None, choose_device(config.device)
         if config.model is not None:
             model, device = load_model(config.model, config.device)
         encoder = open_encoder(config.encoder or ("imagenet" if model is None else model.encoder))
@@ -60,9 +60,10 @@ def suggest(config: SuggestConfig) -> pd.DataFrame:
         out = open_result_folder(Path(config.out), settings, task="suggest", files=_FILES, overwrite=config.overwrite)
         side = config.image_size or (model.info.image_size if model else None)
         how: dict[str, Any] = {"image_size": side, "batch_size": config.batch_size, "device": device}
-        skipped = SkippedFiles()
+        skipped, lost = SkippedFiles(), SkippedFiles()
         found = collect_features(encoder, pool, skipped=skipped, **how)
-        covered = collect_features(encoder, known, skipped=skipped, **how).values if known else None
+        covered = collect_features(encoder, known, skipped=lost, **how).values if known else None
+        skipped.extend(lost.files)
         doubt = None if model is None else _uncertainty(model, found.names, config.batch_size, device)
         count = min(config.count, len(found))
         chosen = select_images(found.values, covered, count=count, uncertainty=doubt, seed=config.seed)

@@ -93,6 +93,14 @@ def test_a_model_adds_its_uncertainty(pool: Path, tmp_path: Path) -> None:
         segae.suggest(pool, model=model, count=5, out=tmp_path / "out", device="cpu")
 
 
+def test_as_many_labeled_images_as_broken_ones(pool: Path, tmp_path: Path) -> None:
+    labeled = make_images(tmp_path / "labeled", 1, size=48, extension="png")
+    rows = segae.suggest(
+        pool, labeled=labeled, count=2, encoder="pets_pseudo_masks", image_size=32, out=tmp_path / "out", device="cpu"
+    )
+    assert len(rows) == 2
+
+
 def test_too_few_images_are_refused(pool: Path, tmp_path: Path) -> None:
     with pytest.raises(segae.DataError, match="at least count, 50, .* got 10"):
         segae.suggest(pool, encoder="pets_pseudo_masks", out=tmp_path / "out")
