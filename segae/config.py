@@ -278,8 +278,8 @@ class PredictConfig(_Inference):
     """Also write <name>_probabilities.npz: softmax as float16, (classes, height, width)."""
     confidence: bool = False
     """Also write <name>_confidence.png: the largest probability of each pixel, 255 is 1."""
-    coco: bool = False
-    """Also write coco.json: the regions of all classes, run-length encoded."""
+    coco: Literal["none", "rle", "polygons"] = "none"
+    """Also write coco.json: the regions of all classes, run-length encoded, or as outlines, which have no holes."""
     geotiff: bool = False
     """Also write <name>.tif for each GeoTIFF: the mask with the georeference of its image."""
     tile: int | None = number(None, 32, 100_000)

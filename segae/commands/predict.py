@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import lazy_loader
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def predict(
     overlay: bool = True,
     probabilities: bool = False,
     confidence: bool = False,
-    coco: bool = False,
+    coco: str = "none",
     geotiff: bool = False,
     batch_size: int = 8,
     max_pixels: int = 100_000_000,
@@ -120,8 +121,8 @@ def _predict_files(config: PredictConfig) -> list[Path]:
     network, info, watching = _open_model(config)
     roots = [Path(path) for path in config.images]  # type: ignore[union-attr]
     videos = [root for root in roots if root.suffix.lower() in VIDEO_SUFFIXES and root.is_file()]
-    needed = (("av", "video", videos), ("pycocotools", "coco", config.coco), ("rasterio", "geo", config.geotiff))
-    for package, extra, used in needed:
+    extras = {("av", "video"): videos, ("pycocotools", "coco"): config.coco != "none"}
+    for (package, extra), used in (extras | {("rasterio", "geo"): config.geotiff}).items():
         if used:
             require_package(package, extra)
     paths, out = find_images([root for root in roots if root not in videos]), Path(config.out)
@@ -137,16 +138,16 @@ def _predict_files(config: PredictConfig) -> list[Path]:
     how: dict[str, Any] = {name: getattr(config, name) for name in ("tile", "overlap", "batch_size", "confidence")}
     how |= {"image_size": info.image_size, "probabilities": torch.float16 if config.probabilities else None}
     masks: list[Path] = []
-    running: deque[Future[tuple[dict[str, Any], list[dict[str, Any]]]]] = deque()
+    running: deque[Future[Any]] = deque()
     categories = [{"id": index, "name": name} for index, name in enumerate(info.classes)]
     table, coco = io.StringIO(), dict[str, list[Any]](images=[], annotations=[], categories=categories)
 
     def finish() -> None:
-        row, regions = running.popleft().result()
+        row, (height, width), regions = running.popleft().result()
         for line in (row.values(),) if table.tell() else (row, row.values()):
             csv.writer(table).writerow(line)
-        if config.coco:
-            (height, width), number = regions[0]["segmentation"]["size"], len(coco["images"])
+        if config.coco != "none":
+            number = len(coco["images"])
             coco["images"].append({"id": number, "file_name": row["image"], "height": height, "width": width})
             for region in regions:
                 coco["annotations"].append({"id": len(coco["annotations"]) + 1, "image_id": number, **region})
@@ -187,7 +188,7 @@ def _predict_files(config: PredictConfig) -> list[Path]:
     finally:
         text = table.getvalue().encode("utf-8", "backslashreplace")
         write_atomically(out / "predictions.csv", lambda file: file.write(text))
-    if config.coco:
+    if config.coco != "none":
         write_json(out / "coco.json", coco)
     (out / "skipped.csv").unlink(missing_ok=True)
     write_skipped(out, skipped)
@@ -292,8 +293,8 @@ def _require_separate(roots: Sequence[Path], out: Path, targets: Mapping[Path, F
 
 def _write(
     one: _Loaded, found: Prediction, trust: float | None, files: Files, info: SegmenterInfo, config: PredictConfig
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Write the results of an image; return its row of the table and its regions for COCO."""
+) -> tuple[dict[str, Any], tuple[int, ...], list[dict[str, Any]]]:
+    """Write the results of an image; return its row of the table, its size and its regions for COCO."""
     pictures = {"mask": (color_mask(found.mask, info), "PNG")}
     if "overlay" in files:
         pictures["overlay"] = (Image.fromarray(overlay(one.image, found.mask, info.palette)), "JPEG")
@@ -308,7 +309,8 @@ def _write(
         _write_geotiff(files["geotiff"], found.mask, info, one.path)
     mask = files["mask"].relative_to(config.out)
     row = {"image": str(one.path), "mask": str(mask), **describe_prediction(found, info, trust)}
-    return row, _encode_regions(found.mask) if config.coco else []
+    regions = [] if config.coco == "none" else _encode_regions(found.mask, polygons=config.coco == "polygons")
+    return row, found.mask.shape, regions
 
 
 def _write_geotiff(path: Path, mask: NDArray[np.uint8], info: SegmenterInfo, image: Path) -> None:
@@ -322,11 +324,15 @@ def _write_geotiff(path: Path, mask: NDArray[np.uint8], info: SegmenterInfo, ima
         write_atomically(path, lambda file: file.write(memory.getbuffer()))
 
 
-def _encode_regions(mask: NDArray[np.uint8]) -> list[dict[str, Any]]:
-    """Make the COCO annotation of each class in a mask, run-length encoded."""
+def _encode_regions(mask: NDArray[np.uint8], *, polygons: bool) -> list[dict[str, Any]]:
+    """Make the COCO annotation of each class in a mask, run-length encoded or as the outlines of its parts."""
     coder, regions = importlib.import_module("pycocotools.mask"), []
     for index in np.flatnonzero(Image.fromarray(mask).histogram()):
         code = coder.encode(np.asfortranarray(mask == index, np.uint8))
         about = {"category_id": int(index), "area": int(coder.area(code)), "bbox": coder.toBbox(code).tolist()}
-        regions.append({**about, "segmentation": {**code, "counts": code["counts"].decode()}, "iscrowd": 0})
+        shape: Any = {**code, "counts": code["counts"].decode()}
+        if polygons:
+            outlines, _ = cv2.findContours((mask == index).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+            shape = [outline.ravel().tolist() for outline in outlines if len(outline) > 2]
+        regions += [{**about, "segmentation": shape, "iscrowd": 0}] if shape else []
     return regions

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import rasterio
@@ -32,7 +33,7 @@ def read_rows(out: Path) -> list[dict[str, str]]:
 
 def test_the_table_the_maps_and_coco_describe_the_masks(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
     model, photos, out = make_segmenter(), make_images(tmp_path / "photos", 3), tmp_path / "out"
-    how = {"confidence": True, "probabilities": True, "coco": True, "tile": 40, "device": "cpu"}
+    how = {"confidence": True, "probabilities": True, "coco": "rle", "tile": 40, "device": "cpu"}
     masks = segae.predict(model, photos, out=out, **how)
     rows, coco = read_rows(out), COCO(str(out / "coco.json"))
     assert [out / row["mask"] for row in rows] == masks
@@ -50,6 +51,19 @@ def test_the_table_the_maps_and_coco_describe_the_masks(make_segmenter: MakeSegm
             for one in found:
                 assert np.array_equal(coco.annToMask(one), mask == index)
                 assert one["area"] == (mask == index).sum()
+
+
+def test_outlines_run_along_the_regions(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
+    photos, out = make_images(tmp_path / "photos", 2, size=96), tmp_path / "out"
+    masks = segae.predict(make_segmenter(), photos, out=out, coco="polygons", device="cpu")
+    coco = COCO(str(out / "coco.json"))
+    assert len(coco.anns) > 2
+    for one in coco.anns.values():
+        mask = np.asarray(Image.open(masks[one["image_id"]])) == one["category_id"]
+        outlines = [np.array(outline).reshape(-1, 2) for outline in one["segmentation"]]
+        assert all(mask[y, x] for outline in outlines for x, y in outline)
+        filled = cv2.fillPoly(np.zeros(mask.shape, np.uint8), outlines, 1) > 0
+        assert (filled & mask).sum() > 0.9 * mask.sum() or mask.sum() < 500  # lines and dots have no outline
 
 
 def test_a_geotiff_mask_lies_where_its_image_lies(make_segmenter: MakeSegmenter, tmp_path: Path) -> None:
@@ -168,7 +182,7 @@ def test_other_tiles_are_other_results(make_segmenter: MakeSegmenter, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("package", "settings"), [("pycocotools", {"coco": True}), ("rasterio", {"geotiff": True}), ("av", {})]
+    ("package", "settings"), [("pycocotools", {"coco": "rle"}), ("rasterio", {"geotiff": True}), ("av", {})]
 )
 def test_a_package_that_is_missing_is_named_with_its_extra(
     make_segmenter: MakeSegmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, settings: dict
