@@ -6,6 +6,7 @@ import csv
 import functools
 import importlib
 import io
+import json
 import logging
 import os
 from collections import Counter, deque
@@ -25,7 +26,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from segae._io import require_package, show_messages, write_atomically, write_json
+from segae._io import require_package, show_messages, write_atomically
 from segae._settings import PathLike, make_config
 from segae.applications.trust import FLAGGED_BELOW, TrustScore
 from segae.commands._data import write_skipped
@@ -189,7 +190,7 @@ def _predict_files(config: PredictConfig) -> list[Path]:
         text = table.getvalue().encode("utf-8", "backslashreplace")
         write_atomically(out / "predictions.csv", lambda file: file.write(text))
     if config.coco != "none":
-        write_json(out / "coco.json", coco)
+        write_atomically(out / "coco.json", lambda file: file.write(json.dumps(coco).encode()))
     (out / "skipped.csv").unlink(missing_ok=True)
     write_skipped(out, skipped)
     if not masks:
