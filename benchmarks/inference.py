@@ -2,10 +2,10 @@
 
     python benchmarks/inference.py [--data FOLDER] [--write]
 
-- features: segae, and what people write: a DataLoader that decodes and resizes each file, timm's network, the mean
-  over positions.
-- predict: segae with PyTorch and with an exported ONNX file, and a loop with smp's network that writes masks too:
-  logits resized to the image's size, the most probable class, a PNG file.
+- features: segae with PyTorch and with an exported ONNX file, and what people write: a DataLoader that decodes and
+  resizes each file, timm's network, the mean over positions.
+- predict: the same, and a loop with smp's network that writes masks too: logits resized to the image's size, the most
+  probable class, a PNG file.
 
 The plain loops run with 0 and with 2 worker processes; ratios are to the faster one of each round. Each round times
 every system once, from files to results; ratios are medians of the rounds' ratios.
@@ -95,12 +95,16 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     encoder = segae.create_encoder(ENCODER)
     model = segae.create_segmenter(encoder, num_classes=3, image_size=size).to(device)
     onnx = segae.export(model, to="onnx", out=folder / "onnx") / "model.onnx"
+    onnx_encoder = segae.export(encoder, to="onnx", out=folder / "onnx-encoder") / "model.onnx"
     data = Images(paths, size, encoder.info)
     how: dict[str, Any] = {"batch_size": batch, "overwrite": True}
     common = {**how, "device": given.device}
     systems: dict[tuple[str, str], Callable[[Path], Any]] = {
         ("features", "segae"): lambda out: segae.extract_features(
             paths, encoder, image_size=size, out=out / "features.npz", **common
+        ),
+        ("features", "segae_onnx"): lambda out: segae.extract_features(
+            paths, onnx_encoder, image_size=size, out=out / "features.npz", **how
         ),
         ("predict", "segae"): lambda out: segae.predict(model, paths, out=out, overlay=False, **common),
         ("predict", "segae_onnx"): lambda out: segae.predict(onnx, paths, out=out, overlay=False, **how),

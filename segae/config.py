@@ -329,7 +329,7 @@ class FeaturesConfig(Config):
     images: PathLike | Sequence[PathLike] = field(kw_only=False)
     """Images, or folders that are searched recursively."""
     encoder: Any = "imagenet"
-    """A model file of segae, a published name, imagenet, or timm:NAME for its ImageNet weights."""
+    """A model file of segae, a published name, imagenet, timm:NAME for its ImageNet weights, or an exported .onnx."""
     out: PathLike = "runs/features.npz"
     """A .npz, .parquet, .safetensors or .npy file; the last is a memory map, with the names beside it."""
     layer: int = number(-1, -5, 5)

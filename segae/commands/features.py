@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
 
 from segae._io import show_messages
 from segae._settings import PathLike, make_config
@@ -15,7 +19,8 @@ from segae.applications import Features, check_format, collect_features, open_en
 from segae.config import FeaturesConfig
 from segae.data import SkippedFiles, find_images
 from segae.errors import SegaeError
-from segae.models import Encoder
+from segae.exporters.predictor import OnnxPredictor
+from segae.models import Encoder, EncoderInfo
 from segae.training import choose_device, limit_threads
 
 logger = logging.getLogger("segae")
@@ -38,7 +43,8 @@ def extract_features(
     """Compute features of images with a frozen encoder; the settings are those of ``segae.config.FeaturesConfig``.
 
     ``images`` are an image or a folder, or several; without ``out`` also arrays uint8 (H, W, 3). ``encoder`` may be an
-    object. Values of another batch size differ by rounding only, by less than 1e-5 of their spread.
+    object, or a file of ``segae export --to onnx``. Values of another batch size differ by rounding only, by less than
+    1e-5 of their spread.
 
     Returns:
         ``Features``, with values (N, C), or (N, C, H, W) without pooling, and N names; with ``out`` the path of the
@@ -53,11 +59,39 @@ def extract_features(
     if out is None:
         with show_messages(), limit_threads(threads):
             how = {"layer": layer, "pool": pool, "image_size": image_size, "batch_size": batch_size}
-            return _in_memory(images, encoder, dtype, device=choose_device(device), **how)
+            return _in_memory(images, _open(encoder, threads), dtype, device=choose_device(device), **how)
     settings = {name: value for name, value in locals().items() if name in FeaturesConfig.__dataclass_fields__}
     config = make_config(FeaturesConfig, **settings)
     with show_messages(), limit_threads(config.threads):
         return _to_file(config)
+
+
+class _OnnxEncoder(nn.Module):
+    """An exported encoder, with normalization in it, as if it was one of segae: three times as fast on a CPU."""
+
+    def __init__(self, file: str, threads: int | None) -> None:
+        super().__init__()
+        self.predictor = OnnxPredictor(file, threads=threads or 0)
+        about = self.predictor.metadata
+        if about["task"] != "features":
+            raise SegaeError(f"encoder must be an exported encoder, got {file} for {about['task']}")
+        info = TypeAdapter(EncoderInfo).validate_python(about["info"])
+        self.info = replace(info, mean=(0.0,) * info.in_channels, std=(1.0,) * info.in_channels)
+        channels = {one.name: one.shape[1] for one in self.predictor.session.get_outputs()}
+        self.out_channels = [info.in_channels, *(channels.get(f"map_{2**place}", 0) for place in range(1, 6))]
+        self.output_stride = about["stride"]
+        self.register_buffer("content", torch.from_numpy(np.fromfile(file, np.uint8)))  # what a fingerprint is made of
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        found = self.predictor.run(pixels)
+        none = images.new_zeros(len(images), 0, 1, 1)
+        maps = (found.get(f"map_{2**place}") for place in range(1, 6))
+        return [images, *(none if one is None else torch.from_numpy(one) for one in maps)]
+
+
+def _open(encoder: Any, threads: int | None) -> Any:
+    return _OnnxEncoder(str(encoder), threads) if str(encoder).endswith(".onnx") else open_encoder(encoder)
 
 
 def _in_memory(images: Any, encoder: Any, dtype: str, **how: Any) -> Features:
@@ -71,7 +105,7 @@ def _in_memory(images: Any, encoder: Any, dtype: str, **how: Any) -> Features:
     found: Any = arrays or find_images([Path(root) for root in listed])
     skipped = SkippedFiles()
     try:
-        return collect_features(open_encoder(encoder), found, dtype=dtype, skipped=skipped, **how)
+        return collect_features(encoder, found, dtype=dtype, skipped=skipped, **how)
     finally:
         skipped.report()
 
@@ -83,7 +117,7 @@ def _to_file(config: FeaturesConfig) -> Path:
         raise SegaeError(f"out must be a new file, got {out}: give overwrite=True")
     roots = [config.images] if isinstance(config.images, str | os.PathLike) else config.images
     paths = find_images([Path(root) for root in roots])
-    encoder, skipped = open_encoder(config.encoder), SkippedFiles()
+    encoder, skipped = _open(config.encoder, config.threads), SkippedFiles()
     logger.info("encoder %s from %s", encoder.info.architecture, encoder.info.source or encoder.info.weights)
     names = ("layer", "pool", "image_size", "batch_size", "dtype")
     how = {name: getattr(config, name) for name in names} | {"device": choose_device(config.device)}

@@ -127,6 +127,23 @@ def test_an_encoder_gives_pooled_features_and_maps(features: Path) -> None:
     assert maps["map_8"].shape == (1, encoder.out_channels[3], 20, 20)
 
 
+@pytest.mark.parametrize(("layer", "pool"), [(-1, "avg"), (3, "none")])
+def test_features_are_computed_with_the_file(features: Path, tmp_path: Path, layer: int, pool: str) -> None:
+    photos, encoder = make_images(tmp_path / "photos", 3), features.parent / "encoder.safetensors"
+    how = {"layer": layer, "pool": pool, "image_size": 96, "device": "cpu", "threads": 1}
+    found = segae.Features.load(segae.extract_features(photos, features / "model.onnx", out=tmp_path / "f.npz", **how))
+    expected = segae.extract_features(photos, encoder, **how)
+    assert found.names == expected.names
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-4 * np.abs(expected.values).max())
+    with pytest.raises(segae.SegaeError, match="image_size"):
+        segae.extract_features(photos, features / "model.onnx", image_size=50)
+
+
+def test_features_need_an_exported_encoder(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(segae.SegaeError, match="encoder must be an exported encoder, .* for segmentation"):
+        segae.extract_features(make_images(tmp_path / "photos", 1), folder / "model.onnx")
+
+
 def test_predicting_needs_no_torch(folder: Path) -> None:
     code = """if True:
         import sys, numpy, segae
