@@ -205,7 +205,8 @@ def compute_features(
             if read:
                 batch = np.stack([one for one in loaded if isinstance(one, np.ndarray)])
                 with evaluation_mode(encoder), torch.inference_mode():
-                    maps = encoder(normalize(batch, encoder.info.mean, encoder.info.std, device))[layer]
+                    about, as_bytes = encoder.info, getattr(encoder, "takes_bytes", False)  # as ONNX files do
+                    maps = encoder(batch if as_bytes else normalize(batch, about.mean, about.std, device))[layer]
                     values = _POOLS[pool](maps.float()).cpu().numpy()
             yield _Batch(values, read, after)
             bar.update(after - first)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
@@ -67,7 +67,9 @@ def extract_features(
 
 
 class _OnnxEncoder(nn.Module):
-    """An exported encoder, with normalization in it, as if it was one of segae: three times as fast on a CPU."""
+    """An exported encoder as if it was one of segae, but for bytes: three times as fast on a CPU."""
+
+    takes_bytes = True
 
     def __init__(self, file: str, threads: int | None) -> None:
         super().__init__()
@@ -75,19 +77,16 @@ class _OnnxEncoder(nn.Module):
         about = self.predictor.metadata
         if about["task"] != "features":
             raise SegaeError(f"encoder must be an exported encoder, got {file} for {about['task']}")
-        info = TypeAdapter(EncoderInfo).validate_python(about["info"])
-        self.info = replace(info, mean=(0.0,) * info.in_channels, std=(1.0,) * info.in_channels)
+        self.info = TypeAdapter(EncoderInfo).validate_python(about["info"])
         channels = {one.name: one.shape[1] for one in self.predictor.session.get_outputs()}
-        self.out_channels = [info.in_channels, *(channels.get(f"map_{2**place}", 0) for place in range(1, 6))]
+        self.out_channels = [self.info.in_channels, *(channels.get(f"map_{2**place}", 0) for place in range(1, 6))]
         self.output_stride = about["stride"]
         self.register_buffer("content", torch.from_numpy(np.fromfile(file, np.uint8)))  # what a fingerprint is made of
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        found = self.predictor.run(pixels)
-        none = images.new_zeros(len(images), 0, 1, 1)
-        maps = (found.get(f"map_{2**place}") for place in range(1, 6))
-        return [images, *(none if one is None else torch.from_numpy(one) for one in maps)]
+    def forward(self, images: NDArray[np.uint8]) -> list[Tensor | None]:
+        found = self.predictor.run(images)
+        maps = (found.get(f"map_{2**place}") for place in range(6))
+        return [None if one is None else torch.from_numpy(one) for one in maps]
 
 
 def _open(encoder: Any, threads: int | None) -> Any:

@@ -33,6 +33,8 @@ class OnnxPredictor:
         try:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
+            # waiting threads would take the cores from those that read images
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of a dozen classes, for missing and damaged files and a missing library
             raise CheckpointError(f"source must be ONNX or its folder (pip install 'segae[onnx]'): {error}") from error
