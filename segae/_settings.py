@@ -178,8 +178,11 @@ def nearest(value: Any, known: Iterable[str]) -> str:
 
 
 def _sibling(path: PathLike) -> str:
-    """A hint at a neighbor of almost the same name."""
+    """A hint at a neighbor of almost the same name, or at the models in a folder."""
     folder = Path(path).parent
+    if Path(path).is_dir():
+        models = sorted(child.name for child in Path(path).iterdir() if child.suffix in (".safetensors", ".onnx"))
+        return f", a folder with {', '.join(models) or 'no model'}"
     if not folder.is_dir():
         return f"; there is no folder {folder} either"
     return nearest(Path(path).name, (child.name for child in folder.iterdir()))

@@ -223,7 +223,7 @@ class _Inference(Config):
     """What evaluation and prediction share."""
 
     model: Any = field(kw_only=False)
-    """The model.safetensors that segae finetune wrote."""
+    """The model.safetensors that segae finetune wrote, or in predict an exported model.onnx."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     threads: int | None = number(None, 1, 1024)

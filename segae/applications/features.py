@@ -176,6 +176,8 @@ def compute_features(
     require_image_size(size, encoder.output_stride)
     check_range("batch_size", batch_size, low=1, integer=True)
     require_layer(encoder, layer)
+    if not len(images):
+        raise DataError("images must be one or more, got none")
     if pool not in _POOLS:
         raise SegaeError(f"pool must be one of {', '.join(_POOLS)}, got {pool}")
 

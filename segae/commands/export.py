@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segae.commands._data import argument_named, takes_settings_of
 from segae.config import ExportConfig
-from segae.data import drawn_pets, find_images
+from segae.data import SkippedFiles, cache_images, drawn_pets, find_images
 from segae.errors import SegaeError
 from segae.exporters.onnx import write_onnx
 from segae.models import Encoder, Segmenter, load
@@ -45,7 +45,10 @@ def export(config: ExportConfig) -> Path:
         model.info = replace(model.info, source=model.info.source + (labeled and f"; fine-tuned on {labeled}"))
     if config.to == "onnx":
         paths = find_images([Path(root) for root in config.images or [drawn_pets() / "images"]])
-        write_onnx(model, out, paths if config.images else paths[:8], license=config.license)
+        skipped = SkippedFiles()
+        shown = cache_images(paths[: 64 if config.images else 8], 64, skipped).paths  # those that can be read
+        skipped.report()
+        write_onnx(model, out, shown, license=config.license)
     else:
         if isinstance(model, Encoder):
             _check(model, str(out.resolve()), config.to)

@@ -145,6 +145,10 @@ class _Finetuning:
             models.save_segmenter(model, path)
             if checked is not None:
                 TrustScore.fit(model, data.sample.images, checked.images).save(folder / TRUST_FILE)
+                if (count := len(checked.images)) < 20:
+                    logger.info(
+                        "segae predict cannot warn of strange images: that takes 20 validation images, not %d", count
+                    )
             shown = data.sample if checked is None else checked
             pictures, truths = shown.images[:_SHEET_ROWS], shown.masks[:_SHEET_ROWS]
             sheet = partial(segmentation_sheet, classes=model.info.classes, palette=model.info.palette)

@@ -189,6 +189,7 @@ def _predict_files(config: PredictConfig) -> list[Path]:
     finally:
         text = table.getvalue().encode("utf-8", "backslashreplace")
         write_atomically(out / "predictions.csv", lambda file: file.write(text))
+    (out / "coco.json").unlink(missing_ok=True)
     if config.coco != "none":
         write_atomically(out / "coco.json", lambda file: file.write(json.dumps(coco).encode()))
     (out / "skipped.csv").unlink(missing_ok=True)

@@ -30,6 +30,8 @@ class OnnxPredictor:
     def __init__(self, source: str | os.PathLike[str] | bytes, *, threads: int = 0) -> None:
         if not isinstance(source, bytes):
             source = os.fspath(Path(source, "model.onnx") if Path(source).is_dir() else source)
+            if not Path(source).is_file():
+                raise CheckpointError(f"source must be an existing .onnx file or its folder, got {source}")
         try:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads

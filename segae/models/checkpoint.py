@@ -67,6 +67,8 @@ def read_header(path: PathLike) -> dict[str, str]:
             "an encoder's state dict: encoder = segae.create_encoder(NAME); encoder.load_state_dict(torch.load(FILE, "
             "weights_only=True)); segae.save_encoder(encoder, NEW_FILE)"
         )
+    if start[8:9] != b"{" and Path(path).suffix != ".safetensors":
+        raise CheckpointError(f"{path} is no .safetensors file")
     if (length := int.from_bytes(start[:8], "little")) > _LARGEST_HEADER:
         raise _damaged(path, f"a header of {length} bytes")
     try:
@@ -190,7 +192,7 @@ def find_weights(source: PathLike) -> Path:
         return package_data("weights") / f"{source}.safetensors"
     known = ", ".join(published_weights()) or "none here"
     inside = sorted(Path(source).glob("*.safetensors")) if os.path.isdir(source) else []  # noqa: PTH112
-    message = f"weights must be a .safetensors file or a published name ({known}), got {str(source)!r}"
+    message = f"weights must be an existing .safetensors file or a published name ({known}), got {str(source)!r}"
     raise CheckpointError(message + (f", a folder with {', '.join(map(str, inside))}" if inside else ""))
 
 

@@ -160,7 +160,7 @@ def test_another_encoder_or_image_starts_again(
         ({"image_size": 65}, "image_size must be a multiple of the stride 32, got 65"),
         ({"out": "features.csv"}, r"out must end with \.npz"),
         ({"out": "maps.parquet", "pool": "none"}, "dense maps"),
-        ({"encoder": "no_such_name"}, "encoder must be a .safetensors file or a published name"),
+        ({"encoder": "no_such_name"}, "encoder must be an existing .safetensors file or a published name"),
         ({"encoder": "timm:resnot18"}, "encoder must be a network of timm.*resnet18"),
         ({"images": "no_such_folder"}, "no_such_folder"),
     ],
