@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from filelock import FileLock
 from PIL import Image
 
 import segae
+from segae import cli
 from segae.applications import features as module
 from tests.fabricate import make_images
 
@@ -184,10 +183,11 @@ def test_nothing_readable_is_an_error(tmp_path: Path, encoder: Path) -> None:
         segae.Features.load(tmp_path / "other.csv")
 
 
-def test_the_command_writes_the_same(photos: Path, encoder: Path, tmp_path: Path) -> None:
+def test_the_command_writes_the_same(
+    photos: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "features.npz"
     words = ["features", photos, "--encoder", encoder, "--out", out, "--image-size", SIZE, "--device", "cpu"]
-    done = subprocess.run([sys.executable, "-m", "segae.cli", *map(str, words)], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"wrote features of 11 images to {out}" in done.stdout
+    cli.main([*map(str, words)])
+    assert f"wrote features of 11 images to {out}" in capsys.readouterr().out
     assert np.array_equal(segae.Features.load(out).values, extract(photos, encoder).values)

@@ -11,7 +11,7 @@ import torch
 
 import segae
 from segae.applications.trust import FLAGGED_BELOW, TrustScore, compute_statistics
-from tests.fabricate import drawings, make_pets, save
+from tests.fabricate import drawings, save
 
 
 def pictures(count: int, seed: int) -> np.ndarray:
@@ -100,11 +100,3 @@ def test_predict_goes_on_without_a_score_of_another_model(
     segae.predict(model_file, tmp_path / "in", out=tmp_path / "out", device="cpu")
     assert "trust" not in pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert "no trust scores" in caplog.text
-
-
-def test_finetuning_leaves_a_score_that_fits_its_model(tmp_path: Path) -> None:
-    pets = make_pets(tmp_path / "pets", 14, 2)
-    how = {"encoder": "test_resnet", "image_size": 64, "epochs": 1, "device": "cpu", "threads": 1}
-    path = segae.finetune(pets, out=tmp_path / "run", val_fraction=0.2, **how).path
-    trust = TrustScore.load(path.with_name("trust.npz"), segae.load_segmenter(path))
-    assert trust.features.shape[0] + len(trust.held_out) == 14

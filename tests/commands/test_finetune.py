@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import segae
+from segae.applications.trust import TrustScore
 from segae.models import Weights, find_weights
 from segae.training import finetune_defaults
 from tests.fabricate import make_folder, save
@@ -190,3 +191,10 @@ def test_a_compiled_model_trains_to_the_same_weights(
     assert list(one) == list(other)
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_a_trust_score_of_training_and_validation_images_lies_beside_the_model(
+    finetuned: segae.FinetuneResult,
+) -> None:
+    trust = TrustScore.load(finetuned.path.with_name("trust.npz"), segae.load_segmenter(finetuned.path))
+    assert trust.features.shape[0] + len(trust.held_out) == 14

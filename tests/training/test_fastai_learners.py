@@ -99,6 +99,7 @@ def pretraining(folder: Path, path: Path, method: Any = "inpaint", *blocks: Any,
 
 
 BOTH = pytest.mark.parametrize("make", [finetuning, pretraining])
+MOSTLY = pytest.mark.parametrize("make", [finetuning, pytest.param(pretraining, marks=pytest.mark.slow)])
 
 
 def test_classes_size_and_normalization_follow_the_loaders(folder, tmp_path):
@@ -318,7 +319,7 @@ def test_mixed_precision_is_fastais(make, to, folder, tmp_path):
     assert kinds[-1] == torch.bfloat16
 
 
-@BOTH
+@MOSTLY
 def test_fastais_callbacks_work_in_every_loop(make, folder, tmp_path):
     if make is pretraining:  # fastai draws pictures of pairs only
         monitor, learner = "valid_loss", pretraining(folder, tmp_path, "denoise", ImageBlock, ImageBlock)
@@ -333,7 +334,7 @@ def test_fastais_callbacks_work_in_every_loop(make, folder, tmp_path):
     assert list((tmp_path / "board").iterdir())
 
 
-@BOTH
+@MOSTLY
 def test_all_phases_of_fit_are_one_training_to_csvlogger_and_savemodel(make, folder, tmp_path):
     learner, monitor = make(folder, tmp_path), "valid_loss"
     keep = SaveModelCallback(monitor, fname="best")
