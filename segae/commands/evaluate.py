@@ -30,7 +30,7 @@ from segae.data import (
     split_hash,
     to_class_indices,
 )
-from segae.errors import DataError
+from segae.errors import CheckpointError, DataError
 from segae.evaluation import (
     SegmentationScores,
     confusion_figure,
@@ -98,6 +98,8 @@ def load_model(model: Any, device: str) -> tuple[Segmenter, torch.device]:
     """A segmenter on its device: a file on the chosen one, a model in memory where it is, unless one is named."""
     if isinstance(model, Segmenter) and device == "auto":
         return model, next(model.parameters()).device
+    if str(model).endswith(".onnx"):
+        raise CheckpointError(f"model must be a .safetensors file, got {model}, which segae predict alone takes")
     chosen = choose_device(device)
     return (model if isinstance(model, Segmenter) else load_segmenter(model)).to(chosen), chosen
 

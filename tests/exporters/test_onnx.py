@@ -17,7 +17,7 @@ from PIL import Image
 
 import segae
 from segae.exporters import onnx as module
-from tests.fabricate import draw, make_images
+from tests.fabricate import draw, make_images, make_pets
 
 SIZES = ((48, 80), (150, 64), (64, 64))
 SHAPES = ((1, 64, 64), (3, 96, 160))
@@ -114,6 +114,8 @@ def test_the_command_names_what_is_wrong(features: Path, folder: Path, tmp_path:
         segae.predict(features / "model.onnx", photos, out=tmp_path / "out")
     with pytest.raises(segae.SegaeError, match="out must be a folder"):
         segae.predict(folder / "model.onnx", photos)
+    with pytest.raises(segae.CheckpointError, match="model must be a .safetensors file.*predict alone"):
+        segae.evaluate(folder / "model.onnx", make_pets(tmp_path / "pets", 4, 2))
 
 
 def test_an_encoder_gives_pooled_features_and_maps(features: Path) -> None:
