@@ -3,6 +3,7 @@ from . import bench as bench
 from . import commands as commands
 from . import data as data
 from . import evaluation as evaluation
+from . import exporters as exporters
 from . import integrations as integrations
 from . import methods as methods
 from . import models as models

@@ -178,11 +178,12 @@ def nearest(value: Any, known: Iterable[str]) -> str:
 
 
 def _sibling(path: PathLike) -> str:
-    """A hint at a neighbor of almost the same name, or at the models in a folder."""
+    """A hint at a neighbor of almost the same name, or at the files in a folder that may be meant."""
     folder = Path(path).parent
     if Path(path).is_dir():
-        models = sorted(child.name for child in Path(path).iterdir() if child.suffix in (".safetensors", ".onnx"))
-        return f", a folder with {', '.join(models) or 'no model'}"
+        kinds = (".safetensors", ".onnx", ".csv")
+        files = ", ".join(sorted(child.name for child in Path(path).iterdir() if child.suffix in kinds))
+        return f", a folder with {files or 'no such file'}"
     if not folder.is_dir():
         return f"; there is no folder {folder} either"
     return nearest(Path(path).name, (child.name for child in folder.iterdir()))

@@ -305,7 +305,7 @@ class ServeConfig(Config):
     model: Any = field(kw_only=False)
     """The model.safetensors that segae finetune wrote."""
     autoencoder: PathLike | None = None
-    """File of segae.models.save_autoencoder: also show its reconstruction."""
+    """An autoencoder.safetensors that segae pretrain wrote: also show its reconstruction."""
     host: str = "127.0.0.1"
     """Address to listen on. The default is reached from this machine only; there is no password."""
     port: int = number(7860, 1, 65_535)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import jupytext
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -17,7 +17,6 @@ import segae
 from segae import cli
 from segae.config import PretrainConfig
 from tests.fabricate import make_pets
-from tools.notebooks import notebook
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 TINY = ("--image-size", "64", "--epochs", "1")
@@ -57,14 +56,15 @@ def test_finetune_and_evaluate(pets: Path, out: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_fastai_notebook_is_its_script_and_runs(pets: Path, tmp_path: Path, capsys) -> None:
-    written = (RECIPES / "5_fastai.ipynb").read_text()
-    assert written == notebook((RECIPES / "5_fastai.py").read_text()), "run: python -m tools.notebooks"
+    script, notebook = (jupytext.read(RECIPES / f"5_fastai.{kind}")["cells"] for kind in ("py", "ipynb"))
+    kept = [[(cell["cell_type"], cell["source"]) for cell in cells] for cells in (script, notebook)]
+    assert kept[0] == kept[1], "run: jupytext --to ipynb recipes/5_fastai.py"
     tiny = {"folder": pets, "encoder": "test_resnet", "size": 64, "epochs": 1, "batch": 2, "out": tmp_path}
     names: dict[str, object] = {}
     mpl.use("agg")
-    for cell in json.loads(written)["cells"]:
+    for cell in notebook:
         if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+            exec(compile(cell["source"], cell["id"], "exec"), names)
         if "parameters" in cell["metadata"].get("tags", ()):
             assert tiny.keys() <= names.keys()
             names.update(tiny)

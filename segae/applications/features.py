@@ -10,7 +10,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from segae._io import check_range, read_json, write_atomically, write_json
+from segae._io import check_range, read_json, require_package, write_atomically, write_json
 from segae.data import PathList, SkippedFiles, UnreadableImage, read_resized, resize_image
 from segae.errors import DataError, SegaeError, argument_named
 from segae.evaluation import normalize
@@ -127,12 +127,7 @@ def check_format(file: Path, argument: str = "out") -> None:
     if file.suffix not in FORMATS:
         raise SegaeError(f"{argument} must end with {', '.join(FORMATS)}, got {file}")
     if file.suffix == ".parquet":
-        try:
-            pyarrow.__version__  # noqa: B018
-        except ImportError as error:
-            raise SegaeError(
-                f"{argument} must not be .parquet without pyarrow (pip install 'segae[features]'), got {file}"
-            ) from error
+        require_package("pyarrow", "features")
 
 
 def require_layer(encoder: Encoder, layer: int) -> int:
@@ -270,7 +265,7 @@ def write_features(
             Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout as error:
         raise SegaeError(f"out must not be in use, got {out}, which another process is writing") from error
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         raise SegaeError(f"out must be a place with room for the features, got {out}: {error}") from error
     return out
 
@@ -333,8 +328,15 @@ def _write(out: Path, values: NDArray[Any], names: list[str]) -> None:
         write_atomically(out, lambda file: np.lib.format.write_array(file, values, allow_pickle=False))
     elif out.suffix == ".safetensors":
         part = out.with_name(f".{os.getpid()}-features.segae-part")  # the library wants a path, and copies nothing
-        safetensors.numpy.save_file({"values": np.ascontiguousarray(values)}, part, {"names": listed.decode()})
-        part.replace(out)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            safetensors.numpy.save_file({"values": np.ascontiguousarray(values)}, part, {"names": listed.decode()})
+            part.replace(out)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise SegaeError(f"{out} could not be written: {error}") from error
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
     else:
         kind = pyarrow.list_(pyarrow.from_numpy_dtype(values.dtype), values.shape[1])
         schema = pyarrow.schema([("name", pyarrow.string()), ("values", kind)])

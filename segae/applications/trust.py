@@ -32,8 +32,8 @@ _MOST_IMAGES = 1024
 class TrustScore:
     """Compare images with training images by the distance to the nearest of them (arXiv 2204.06507).
 
-    The trust of an image is the share of held-out images that are at least as far away, from 0 to 1. A value below 0.05
-    means: further than 95 of 100 images of the kind that the model was trained for; it needs 20 held-out images.
+    The trust of an image is (1 + k) / (1 + M), where k of M held-out images are at least as far away. A value below
+    0.05 means: further than 95 of 100 images of the kind that the model was trained for; it needs 20 held-out images.
 
     Attributes:
         features: (N, D), of training images; rows have length 1.

@@ -134,28 +134,16 @@ def _predict_files(config: PredictConfig) -> list[Path]:
     settings = {"model": name_model(config.model), "images": [str(root) for root in roots]}
     settings |= {name: getattr(config, name) for name in ("tile", "overlap", "tta")}
     open_result_folder(out, settings, task="predict", files=written, inputs="images", overwrite=config.overwrite)
-    doubtful, skipped = 0, SkippedFiles()
+    skipped = SkippedFiles()
     network = augment_network(network) if config.tta else network
     how: dict[str, Any] = {name: getattr(config, name) for name in ("tile", "overlap", "batch_size", "confidence")}
     how |= {"image_size": info.image_size, "probabilities": torch.float16 if config.probabilities else None}
     masks: list[Path] = []
     running: deque[Future[Any]] = deque()
-    categories = [{"id": index, "name": name} for index, name in enumerate(info.classes)]
-    table, coco = io.StringIO(), dict[str, list[Any]](images=[], annotations=[], categories=categories)
-
-    def finish() -> None:
-        row, (height, width), regions = running.popleft().result()
-        for line in (row.values(),) if table.tell() else (row, row.values()):
-            csv.writer(table).writerow(line)
-        if config.coco != "none":
-            number = len(coco["images"])
-            coco["images"].append({"id": number, "file_name": row["image"], "height": height, "width": width})
-            for region in regions:
-                coco["annotations"].append({"id": len(coco["annotations"]) + 1, "image_id": number, **region})
+    tables = _Tables(info, coco=config.coco != "none")
 
     def segment(batches: Iterable[list[_Loaded]], folder: Path | None = None) -> Iterator[tuple[Any, Any]]:
         """Have the results of images, or of a video's frames, written, and yield images and masks."""
-        nonlocal doubtful
         for batch in batches:
             skipped.extend((one.path, one.reason) for one in batch if one.image is None)
             read = [one for one in batch if one.image is not None]
@@ -164,10 +152,9 @@ def _predict_files(config: PredictConfig) -> list[Path]:
                 if not place and judge:
                     scores = judge(np.stack(squares))
                 one, score = read[place], float(scores[place]) if judge else None
-                doubtful += score is not None and score < FLAGGED_BELOW
                 files = _name_files(folder / one.path.name, one.path, config) if folder else targets[one.path]
                 if len(running) == (1 if config.tile else _AT_ONCE):  # what waits must not fill the memory
-                    finish()
+                    tables.add(*running.popleft().result())
                 running.append(pool.submit(_write, one, found, score, files, info, config))
                 masks.append(files["mask"])
                 bar.update(len(masks) + len(skipped) - bar.n)
@@ -185,23 +172,46 @@ def _predict_files(config: PredictConfig) -> list[Path]:
                     write_video(targets[video]["overlay"], (overlay(*one, info.palette) for one in frames), like=video)
                 deque(frames, maxlen=0)
             while running:
-                finish()
+                tables.add(*running.popleft().result())
     finally:
-        text = table.getvalue().encode("utf-8", "backslashreplace")
-        write_atomically(out / "predictions.csv", lambda file: file.write(text))
-    (out / "coco.json").unlink(missing_ok=True)
-    if config.coco != "none":
-        write_atomically(out / "coco.json", lambda file: file.write(json.dumps(coco).encode()))
+        tables.write(out)
     (out / "skipped.csv").unlink(missing_ok=True)
     write_skipped(out, skipped)
     if not masks:
         count = len(paths) + len(videos)
         raise DataError(f"images must be readable, got {count} of which none is: {out / 'skipped.csv'} says why")
     logger.info("wrote %d mask%s to %s", len(masks), "" if len(masks) == 1 else "s", out)
-    if doubtful:
-        few = f"{doubtful} of {len(masks)} images are unlike the training images, trust below {FLAGGED_BELOW}"
+    if tables.doubtful:
+        few = f"{tables.doubtful} of {len(masks)} images are unlike the training images, trust below {FLAGGED_BELOW}"
         logger.warning("%s: do not trust their masks; predictions.csv lists them", few)
     return masks
+
+
+class _Tables:
+    """What predictions.csv and coco.json say, image by image."""
+
+    def __init__(self, info: SegmenterInfo, *, coco: bool) -> None:
+        self.text, self.doubtful = io.StringIO(), 0
+        categories = [{"id": index, "name": name} for index, name in enumerate(info.classes)]
+        self.coco: Any = {"images": [], "annotations": [], "categories": categories} if coco else None
+
+    def add(self, row: dict[str, Any], size: tuple[int, int], regions: list[dict[str, Any]]) -> None:
+        """Add an image by its row, its height and width, and its regions."""
+        for line in (row.values(),) if self.text.tell() else (row, row.values()):
+            csv.writer(self.text).writerow(line)
+        self.doubtful += row.get("trust", 1) < FLAGGED_BELOW
+        if self.coco is not None:
+            number, known = len(self.coco["images"]), self.coco["annotations"]
+            self.coco["images"].append({"id": number, "file_name": row["image"], "height": size[0], "width": size[1]})
+            known += [{"id": place, "image_id": number, **one} for place, one in enumerate(regions, len(known) + 1)]
+
+    def write(self, out: Path) -> None:
+        """Write both files; a coco.json of an earlier call goes."""
+        text = self.text.getvalue().encode("utf-8", "backslashreplace")
+        write_atomically(out / "predictions.csv", lambda file: file.write(text))
+        (out / "coco.json").unlink(missing_ok=True)
+        if self.coco is not None:
+            write_atomically(out / "coco.json", lambda file: file.write(json.dumps(self.coco).encode()))
 
 
 def _open_model(config: PredictConfig) -> tuple[Network, SegmenterInfo, Any]:
@@ -295,7 +305,7 @@ def _require_separate(roots: Sequence[Path], out: Path, targets: Mapping[Path, F
 
 def _write(
     one: _Loaded, found: Prediction, trust: float | None, files: Files, info: SegmenterInfo, config: PredictConfig
-) -> tuple[dict[str, Any], tuple[int, ...], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], tuple[int, int], list[dict[str, Any]]]:
     """Write the results of an image; return its row of the table, its size and its regions for COCO."""
     pictures = {"mask": (color_mask(found.mask, info), "PNG")}
     if "overlay" in files:
@@ -312,7 +322,7 @@ def _write(
     mask = files["mask"].relative_to(config.out)
     row = {"image": str(one.path), "mask": str(mask), **describe_prediction(found, info, trust)}
     regions = [] if config.coco == "none" else _encode_regions(found.mask, polygons=config.coco == "polygons")
-    return row, found.mask.shape, regions
+    return row, (len(found.mask), found.mask.shape[1]), regions
 
 
 def _write_geotiff(path: Path, mask: NDArray[np.uint8], info: SegmenterInfo, image: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import logging
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ const [input, text, pictures] = ["input", "pre", "div"].map((name) => element.qu
 input.onchange = async () => {
   text.textContent = "..."; pictures.replaceChildren();
   const reply = await fetch("predict", {method: "POST", body: input.files[0]});
-  const {pictures: found, error, ...values} = await reply.json();
+  const {pictures: found, error, ...values} = await reply.json().catch(() => ({error: `status ${reply.status}`}));
   text.textContent = error ?? JSON.stringify(values, null, 2);
   for (const [alt, src] of Object.entries(found ?? {}))
     pictures.append(Object.assign(new Image(), {alt, title: alt, src, style: "max-width: 49%; display: inline"}));
@@ -68,7 +69,8 @@ def serve(config: ServeConfig) -> None:
         trust = TrustScore.find(config.model, model)
         app = make_app(model, autoencoder, trust, max_pixels=config.max_pixels)
         logger.info("page: http://%s:%d  JSON: post an image to /predict  end: Ctrl-C", config.host, config.port)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listening])
+        with suppress(KeyboardInterrupt):  # which is how it ends
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listening])
 
 
 def make_app(

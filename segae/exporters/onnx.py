@@ -15,11 +15,14 @@ import lazy_loader
 import numpy as np
 import timm.layers.padding
 import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from segae._io import write_atomically, write_json
 from segae.data import read_resized
 from segae.errors import SegaeError
 from segae.exporters.predictor import OnnxPredictor
+from segae.models import EncoderInfo
 
 onnx = lazy_loader.load("onnx")  # an extra
 
@@ -97,3 +100,27 @@ def _compare(predictor: OnnxPredictor, network: _Network, images: Sequence[Path]
         numbers = f"{worst:.1e} (limit {MAX_DIFFERENCE:g}), {alike:.2%} of the pixels alike (limit {MIN_AGREEMENT:.1%})"
         raise SegaeError(f"model must give in ONNX Runtime what it gives in PyTorch, got differences up to {numbers}")
     return {"images": len(images), "max_difference": worst, "pixels_agree": float(alike)}
+
+
+class OnnxEncoder(torch.nn.Module):
+    """An exported encoder as a module that takes bytes, uint8 (N, H, W, C), and returns maps as `Encoder` does."""
+
+    takes_bytes = True
+
+    def __init__(self, file: str, threads: int = 0) -> None:
+        super().__init__()
+        self.predictor = OnnxPredictor(file, threads=threads)
+        about = self.predictor.metadata
+        if about["task"] != "features":
+            raise SegaeError(f"encoder must be an exported encoder, got {file} for {about['task']}")
+        self.info = TypeAdapter(EncoderInfo).validate_python(about["info"])
+        channels = {one.name: one.shape[1] for one in self.predictor.session.get_outputs()}
+        self.out_channels = [self.info.in_channels, *(channels.get(f"map_{2**place}", 0) for place in range(1, 6))]
+        self.output_stride = about["stride"]
+        self.register_buffer("content", torch.from_numpy(np.fromfile(file, np.uint8)))  # what a fingerprint is made of
+
+    def forward(self, images: NDArray[np.uint8]) -> list[torch.Tensor | None]:
+        """Compute the maps, from stride 1 to 32; None for one that the network does not have."""
+        found = self.predictor.run(images)
+        maps = (found.get(f"map_{2**place}") for place in range(6))
+        return [None if one is None else torch.from_numpy(one) for one in maps]

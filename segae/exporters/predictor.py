@@ -20,7 +20,7 @@ onnxruntime = lazy_loader.load("onnxruntime")  # an extra
 class OnnxPredictor:
     """A model that ``segae.export`` wrote, with its ``metadata``: the folder, the .onnx file alone, or its content.
 
-    It computes in as many ``threads`` as there are cores where that is 0.
+    ``threads`` are those of the computation; 0 is one per core.
     CheckpointError if there is no metadata, as in files that segae did not write, or if the file is no ONNX model.
 
     Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -193,7 +194,11 @@ def find_weights(source: PathLike) -> Path:
     known = ", ".join(published_weights()) or "none here"
     inside = sorted(Path(source).glob("*.safetensors")) if os.path.isdir(source) else []  # noqa: PTH112
     message = f"weights must be an existing .safetensors file or a published name ({known}), got {str(source)!r}"
-    raise CheckpointError(message + (f", a folder with {', '.join(map(str, inside))}" if inside else ""))
+    if inside:
+        message += f", a folder with {', '.join(map(str, inside))}"
+    elif close := difflib.get_close_matches(str(source), published_weights(), n=1):
+        message += f"; did you mean {close[0]}?"
+    raise CheckpointError(message)
 
 
 def decoder_file(encoder: PathLike) -> Path:

@@ -39,7 +39,7 @@ def normalize(
     writable = np.require(images, requirements=["C", "W"])  # a copy of a memory map or a mirrored image only
     image_bchw = torch.from_numpy(writable).to(device).permute(0, 3, 1, 2).float()
     mean_1c11, std_1c11 = (torch.tensor(part, device=device).reshape(1, -1, 1, 1) for part in (mean, std))
-    normalized_bchw = image_bchw.div_(255).sub_(mean_1c11).div_(std_1c11)  # in place: no new memory, twice as fast
+    normalized_bchw = image_bchw.div_(255).sub_(mean_1c11).div_(std_1c11)
     return normalized_bchw if device.type == "cpu" else normalized_bchw.contiguous()
 
 

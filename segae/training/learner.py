@@ -21,10 +21,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from segae._io import check_range
 from segae.errors import SegaeError
-from segae.evaluation.segmentation import argmax_classes
 from segae.methods import Method, create_autoencoder, create_method
 from segae.models import Autoencoder, PathLike, Segmenter, create_segmenter
 from segae.models.decoders import require_choice
+from segae.models.inference import argmax_classes
 from segae.training import pretraining_callbacks
 from segae.training.callbacks import EncoderMode, EpochClock, MeanIoU, StopAfterSteps, StopOnNaN, spans_phases
 from segae.training.dataloaders import check_masks, prepare

@@ -13,6 +13,7 @@ from PIL import Image
 import segae
 from segae import cli
 from segae.applications import features as module
+from segae.config import DEFAULT_ENCODER
 from tests.fabricate import make_images
 
 SIZE = 64
@@ -168,6 +169,20 @@ def test_bad_settings_are_named(photos: Path, encoder: Path, settings: dict[str,
     given = {"images": photos, "encoder": encoder} | settings
     with pytest.raises(segae.SegaeError, match=message):
         extract(given.pop("images"), given.pop("encoder"), **given)
+
+
+def test_the_default_encoder_is_that_of_the_commands() -> None:
+    assert module.open_encoder("imagenet").info.architecture == DEFAULT_ENCODER
+
+
+@pytest.mark.parametrize("ending", [".npz", ".npy", ".safetensors", ".parquet"])
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "taken").write_text("no folder")
+    features = segae.Features(np.zeros((2, 3), np.float32), ("a", "b"))
+    with pytest.raises(segae.SegaeError, match="could not be written"):
+        features.save(tmp_path / "taken" / f"features{ending}")
+    assert len(segae.Features.load(features.save(tmp_path / "new" / f"features{ending}"))) == 2
+    assert not list(tmp_path.rglob("*.segae-part"))
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path, encoder: Path) -> None:
