@@ -48,7 +48,7 @@ _SCORES = {  # columns of a log with a panel of their own: title, color, upper e
     "miou": ("mean IoU (validation)", "green", 1.0),
     "probe_miou": ("mean IoU of a linear probe", "purple", 1.0),
     "rankme": ("effective rank of the features (RankMe)", "orange", math.inf),
-    "r2": ("reconstruction R\N{SUPERSCRIPT TWO} (validation)", "sky", 1.0),
+    "r2": ("R\N{SUPERSCRIPT TWO} of the prediction (validation)", "sky", 1.0),
 }
 
 
