@@ -21,6 +21,7 @@ from playwright.sync_api import sync_playwright
 from starlette.testclient import TestClient
 
 import segae
+from segae.applications.trust import TrustScore
 from segae.commands.serve import make_app
 from segae.models import build_autoencoder, save_autoencoder
 from tests.fabricate import draw
@@ -79,6 +80,16 @@ def test_an_autoencoder_adds_its_reconstruction(model: segae.Segmenter, tmp_path
         segae.serve(
             tmp_path / "model" / "model.safetensors", autoencoder=path, port=taken.getsockname()[1], device="cpu"
         )
+
+
+def test_a_trust_score_is_shown_beside_the_values(model: segae.Segmenter) -> None:
+    known = np.stack([draw(np.random.default_rng(seed), 64)[0] for seed in range(30)])
+    trust = TrustScore.fit(model, known[:6], known[6:])
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    with TestClient(make_app(model, None, trust, **LIMITS)) as client:
+        near, far = (client.post("/predict", content=encode(image)).json() for image in (known[0], noise))
+    assert far["trust"] == pytest.approx(1 / 25)
+    assert near["trust"] > 0.5  # a training image
 
 
 def make_png(width: int, height: int) -> bytes:
