@@ -34,17 +34,20 @@ logger = logging.getLogger("segae")
 
 _MAX_BYTES = 50_000_000
 _SHOWN = 800  # pixels of the longer side of overlay and reconstruction
-_PAGE = """<h1>Drop an image</h1><input type="file" accept="image/*"><pre></pre><div></div>"""
+_PAGE = """<h1>Drop an image here, or choose one</h1><input type="file" accept="image/*"><pre></pre><div></div>"""
 _SCRIPT = """
 const [input, text, pictures] = ["input", "pre", "div"].map((name) => element.querySelector(name));
-input.onchange = async () => {
+const show = async (file) => {
   text.textContent = "..."; pictures.replaceChildren();
-  const reply = await fetch("predict", {method: "POST", body: input.files[0]});
+  const reply = await fetch("predict", {method: "POST", body: file});
   const {pictures: found, error, ...values} = await reply.json().catch(() => ({error: `status ${reply.status}`}));
   text.textContent = error ?? JSON.stringify(values, null, 2);
   for (const [alt, src] of Object.entries(found ?? {}))
     pictures.append(Object.assign(new Image(), {alt, title: alt, src, style: "max-width: 49%; display: inline"}));
 };
+input.onchange = () => show(input.files[0]);
+document.ondragover = (event) => event.preventDefault();  // else the browser would open a dropped image itself
+document.ondrop = (event) => { event.preventDefault(); show(event.dataTransfer.files[0]); };
 """
 
 

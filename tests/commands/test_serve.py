@@ -157,12 +157,13 @@ def address(model: segae.Segmenter) -> Iterator[str]:
         thread.join()
 
 
-DROP = """([input, content, name]) => {
+DROP = """([content, name]) => {
   const data = new DataTransfer();
   data.items.add(new File([Uint8Array.from(atob(content), (one) => one.charCodeAt(0))], name));
-  input.files = data.files;
-  input.dispatchEvent(new Event("change"));
-}"""  # what a browser does with files that are dropped on its input field
+  const event = new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true});
+  document.body.dispatchEvent(event);
+  return event.defaultPrevented;
+}"""  # what a browser does with a file that is dropped anywhere on the page
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
@@ -176,7 +177,7 @@ def test_the_page_shows_what_is_found_and_why_not(address: str, model: segae.Seg
         field: Any = page.wait_for_selector("input[type=file]")
 
         def drop(content: bytes, name: str) -> None:
-            page.evaluate(DROP, [field, base64.b64encode(content).decode(), name])
+            assert page.evaluate(DROP, [base64.b64encode(content).decode(), name])
 
         drop(encode(IMAGE), "cat.png")
         mask = page.wait_for_selector("img[alt=mask]").get_attribute("src")
@@ -189,6 +190,10 @@ def test_the_page_shows_what_is_found_and_why_not(address: str, model: segae.Seg
                 "text => document.querySelector('pre').textContent.includes(text)", arg=UPLOADS[name][2]
             )
             assert page.query_selector("img[alt=mask]") is None
+        field.set_input_files({"name": "passwd", "mimeType": "image/png", "buffer": encode(IMAGE)})
+        page.wait_for_selector("img[alt=mask]")
+        drop(UPLOADS["text"][0], "text.png")
+        page.wait_for_selector("img[alt=mask]", state="detached")
         drop(encode(IMAGE), "../../etc/passwd")
         page.wait_for_selector("img[alt=mask]")
         browser.close()
