@@ -1,6 +1,6 @@
 """Autoencoding methods: give back the image, or something computed from it, after a corruption."""
 
-# ruff: noqa: ARG002 - every method has the signatures of Method, and few need all arguments
+# ruff: noqa: ARG002, D102 - every method has the signatures and docstrings of Method, and few need all arguments
 
 from __future__ import annotations
 
@@ -11,27 +11,16 @@ from typing import ClassVar, Literal
 from torch import Generator, Tensor
 
 from segae.errors import SegaeError
+from segae.methods import corruptions, losses
 from segae.methods.base import Masking, Method, register_method, setting
-from segae.methods.corruptions import (
-    Corrupted,
-    PatchDifficulty,
-    add_noise,
-    add_scaled_noise,
-    blur,
-    hide_patches,
-    reduce_resolution,
-    remove_color,
-)
-from segae.methods.losses import (
-    HOG_BINS,
-    denormalize_patches,
-    frequency_loss,
-    hog_loss,
-    normalize_patches,
-    pixel_loss,
-)
+from segae.methods.corruptions import Corrupted, PatchDifficulty, add_scaled_noise, hide_patches
 
-_LOSSES = {"pixels": pixel_loss, "patch_normalized": pixel_loss, "hog": hog_loss, "frequency": frequency_loss}
+_LOSSES = {
+    "pixels": losses.pixel_loss,
+    "patch_normalized": losses.pixel_loss,
+    "hog": losses.hog_loss,
+    "frequency": losses.frequency_loss,
+}
 TARGETS = tuple(_LOSSES)
 _TARGET_PATCH = 16  # of target patch_normalized, for methods without patches
 
@@ -51,39 +40,35 @@ class ImageMethod(Method):
 
     @property
     def predicts_pixels(self) -> bool:
-        """Whether the target is the image's own pixels."""
         return self.target == "pixels"
 
     @property
     def mask_patch(self) -> int | None:
-        """Side of a hidden patch in pixels; None without a mask."""
         return getattr(self, "patch_size", None)
 
     def out_channels(self, in_channels: int) -> int:
         """Those of the image, and for target ``hog`` one more for each orientation."""
-        return in_channels + (HOG_BINS if self.target == "hog" else 0)
+        return in_channels + (losses.HOG_BINS if self.target == "hog" else 0)
 
     def loss(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        """Compare the prediction with what ``target`` names, at hidden pixels or at all."""
         if self.judges_hidden and mask is None:
             raise SegaeError(f"mask must be given to method {self.name}, which judges hidden pixels, got None")
         return _LOSSES[self.target](prediction, self._transformed(target), mask if self.judges_hidden else None)
 
     def squared_error(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Squared error of each value, to normalized patches where the loss looks at those."""
         return super().squared_error(prediction, self._transformed(target), mask)
 
     def to_image(self, prediction: Tensor, seen: Tensor, clean: Tensor) -> Tensor:
         """Compute the image that the prediction means; normalized patches get the clean image's contrast again."""
         image = super().to_image(prediction, seen, clean)
-        return denormalize_patches(image, clean, self._target_patch) if self._target_patch else image
+        return losses.denormalize_patches(image, clean, self._target_patch) if self._target_patch else image
 
     @property
     def _target_patch(self) -> int:
         return (self.mask_patch or _TARGET_PATCH) if self.target == "patch_normalized" else 0
 
     def _transformed(self, target: Tensor) -> Tensor:
-        return normalize_patches(target, self._target_patch) if self._target_patch else target
+        return losses.normalize_patches(target, self._target_patch) if self._target_patch else target
 
 
 @register_method("reconstruct")
@@ -94,7 +79,6 @@ class Reconstruct(ImageMethod):
     target: str = setting("pixels", choices=TARGETS)
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
-        """Return the images as they are."""
         return Corrupted(images)
 
 
@@ -113,8 +97,7 @@ class Denoise(ImageMethod):
     target: str = setting("pixels", choices=TARGETS)
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
-        """Add noise."""
-        return Corrupted(add_noise(images, generator, self.sigma))
+        return Corrupted(corruptions.add_noise(images, generator, self.sigma))
 
 
 @register_method("inpaint")
@@ -135,7 +118,6 @@ class Inpaint(ImageMethod):
     target: str = setting("pixels", choices=TARGETS)
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
-        """Hide patches, the difficult ones first where a difficulty is given."""
         return hide_patches(images, generator, self.patch_size, self.mask_ratio, fill=self.fill, difficulty=difficulty)
 
 
@@ -153,7 +135,6 @@ class Spark(Inpaint):
     target: str = setting("patch_normalized", choices=TARGETS)
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
-        """Hide patches; refuse those that do not divide the image."""
         corrupted = super().corrupt(images, generator, difficulty)
         if corrupted.visible is None:
             sides = " x ".join(map(str, images.shape[2:]))
@@ -200,9 +181,9 @@ class Mixture(ImageMethod):
         """Apply all corruptions; three images of ten lose color, three sharpness, three resolution."""
         # the mask first: a blur would carry hidden pixels to their neighbors
         hidden = hide_patches(images, generator, self.patch_size, self.mask_ratio, fill="mean", difficulty=difficulty)
-        seen = remove_color(hidden.image, generator, 0.3)
-        seen = blur(seen, generator, 0.3, (0.5, 2.0))
-        seen = reduce_resolution(seen, generator, 0.3, (2, 4))
+        seen = corruptions.remove_color(hidden.image, generator, 0.3)
+        seen = corruptions.blur(seen, generator, 0.3, (0.5, 2.0))
+        seen = corruptions.reduce_resolution(seen, generator, 0.3, (2, 4))
         return Corrupted(add_scaled_noise(seen, generator, self.sigma)[0], hidden.mask)
 
 
@@ -217,18 +198,14 @@ class DDeP(Method):
 
     @property
     def predicts_pixels(self) -> bool:
-        """False: the prediction is noise."""
-        return False
+        return False  # but noise
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
-        """Add noise, which is the target, and scale back to the variance of the images."""
         noisy, noise = add_scaled_noise(images, generator, self.sigma)
         return Corrupted(noisy, target=noise)
 
     def loss(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        """Mean squared error of the noise."""
-        return pixel_loss(prediction, target)
+        return losses.pixel_loss(prediction, target)
 
     def to_image(self, prediction: Tensor, seen: Tensor, clean: Tensor) -> Tensor:
-        """Take the predicted noise away from what the model saw."""
         return seen * math.sqrt(1 + self.sigma**2) - self.sigma * prediction[:, : clean.shape[1]]
