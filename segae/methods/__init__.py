@@ -24,25 +24,8 @@ from segae.methods.losses import pixel_loss
 from segae.methods.pseudo_masks import PseudoMasks, WeightedSums, cut_out, within_covariance
 
 __all__ = [
-    "TARGETS",
-    "Corrupted",
-    "Method",
-    "PatchDifficulty",
-    "PseudoMasks",
-    "VisiblePatches",
-    "WeightedSums",
-    "average_patches",
-    "create_autoencoder",
-    "create_method",
-    "cut_out",
-    "hide_patches",
-    "list_methods",
-    "method_names",
-    "method_summary",
-    "method_table",
-    "pixel_loss",
-    "register_method",
-    "setting",
-    "spread_patches",
+    "TARGETS", "Corrupted", "Method", "PatchDifficulty", "PseudoMasks", "VisiblePatches", "WeightedSums",
+    "average_patches", "create_autoencoder", "create_method", "cut_out", "hide_patches", "list_methods",
+    "method_names", "method_summary", "method_table", "pixel_loss", "register_method", "setting", "spread_patches",
     "within_covariance",
-]
+]  # fmt: skip

@@ -55,8 +55,8 @@ class ImageMethod(Method):
             raise SegaeError(f"mask must be given to method {self.name}, which judges hidden pixels, got None")
         return _LOSSES[self.target](prediction, self._transformed(target), mask if self.judges_hidden else None)
 
-    def squared_error(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        return super().squared_error(prediction, self._transformed(target), mask)
+    def squared_error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return super().squared_error(prediction, self._transformed(target))
 
     def to_image(self, prediction: Tensor, seen: Tensor, clean: Tensor) -> Tensor:
         """Compute the image that the prediction means; normalized patches get the clean image's contrast again."""

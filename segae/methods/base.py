@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
-import torch
 from torch import Generator, Tensor, nn
 
 from segae._io import check_range, require_name
@@ -101,10 +100,9 @@ class Method(ABC):
         The target is that of `Corrupted`, or the clean images where that is None; the mask is 1 where hidden.
         """
 
-    def squared_error(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Squared error of each value, float32, for the difficulty of patches; with a mask 0 at visible pixels."""
-        error = (prediction[:, : target.shape[1]].float() - target.float()).square()
-        return error if mask is None else torch.where(mask > 0, error, 0.0)
+    def squared_error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Squared error of each value, float32, for the difficulty of patches."""
+        return (prediction[:, : target.shape[1]].float() - target.float()).square()
 
     def out_channels(self, in_channels: int) -> int:
         """Count the channels of the prediction for images of ``in_channels`` channels."""

@@ -205,9 +205,9 @@ class GrabCut:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Return 1 for object and 0 for background, float32 (B, 1, H, W), for images (B, C, H, W) of any scale."""
-        pixels = _to_bytes(images)
-        mirrored = [_is_mirrored(image) for image in pixels]
-        upright = [np.ascontiguousarray(one[:, ::-1] if m else one) for one, m in zip(pixels, mirrored, strict=True)]
+        upright = _to_bytes(images)
+        mirrored = _are_mirrored(upright)
+        upright[mirrored] = upright[mirrored][:, :, ::-1]
         keys = [blake2b(one.tobytes(), digest_size=16, person=str(one.shape).encode()[:16]).digest() for one in upright]
         found = {key: self._cached[key] for key in keys if key in self._cached}
         new = {key: place for place, key in enumerate(keys) if key not in found}
@@ -228,16 +228,15 @@ class GrabCut:
 
 def _to_bytes(images: Tensor) -> np.ndarray:
     """uint8 (B, H, W, C), each image from its own darkest to its own brightest value."""
-    low = images.amin(dim=(1, 2, 3), keepdim=True)
-    span = (images.amax(dim=(1, 2, 3), keepdim=True) - low).clamp(min=1e-6)
-    scaled = ((images - low) / span * 255).round().byte()
+    scaled = (_to_unit(images) * 255).round().byte()
     return np.asarray(scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
-def _is_mirrored(image: np.ndarray) -> bool:
-    """Of an image (H, W, C) and its mirror image exactly one is, unless they are of one brightness."""
-    half = image.shape[1] // 2
-    return bool(image[:, :half].sum(dtype=np.int64) < image[:, -half:].sum(dtype=np.int64))
+def _are_mirrored(images: np.ndarray) -> np.ndarray:
+    """bool (B,): of an image (H, W, C) and its mirror image exactly one is, unless they are of one brightness."""
+    half = images.shape[2] // 2
+    left, right = (part.sum(axis=(1, 2, 3), dtype=np.int64) for part in (images[:, :, :half], images[:, :, -half:]))
+    return left < right
 
 
 def _cut(image: np.ndarray, likely: np.ndarray) -> np.ndarray:

@@ -15,7 +15,6 @@ from fastai.torch_core import find_bs
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, distributed, nn
 
-from segae._io import check_range
 from segae.errors import SegaeError
 from segae.training.device import choose_device
 
@@ -131,7 +130,6 @@ class AverageGradients(Callback):
     order, run_valid = -4, False  # before DistancePenalty, which is added once; after StopOnNaN, which quotes the loss
 
     def __init__(self, batches: int = 1) -> None:
-        check_range("accumulate", batches, low=1, integer=True)
         self.batches, self.images = batches, 0
 
     @property

@@ -15,7 +15,7 @@ from segae.models import evaluation_mode
 
 def recalibrate_batchnorm(
     module: nn.Module, batches: Iterable[Tensor], device: torch.device, *, through: nn.Module | None = None
-) -> int:
+) -> None:
     """Replace the running statistics of every BatchNorm layer by the plain average over clean images.
 
     Pretraining on corrupted images leaves the statistics of corrupted images behind; a frozen encoder would normalize
@@ -26,15 +26,12 @@ def recalibrate_batchnorm(
         batches: clean, normalized images (B, C, H, W).
         device: where the model is.
         through: the model that ``module`` belongs to, called with the images; ``module`` itself when None.
-
-    Returns:
-        The number of images seen; 0 for a module without BatchNorm.
     """
     model = module if through is None else through
     layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     if not layers:
-        return 0
-    images, momenta = 0, [layer.momentum for layer in layers]
+        return
+    momenta = [layer.momentum for layer in layers]
     with evaluation_mode(model), torch.no_grad():
         for layer in layers:
             layer.reset_running_stats()
@@ -43,11 +40,9 @@ def recalibrate_batchnorm(
         try:
             for image_bchw in batches:
                 model(image_bchw.to(device))
-                images += len(image_bchw)
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
-    return images
 
 
 @torch.no_grad()

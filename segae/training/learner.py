@@ -243,19 +243,18 @@ class _SmoothLoss(AvgSmoothLoss):
     Every step's value is kept for ``lr_find`` and the plots, four bytes each.
     """
 
+    value = torch.zeros(())
+
     def reset(self) -> None:
-        self.count, self.val = 0, torch.zeros(())
+        self.count, self.val, self.value = 0, torch.zeros(()), torch.zeros(())
 
     def accumulate(self, learn: Any) -> None:
         loss = learn.loss.detach().float().mean()
         if self.count % _CHUNK == 0:  # a device gives out no block below 512 bytes, and single numbers take one each
             self.chunk = torch.empty(_CHUNK, device=loss.device)
+        self.value = self.chunk[self.count % _CHUNK]
         self.val, self.count = torch.lerp(loss, self.val.to(loss.device), self.beta), self.count + 1
-        self.chunk[(self.count - 1) % _CHUNK] = self.val / (1 - self.beta**self.count)
-
-    @property
-    def value(self) -> Tensor:
-        return self.chunk[(self.count - 1) % _CHUNK] if self.count else self.val
+        self.value.copy_(self.val / (1 - self.beta**self.count))
 
 
 class _MeanLoss(AvgLoss):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from fastai.learner import Learner
@@ -84,10 +83,9 @@ def halve_until_fit(count: int, attempt: Callable[[int], object]) -> int:
     while True:
         try:
             attempt(count)
+            return count
         except torch.OutOfMemoryError as error:
             reason = _reason(error)
-        else:
-            return count
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # blocks of the larger sizes would stay in the way
         if count % 2 or count == 2:  # a single image has no variance for BatchNorm
@@ -122,13 +120,9 @@ def trial_step(learner: Learner, count: int, image_size: int) -> None:
 def _trial_loss(learner: Learner, images: Tensor) -> Tensor:
     """Loss of a Learner's model on images, computed as in its training."""
     images, corrupt = images.contiguous(memory_format=torch.channels_last), getattr(learner, "corrupt_input", None)
-    inputs: tuple[Any, ...] = (images,)
-    targets: tuple[Any, ...] = (images[:, 0].long(),)
-    named: dict[str, Any] = {}
+    inputs, named, targets = (images,), {}, (images[:, 0].long(),)
     if corrupt is not None:
         corrupted = corrupt.method.corrupt(images, torch.Generator(images.device).manual_seed(0))
-        inputs = (corrupted.image, corrupted.mask) if corrupt.takes_mask else (corrupted.image,)
-        named = {"visible": corrupted.visible} if corrupt.takes_visible else {}
-        targets = (images if corrupted.target is None else corrupted.target, corrupted.mask)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=hasattr(learner, "bfloat16_autocast")):
+        inputs, named, targets = corrupt.arguments(corrupted, images)
+    with learner.autocast():
         return learner.loss_func(learner.model(*inputs, **named), *targets)

@@ -71,14 +71,13 @@ class CorruptInput(Callback):
         clean = self.learn.xb[0]
         difficulty = self._difficulty(clean) if self.fraction > 0 else None
         corrupted = self.method.corrupt(clean, self.generator, difficulty)
-        self.learn.xb, self.learn.model_kwargs = self._inputs(corrupted)
+        self.learn.xb, self.learn.model_kwargs, self.learn.yb = self.arguments(corrupted, clean)
         if hasattr(self.learn, "gather_preds") and self.takes_mask:  # whose inputs are to be images alone
             self.learn.xb, self.learn.model_kwargs["mask"] = self.learn.xb[:1], corrupted.mask
         self.clean = clean
         if self.skip_dropout and self.learn.training:
             drawn = torch.rand(len(clean), generator=self.generator, device=self.generator.device)
             self.learn.model_kwargs["drop_skips"] = drawn < self.skip_dropout
-        self.learn.yb = (clean if corrupted.target is None else corrupted.target, corrupted.mask)
 
     def after_batch(self) -> None:
         self.learn.model_kwargs = {}
@@ -86,9 +85,11 @@ class CorruptInput(Callback):
             self.learn.pred = self.method.to_image(self.learn.pred.float(), self.learn.xb[0], self.clean)
             self.learn.yb = (self.clean,)
 
-    def _inputs(self, corrupted: Corrupted) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        images = (corrupted.image, corrupted.mask) if self.takes_mask else (corrupted.image,)
-        return images, {"visible": corrupted.visible} if self.takes_visible else {}
+    def arguments(self, corrupted: Corrupted, clean: Tensor) -> tuple[Any, dict[str, Any], tuple[Tensor, Any]]:
+        """Return the model's arguments, those that go by name, and what the loss compares the prediction with."""
+        inputs = (corrupted.image, corrupted.mask) if self.takes_mask else (corrupted.image,)
+        named = {"visible": corrupted.visible} if self.takes_visible else {}
+        return inputs, named, (clean if corrupted.target is None else corrupted.target, corrupted.mask)
 
     def _difficulty(self, clean: Tensor) -> PatchDifficulty:
         # from two masks: one alone would choose the patches that it hid again
@@ -102,10 +103,10 @@ class CorruptInput(Callback):
         trial, patch = self.method.corrupt(clean, self.generator, difficulty), self.method.mask_patch
         assert trial.mask is not None  # the method has a mask_patch
         assert patch is not None
-        (inputs, more), model = self._inputs(trial), get_model(self.learn.model)
+        (inputs, named, targets), model = self.arguments(trial, clean), get_model(self.learn.model)
         with evaluation_mode(model), self.learn.autocast():
-            prediction = model(*inputs, **more)
-        error = self.method.squared_error(prediction, clean if trial.target is None else trial.target)
+            prediction = model(*inputs, **named)
+        error = self.method.squared_error(prediction, targets[0])
         mean = average_patches(error.mean(dim=1, keepdim=True), patch)
         return torch.where(average_patches(trial.mask.float(), patch) > 0, mean, float("nan"))[:, 0]
 

@@ -9,12 +9,12 @@ import random
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,15 +55,12 @@ def epoch_seed(seed: int, epoch: int, process: int = 0) -> int:
 
 
 @dataclass
-class RunFolder:
+class RunFolder(AbstractContextManager):
     """A folder of one training run, locked by this process until ``close`` or the end of a ``with`` block."""
 
     path: Path
     resume: bool  # whether training goes on from the folder's resume file
     _lock: FileLock | None = field(default=None, repr=False)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

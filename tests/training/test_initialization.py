@@ -29,7 +29,8 @@ def test_recalibrated_statistics_are_those_of_the_clean_images():
             encoder(torch.zeros(4, 3, 64, 64))
     assert first.running_var.max() < 0.7
     first.register_forward_pre_hook(lambda layer, given: inputs.append(given[0].detach()))
-    assert recalibrate_batchnorm(encoder, images.split(4), CPU) == 12
+    recalibrate_batchnorm(encoder, images.split(4), CPU)
+    assert sum(map(len, inputs)) == 12
     variance = torch.stack([batch.var((0, 2, 3), unbiased=True) for batch in inputs]).mean(0)
     torch.testing.assert_close(first.running_mean, torch.cat(inputs).mean((0, 2, 3)), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(first.running_var, variance, rtol=1e-3, atol=1e-5)
@@ -50,7 +51,7 @@ def test_recalibration_changes_statistics_of_the_module_alone_and_restores_modes
         recalibrate_batchnorm(model.encoder, (1 // 0 for _ in images), CPU)
     assert [module.training for module in model.modules()] == modes
     assert [layer.momentum for layer in norms(model)] == momenta
-    assert recalibrate_batchnorm(create_encoder("test_convnext"), images, CPU) == 0  # has no BatchNorm
+    recalibrate_batchnorm(create_encoder("test_convnext"), (1 // 0 for _ in images), CPU)  # no BatchNorm, no pass
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
