@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from segae._io import read_json, show_messages, write_json
+from segae._io import read_json, show_messages
 from segae._settings import Config, make_config
 from segae.config import DEFAULT_ENCODER, FinetuneConfig, PretrainConfig
 from segae.data import (
@@ -138,16 +138,6 @@ def earlier_run(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
         return content.get("run", {}) if isinstance(content, dict) else {}
 
     return run_on_main(read)
-
-
-def note_in_run(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Add facts to what a run notes about itself in its config.json."""
-
-    def write() -> None:
-        content = read_json(folder / CONFIG_FILE) or {}
-        write_json(folder / CONFIG_FILE, {**content, "run": {**content.get("run", {}), **facts}})
-
-    run_on_main(write)
 
 
 def write_skipped(

@@ -21,7 +21,6 @@ from segae.commands._data import (
     load_labeled,
     load_start,
     loading_settings,
-    note_in_run,
     plain_settings,
     set_up_model,
     settings_taken_by,
@@ -120,8 +119,7 @@ class _Finetuning:
         settings = plain_settings(config, encoder=start.architecture)
         with training.open_run_folder(folder, settings, task="finetune", **how) as run:
             images = split_hash(pair.name for pair in data.pairs)
-            source = run.start(device, images=images, weights=os.fspath(config.weights))
-            note_in_run(folder, {"cache": data.cache})
+            source = run.start(device, images=images, weights=os.fspath(config.weights), cache=data.cache)
             write_skipped(folder, skipped)
             logger.info("encoder %s from %s (%s)", start.architecture, start.weights, start.source)
             epochs = f"{config.freeze_epochs} + {config.epochs} epochs on {device}"

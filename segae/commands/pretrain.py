@@ -23,7 +23,6 @@ from segae.commands._data import (
     load_start,
     load_unlabeled,
     loading_settings,
-    note_in_run,
     plain_settings,
     set_up_model,
     settings_taken_by,
@@ -117,8 +116,8 @@ class _Pretraining:
         how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
         settings = plain_settings(config, method=method.name, method_args=asdict(method), encoder=start.architecture)
         with training.open_run_folder(folder, settings, task="pretrain", **how) as run:
-            source = run.start(device, images=split_hash(data.names), weights=os.fspath(config.weights))
-            note_in_run(folder, {"cache": data.cache, "workers": learner.dls.train.num_workers})
+            facts = {"cache": data.cache, "workers": learner.dls.train.num_workers}
+            source = run.start(device, images=split_hash(data.names), weights=os.fspath(config.weights), **facts)
             write_skipped(folder, skipped, excluded=data.excluded)
             length = " + ".join(f"{phase.epochs} ({phase.name})" for phase in phases)
             logger.info("encoder %s from %s (%s), %s", start.architecture, start.weights, start.source, method)
@@ -158,7 +157,7 @@ class _Pretraining:
                     "energy_wh": None if run.resume else cost.energy_wh,
                     "peak_memory_mb": cost.peak_memory_mb,
                     "excluded_images": len(data.excluded),
-                    **{"cache": data.cache, "workers": learner.dls.train.num_workers},
+                    **facts,
                     "precision": "bfloat16" if hasattr(learner, "bfloat16_autocast") else "float32",
                     **source,
                 }

@@ -72,8 +72,8 @@ class RunFolder(AbstractContextManager):
             self._lock.release()
             self._lock = None
 
-    def start(self, device: torch.device, *, images: str, weights: str | Path = "random") -> dict[str, str]:
-        """Note and return the run's provenance before training starts, while the code cannot have changed yet.
+    def start(self, device: torch.device, *, images: str, weights: str = "random", **facts: Any) -> dict[str, str]:
+        """Note ``facts`` and, returned too, the run's provenance before training, while the code is what was started.
 
         A resumed run keeps its first date; where commit, versions or device differ, all are named, joined by ``..``.
         It must have the same ``images`` (a hash of their names) and ``weights`` (of a file counts the content) again.
@@ -90,10 +90,10 @@ class RunFolder(AbstractContextManager):
                 for name in ("commit", "versions", "device"):
                     parts, finished = run[name].split(".."), (self.path / METRICS_FILE).exists()
                     now[name] = "..".join(parts if finished or now[name] in parts else [*parts, now[name]])
-            write_json(self.path / CONFIG_FILE, {**config, "run": {**run, **now, **inputs}})
+            write_json(self.path / CONFIG_FILE, {**config, "run": {**run, **now, **inputs, **facts}})
             return now
 
-        inputs, path = {"images": images, "weights": str(weights)}, Path(weights)
+        inputs, path = {"images": images, "weights": weights}, Path(weights)
         if path.is_file():
             inputs["weights"] = hashlib.blake2b(path.read_bytes(), digest_size=5).hexdigest()
         return run_on_main(note)
