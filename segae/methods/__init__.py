@@ -7,7 +7,6 @@ from segae.methods.base import (
     create_method,
     list_methods,
     method_names,
-    method_summary,
     method_table,
     register_method,
     setting,
@@ -26,6 +25,6 @@ from segae.methods.pseudo_masks import PseudoMasks, WeightedSums, cut_out, withi
 __all__ = [
     "TARGETS", "Corrupted", "Method", "PatchDifficulty", "PseudoMasks", "VisiblePatches", "WeightedSums",
     "average_patches", "create_autoencoder", "create_method", "cut_out", "hide_patches", "list_methods",
-    "method_names", "method_summary", "method_table", "pixel_loss", "register_method", "setting", "spread_patches",
+    "method_names", "method_table", "pixel_loss", "register_method", "setting", "spread_patches",
     "within_covariance",
 ]  # fmt: skip

@@ -25,10 +25,8 @@ Masking = Literal["dense", "sparse", "token"]
 def setting(default: Any, *, choices: tuple[str, ...] = (), **limits: float) -> Any:
     """Declare a setting of a method with its default (an integer allows integers only) and allowed values.
 
-    Args:
-        default: value where none is given.
-        choices: allowed names, for a setting that is no number.
-        limits: of a number: ``low`` and ``high``; ``low_open`` or ``high_open`` true refuses the limit itself.
+    These are ``choices`` of names, or the ``limits`` of a number: ``low`` and ``high``; ``low_open`` or ``high_open``
+    true refuses the limit itself.
     """
     return field(default=default, metadata={"rule": choices or limits})
 
@@ -162,11 +160,7 @@ def register_method(name: str) -> Callable[[type[M]], type[M]]:
 
 
 def create_method(name: str, **settings: Any) -> Method:
-    """Create a pretraining method by its name.
-
-    Args:
-        name: one of `list_methods`.
-        settings: the method's own settings; None keeps the default.
+    """Create a pretraining method by its name, one of `list_methods`; a setting that is None keeps its default.
 
     Raises:
         SegaeError: the method does not exist, it does not have a setting, or a value is out of its range.
@@ -175,21 +169,17 @@ def create_method(name: str, **settings: Any) -> Method:
         >>> create_method("denoise", sigma=0.2)
         Denoise(sigma=0.2, target='pixels')
     """
-    cls = _find(name)
+    if not isinstance(name, str) or name not in _METHODS:
+        close = difflib.get_close_matches(str(name), _METHODS, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise SegaeError(f"method must be one of {', '.join(_METHODS)}, got {name!r}{hint}")
+    cls = _METHODS[name]
     known = [one.name for one in fields(cls)]
     for key, value in settings.items():
         if key not in known:
             choice = f"one of {', '.join(known)}" if known else "left out"
             raise SegaeError(f"a setting of method {name} must be {choice}, got {key}={value!r}")
     return cls(**{key: value for key, value in settings.items() if value is not None})
-
-
-def _find(name: str) -> type[Method]:
-    if isinstance(name, str) and name in _METHODS:
-        return _METHODS[name]
-    close = difflib.get_close_matches(str(name), _METHODS, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    raise SegaeError(f"method must be one of {', '.join(_METHODS)}, got {name!r}{hint}")
 
 
 def method_names() -> dict[str, str | None]:
@@ -200,11 +190,6 @@ def method_names() -> dict[str, str | None]:
 def list_methods() -> list[str]:
     """List the names of all pretraining methods, sorted."""
     return sorted(_METHODS)
-
-
-def method_summary(name: str) -> str:
-    """Return the first line of a method's docstring."""
-    return (inspect.getdoc(_find(name)) or "").partition("\n")[0]
 
 
 class MethodRow(NamedTuple):
@@ -218,8 +203,9 @@ class MethodRow(NamedTuple):
 
 def method_table() -> list[MethodRow]:
     """Tabulate all registered methods with their settings and defaults."""
+    summaries = {name: (inspect.getdoc(cls) or "").partition("\n")[0] for name, cls in _METHODS.items()}
     return [
-        MethodRow(name, cls.family, method_summary(name), {one.name: one.default for one in fields(cls)})
+        MethodRow(name, cls.family, summaries[name], {one.name: one.default for one in fields(cls)})
         for name, cls in _METHODS.items()
     ]
 

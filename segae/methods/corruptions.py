@@ -113,15 +113,10 @@ def hide_patches(
 ) -> Corrupted:
     """Hide the same number of square patches in every image, at places drawn for each image.
 
-    Args:
-        images: normalized (B, C, H, W).
-        generator: source of the places.
-        patch_size: side of a patch in pixels, >= 1; patches at the right and lower edge may be smaller.
-        mask_ratio: share of the patches that is hidden, in [0, 1), rounded to whole patches.
-        fill: value of hidden pixels: ``zero``, about the mean of all images after normalization, or ``mean``, the mean
-            of the visible pixels of the image. A2MIM (arXiv 2205.13943) takes the mean of the whole image; here nothing
-            of the hidden pixels reaches the network.
-        difficulty: chooses a share of the hidden patches; None = all are random.
+    A patch has a side of ``patch_size`` pixels, >= 1, or less at the right and lower edge. The share ``mask_ratio`` of
+    them, in [0, 1), rounded to whole patches, is hidden; which ones, ``difficulty`` decides in part. Their pixels become
+    ``zero``, about the mean of all images after normalization, or the ``mean`` of the visible pixels of the image:
+    unlike in A2MIM (arXiv 2205.13943), which takes all pixels, nothing of the hidden ones reaches the network.
 
     Raises:
         SegaeError: nothing would be hidden, or the difficulty has another grid of patches.
@@ -226,16 +221,12 @@ def reduce_resolution(images: Tensor, generator: Generator, probability: float, 
 def crop_with_mask(
     images: Tensor, masks: Tensor, generator: Generator, area: tuple[float, float] = (0.5, 1.0)
 ) -> Tensor:
-    """Crop images and masks at the same random place and resize the crops to the size of the images.
+    """Crop images and masks (B, 1, H, W) at the same random place and resize the crops to the size of the images.
 
-    Args:
-        images: (B, C, H, W).
-        masks: (B, 1, H, W) in [0, 1].
-        generator: source of sizes and places.
-        area: smallest and largest area of a crop, which keeps the aspect ratio, as shares of the image's in (0, 1].
+    A crop keeps the aspect ratio; ``area`` is its smallest and largest share of the image's in (0, 1].
 
     Returns:
-        float32 (B, C + 1, H, W): the crop and, last, its mask, which resampling leaves between 0 and 1 at edges.
+        float32 (B, C + 1, H, W): the crop and, last, its mask in [0, 1], which resampling leaves between both at edges.
     """
     layered = torch.cat([images.float(), masks], dim=1)
     drawn = torch.rand(len(images), 3, generator=generator, device=generator.device).to(images.device)

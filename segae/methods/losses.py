@@ -71,10 +71,8 @@ def hog_loss(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> 
 def pseudo_mask_loss(prediction: Tensor, target: Tensor, boundary: float) -> Tensor:
     """Kullback-Leibler divergence of mask logits from a pseudo-mask, plus a tenth of the squared error of the pixels.
 
-    Args:
-        prediction: (B, C + classes, H, W): the image, then logits of the classes of `mask_classes`.
-        target: (B, C + 1, H, W): the image, then 1 where the object is and 0 elsewhere.
-        boundary: as in `mask_classes`.
+    The prediction (B, C + classes, H, W) is the image, then logits of the classes of `mask_classes`; the target
+    (B, C + 1, H, W) is the image, then 1 where the object is and 0 elsewhere.
     """
     channels = target.shape[1] - 1
     classes = mask_classes(target[:, channels:].float(), boundary)
@@ -87,14 +85,10 @@ def pseudo_mask_loss(prediction: Tensor, target: Tensor, boundary: float) -> Ten
 
 
 def mask_classes(mask: Tensor, boundary: float) -> Tensor:
-    """Turn an object mask into class probabilities: background, object and, for ``boundary`` > 0, boundary.
+    """Turn an object mask into probabilities (B, 2 or 3, H, W): background, object and, for ``boundary`` > 0, boundary.
 
-    Args:
-        mask: (B, 1, H, W), 1 = object, 0 = background, and between them on its edge.
-        boundary: how far the boundary reaches to either side, as a share of the image's side in [0, 0.5).
-
-    Returns:
-        (B, 2 or 3, H, W), which sum to 1 over the classes.
+    The mask (B, 1, H, W) is 1 in the object, 0 in the background, and between them on its edge. The boundary reaches
+    ``boundary`` to either side, a share of the image's side in [0, 0.5).
     """
     both = torch.cat([1 - mask, mask], dim=1)
     if not boundary:

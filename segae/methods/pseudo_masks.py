@@ -5,7 +5,7 @@ brightness. None uses a label. The first two assume that the object is near the 
 has to be said beside their numbers.
 """
 
-# ruff: noqa: ARG002 - a method has the signatures of Method and does not need all arguments
+# ruff: noqa: ARG002, D102 - a method has the signatures and docstrings of Method and does not need all arguments
 
 from __future__ import annotations
 
@@ -68,7 +68,6 @@ class PseudoMasks(Method):
 
     @property
     def needs_pretrained_encoder(self) -> bool:
-        """True for source ``features``, which random weights do not have."""
         return self.source == "features"
 
     @property
@@ -80,7 +79,6 @@ class PseudoMasks(Method):
         return segment_by_brightness if self.source == "brightness" else GrabCut()
 
     def prepare(self, encoder: nn.Module, batches: Iterable[Tensor]) -> None:
-        """Fit the discriminant of source ``features`` to a copy of the encoder; other sources need nothing."""
         if self.source == "features":
             vars(self)["_find"] = GrabCut(FeatureDiscriminant().fit(encoder, batches))
 
@@ -94,7 +92,6 @@ class PseudoMasks(Method):
         return Corrupted(change_light(crop, generator), target=target)
 
     def loss(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        """Divergence from the pseudo-mask plus a little squared error of the pixels."""
         return pseudo_mask_loss(prediction, target, boundary=self._reach)
 
     def out_channels(self, in_channels: int) -> int:
@@ -102,10 +99,9 @@ class PseudoMasks(Method):
         return in_channels + (3 if self._reach else 2)
 
     def object_probability(self, prediction: Tensor) -> Tensor:
-        """Probability (B, 1, H, W) of the object by a prediction (B, C, H, W); of the boundary half counts."""
         probability = prediction[:, -self.out_channels(0) :].float().softmax(dim=1)
         inside = probability[:, 1:2]
-        return inside + probability[:, 2:] / 2 if self._reach else inside
+        return inside + probability[:, 2:] / 2 if self._reach else inside  # half of the boundary counts
 
 
 @torch.no_grad()
@@ -192,10 +188,8 @@ class GrabCut:
 
     GrabCut (Rother et al., SIGGRAPH 2004, doi 10.1145/1186562.1015720) takes some 30 ms on a CPU core at 96 px, as long
     as a training step of a small network takes for an image. So as many cuts run at once as torch has threads, and the
-    results are kept by the image's values, for 262,144 images at most; mirror images share one.
-
-    Args:
-        start: gives the object's probability (B, 1, H, W) for images (B, C, H, W); the cut begins where it is sure.
+    results are kept by the image's values, for 262,144 images at most; mirror images share one. The cut begins where
+    ``start`` is sure, the object's probability (B, 1, H, W) for images (B, C, H, W).
     """
 
     def __init__(self, start: FindObject = segment_by_color) -> None:
@@ -259,10 +253,8 @@ class FeatureDiscriminant:
 
     `GrabCut` errs in many images, in each in another way. Over all images, the direction in which the features of
     objects differ from those of backgrounds averages these errors out: Fisher's linear discriminant (Annals of Eugenics
-    1936, doi 10.1111/j.1469-1809.1936.tb02137.x). Each pixel's log-odds are added to those of `center_prior`.
-
-    Args:
-        find: first guess of the object, (B, 1, H, W) in [0, 1], for images (B, C, H, W); None is `GrabCut`.
+    1936, doi 10.1111/j.1469-1809.1936.tb02137.x). Each pixel's log-odds are added to those of `center_prior`. ``find``
+    gives the first guess, (B, 1, H, W) in [0, 1], for images (B, C, H, W); None is `GrabCut`.
     """
 
     def __init__(self, find: FindObject | None = None) -> None:

@@ -18,10 +18,7 @@ _OTHER_LIBRARY = AttributeError, OSError, TypeError  # TypeError: Windows opens 
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Turn a device name into a device that this machine has.
-
-    Args:
-        name: ``auto`` takes CUDA, then MPS, then the CPU; or ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    """Turn ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto`` (CUDA, then MPS, then the CPU) into a device.
 
     Raises:
         SegaeError: the device is missing: a silent fallback to the CPU would turn minutes into hours.

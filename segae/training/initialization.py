@@ -19,13 +19,8 @@ def recalibrate_batchnorm(
     """Replace the running statistics of every BatchNorm layer by the plain average over clean images.
 
     Pretraining on corrupted images leaves the statistics of corrupted images behind; a frozen encoder would normalize
-    clean images with them.
-
-    Args:
-        module: its layers are changed in place; training modes are restored.
-        batches: clean, normalized images (B, C, H, W).
-        device: where the model is.
-        through: the model that ``module`` belongs to, called with the images; ``module`` itself when None.
+    clean images with them. ``batches`` are normalized images (B, C, H, W); ``module`` is on ``device`` and is changed
+    in place, but for its training modes. The images go ``through`` the model that it belongs to; None is itself.
     """
     model = module if through is None else through
     layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
@@ -52,14 +47,9 @@ def fit_lpft_head(
     """Initialize a segmenter's head as Fisher's linear discriminant of its decoder's features between the classes.
 
     The features of a transferred decoder tell classes apart before any step; a random head would first distort them
-    (LP-FT, arXiv 2202.10054). One pass over the training images; nothing else is changed.
-
-    Args:
-        model: with a ``segmentation_head`` whose first convolution takes the features; the center of its kernel gets
-            the weights, the rest zeros. Training modes are restored.
-        batches: clean, normalized images (B, C, H, W) and masks of class indices (B, H, W); other indices are ignored.
-        num_classes: K.
-        device: where the model is.
+    (LP-FT, arXiv 2202.10054). The center of the kernel of the head's first convolution gets the weights, the rest
+    zeros; nothing else of the model, which is on ``device``, is changed. ``batches``, gone through once, are clean,
+    normalized images (B, C, H, W) and masks (B, H, W) of class indices below ``num_classes``; others are ignored.
 
     Raises:
         SegaeError: the head is no convolution with a bias over a decoder's features.
@@ -77,10 +67,9 @@ def fit_lpft_head(
             for image_bchw, mask_bhw in batches:
                 model(image_bchw.to(device))
                 feature_bdhw = seen.pop()
-                size = feature_bdhw.shape[2:]  # smaller than the mask where the head enlarges
-                label_n = (
-                    functional.interpolate(mask_bhw[:, None].float(), size=size, mode="nearest").flatten().to(exact)
-                )
+                # the features are smaller than the mask where the head enlarges
+                small_bchw = functional.interpolate(mask_bhw[:, None].float(), feature_bdhw.shape[2:], mode="nearest")
+                label_n = small_bchw.flatten().to(exact)
                 feature_nd = feature_bdhw.permute(0, 2, 3, 1).flatten(0, 2).to(exact).double()
                 for index, part in enumerate(sums):
                     part.add(feature_nd, (label_n == index).double())

@@ -31,7 +31,7 @@ from segae.training.dataloaders import check_masks, prepare
 from segae.training.distributed import AverageGradients, all_reduce, sync_batchnorm, world_size
 from segae.training.schedule import BatchNormMode, parameter_groups
 
-_CHUNK = 1024
+_CHUNK = 1024  # losses to a block of memory: a device gives out none below 512 bytes, and a number would take one
 
 
 def pretraining_learner(
@@ -238,10 +238,7 @@ class _Loss:
 
 
 class _SmoothLoss(AvgSmoothLoss):
-    """fastai's smooth training loss, on the device: its own is copied to the host after every step.
-
-    Every step's value is kept for ``lr_find`` and the plots, four bytes each.
-    """
+    """fastai's smooth training loss, on the device: its own is copied to the host after every step."""
 
     value = torch.zeros(())
 
@@ -250,7 +247,7 @@ class _SmoothLoss(AvgSmoothLoss):
 
     def accumulate(self, learn: Any) -> None:
         loss = learn.loss.detach().float().mean()
-        if self.count % _CHUNK == 0:  # a device gives out no block below 512 bytes, and single numbers take one each
+        if self.count % _CHUNK == 0:  # every step's value is kept, for lr_find and the plots
             self.chunk = torch.empty(_CHUNK, device=loss.device)
         self.value = self.chunk[self.count % _CHUNK]
         self.val, self.count = torch.lerp(loss, self.val.to(loss.device), self.beta), self.count + 1

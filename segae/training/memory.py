@@ -57,15 +57,9 @@ def out_of_memory_as_error(advice: str = _ADVICE) -> Iterator[None]:
 def largest_batch(make_learner: Callable[[int], Learner], batch_size: int, *, image_size: int) -> tuple[Learner, int]:
     """Make a Learner with the largest batch that fits into the GPU's memory: ``batch_size``, its half, its quarter ...
 
-    Other devices do not report a full memory reliably, so all of ``batch_size`` is taken there.
-
-    Args:
-        make_learner: makes a Learner from the images of a loader's batch, of all ranks together.
-        batch_size: images of an optimizer step, of all ranks together.
-        image_size: side in pixels.
-
-    Returns:
-        The Learner and the images of its batch, a divisor of ``batch_size``, so that every step has equal parts.
+    Other devices do not report a full memory reliably, so all of ``batch_size`` is taken there. ``make_learner`` takes
+    the number of images in a loader's batch; it and ``batch_size``, of an optimizer step, count those of all ranks.
+    ``image_size`` is a side in pixels. The number of images is returned too, a divisor of ``batch_size``.
     """
     learner, world = make_learner(batch_size), world_size()
     if learner.dls.device.type != "cuda":

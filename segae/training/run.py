@@ -73,7 +73,7 @@ class RunFolder(AbstractContextManager):
             self._lock = None
 
     def start(self, device: torch.device, *, images: str, weights: str = "random", **facts: Any) -> dict[str, str]:
-        """Note ``facts`` and, returned too, the run's provenance before training, while the code is what was started.
+        """Note ``facts`` and the run's provenance, which is returned, before training, while the code is unchanged.
 
         A resumed run keeps its first date; where commit, versions or device differ, all are named, joined by ``..``.
         It must have the same ``images`` (a hash of their names) and ``weights`` (of a file counts the content) again.
@@ -121,14 +121,9 @@ def open_run_folder(
     """Make a run folder, or take up the one that is there; lock it and write the settings into its config.json.
 
     All ranks call this; rank 0 holds the lock. Wherever an earlier process was killed, the folder can be used again.
-
-    Args:
-        folder: where everything of the run goes.
-        settings: the settings of the run by name; paths inside the folder are stored relative to it.
-        task: what kind of run it is, such as "pretrain".
-        resume: go on after the last finished epoch if the folder holds one.
-        overwrite: delete what an earlier run left there.
-        files: names of what the run may write; nothing else in the folder is ever touched.
+    ``task`` is the kind of run, such as "pretrain". ``resume`` goes on after the last finished epoch, if there is one.
+    ``overwrite`` deletes the ``files`` of an earlier run; nothing else in the folder is ever touched. Paths among the
+    settings that lie inside the folder are stored relative to it.
     """
     if resume and overwrite:
         raise SegaeError(f"resume and overwrite must not both be given; nothing in {folder} was changed")
