@@ -114,7 +114,7 @@ def hide_patches(
     """Hide the same number of square patches in every image, at places drawn for each image.
 
     A patch has a side of ``patch_size`` pixels, >= 1, or less at the right and lower edge. The share ``mask_ratio`` of
-    them, in [0, 1), rounded to whole patches, is hidden; which ones, ``difficulty`` decides in part. Their pixels become
+    them, in [0, 1), rounded to whole patches, is hidden; ``difficulty`` chooses some of these. Their pixels become
     ``zero``, about the mean of all images after normalization, or the ``mean`` of the visible pixels of the image:
     unlike in A2MIM (arXiv 2205.13943), which takes all pixels, nothing of the hidden ones reaches the network.
 
