@@ -93,10 +93,7 @@ def add_scaled_noise(images: Tensor, generator: Generator, sigma: float) -> tupl
     """Add Gaussian noise and scale back: (image + sigma * noise) / sqrt(1 + sigma^2) (arXiv 2205.11423).
 
     This keeps the variance of images of variance 1. Photos have 1.3 where an encoder is normalized by ImageNet's mean
-    and deviation, and 0.26 with 0.5 and 0.5.
-
-    Returns:
-        The noisy images, and the standard normal noise.
+    and deviation, and 0.26 with 0.5 and 0.5. The standard normal noise is returned too.
     """
     noise = _draw_normal(images, generator)
     return (images + sigma * noise) / math.sqrt(1 + sigma**2), noise

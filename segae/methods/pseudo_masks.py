@@ -188,8 +188,8 @@ class GrabCut:
 
     GrabCut (Rother et al., SIGGRAPH 2004, doi 10.1145/1186562.1015720) takes some 30 ms on a CPU core at 96 px, as long
     as a training step of a small network takes for an image. So as many cuts run at once as torch has threads, and the
-    results are kept by the image's values, for 262,144 images at most; mirror images share one. The cut begins where
-    ``start`` is sure, the object's probability (B, 1, H, W) for images (B, C, H, W).
+    results are kept by the image's values, for 262,144 images at most; mirror images share one. ``start`` gives
+    the object's probability (B, 1, H, W) for images (B, C, H, W); the cut begins where it is sure.
     """
 
     def __init__(self, start: FindObject = segment_by_color) -> None:

@@ -19,8 +19,8 @@ def recalibrate_batchnorm(
     """Replace the running statistics of every BatchNorm layer by the plain average over clean images.
 
     Pretraining on corrupted images leaves the statistics of corrupted images behind; a frozen encoder would normalize
-    clean images with them. ``batches`` are normalized images (B, C, H, W); ``module`` is on ``device`` and is changed
-    in place, but for its training modes. The images go ``through`` the model that it belongs to; None is itself.
+    clean images with them. ``batches`` are clean, normalized images (B, C, H, W); they go ``through`` the model that
+    ``module`` belongs to, on ``device``, or through itself where that is None. Training modes are restored.
     """
     model = module if through is None else through
     layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]

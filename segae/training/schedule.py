@@ -42,11 +42,9 @@ _DEFAULTS: dict[str, FinetuneDefaults] = {
 
 
 def finetune_defaults(weights: Weights, transfer: str | None = None) -> FinetuneDefaults:
-    """Return the fine-tuning settings that suit an encoder's weights.
+    """Return the fine-tuning settings that suit ``encoder.info.weights``; unknown ones get those of ImageNet weights.
 
-    Args:
-        weights: as in ``encoder.info.weights``; others than were searched for get the settings of ImageNet weights.
-        transfer: what is taken over, "encoder" or "encoder+decoder"; None for ``weights.transfer``.
+    What is taken over is ``transfer``, "encoder" or "encoder+decoder"; None for ``weights.transfer``.
     """
     if not weights.method:
         return _DEFAULTS.get(weights.start, _DEFAULTS["imagenet"])
