@@ -206,8 +206,7 @@ def blur(images: Tensor, generator: Generator, probability: float, sigmas: tuple
 def reduce_resolution(images: Tensor, generator: Generator, probability: float, factors: tuple[int, ...]) -> Tensor:
     """Shrink some images by one of the factors, averaging areas, and enlarge them again bilinearly."""
     kept = _draw_uniform(images, generator) >= probability
-    choice = torch.randint(len(factors), (len(images),), generator=generator, device=generator.device)
-    choice = choice.to(images.device)
+    choice = torch.randint(len(factors), (len(images),), generator=generator, device=generator.device).to(images.device)
     rows, columns = (
         torch.stack([_shrinking(size, factor, images.device) for factor in factors])[choice]
         for size in images.shape[2:]

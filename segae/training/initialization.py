@@ -62,19 +62,16 @@ def fit_lpft_head(
     exact = torch.device("cpu") if device.type == "mps" else device  # MPS has no double precision
     seen: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
-    try:
-        with evaluation_mode(model):
-            for image_bchw, mask_bhw in batches:
-                model(image_bchw.to(device))
-                feature_bdhw = seen.pop()
-                # the features are smaller than the mask where the head enlarges
-                small_bchw = functional.interpolate(mask_bhw[:, None].float(), feature_bdhw.shape[2:], mode="nearest")
-                label_n = small_bchw.flatten().to(exact)
-                feature_nd = feature_bdhw.permute(0, 2, 3, 1).flatten(0, 2).to(exact).double()
-                for index, part in enumerate(sums):
-                    part.add(feature_nd, (label_n == index).double())
-    finally:
-        hook.remove()
+    with hook, evaluation_mode(model):
+        for image_bchw, mask_bhw in batches:
+            model(image_bchw.to(device))
+            feature_bdhw = seen.pop()
+            # the features are smaller than the mask where the head enlarges
+            small_bchw = functional.interpolate(mask_bhw[:, None].float(), feature_bdhw.shape[2:], mode="nearest")
+            label_n = small_bchw.flatten().to(exact)
+            feature_nd = feature_bdhw.permute(0, 2, 3, 1).flatten(0, 2).to(exact).double()
+            for index, part in enumerate(sums):
+                part.add(feature_nd, (label_n == index).double())
     covariance_dd = within_covariance(sums)
     weight_k = torch.stack([part.weight for part in sums])
     # a class that no image shows: half a pixel like the average one
