@@ -71,7 +71,6 @@ class TrustScore:
     def watch(self, model: Segmenter) -> Iterator[Callable[[NDArray[np.uint8]], NDArray[np.float64]]]:
         """Within, score images at the model's size that it has just seen; a single batch needs no second pass."""
         seen: list[NDArray[np.float32]] = []
-        handle = model.encoder.register_forward_hook(lambda _module, _inputs, maps: seen.append(summarize_maps(maps)))
 
         def score(images: NDArray[np.uint8]) -> NDArray[np.float64]:
             alone = len(seen) == 1 and len(seen[0]) == len(images)  # else these were tiles, or other scales
@@ -79,10 +78,8 @@ class TrustScore:
             seen.clear()
             return scores
 
-        try:
+        with model.encoder.register_forward_hook(lambda _, _inputs, maps: seen.append(summarize_maps(maps))):
             yield score
-        finally:
-            handle.remove()
 
     def save(self, path: Path) -> None:
         """Write a file that ``load`` reads."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,19 @@ from segae.models.spark import SparseEncoder, make_trial
 
 @dataclass(frozen=True)
 class AutoencoderInfo(Info):
-    """What an autoencoder consists of, stored in the header of its file: the arguments of `build_autoencoder`."""
+    """What an autoencoder consists of, stored in the header of its file.
+
+    Attributes:
+        encoder: what its encoder is and began with.
+        out_channels: channels of the prediction.
+        masking: `dense` (the encoder sees the corrupted image), `sparse` (it sees visible positions only, and learned
+            tokens fill the holes before decoding; SparK, arXiv 2301.03580) or `token` (a learned token is added to
+            hidden positions at stride 16; A2MIM, arXiv 2205.13943).
+        decoder: `plain` (no skips), `linear`, `hierarchical` (SparK's), or one of smp's, for a segmenter later.
+        upsampling: of decoder `plain`: `nearest` or `transposed`.
+        bottleneck: of decoder `plain`: channels after a 1x1 convolution; None for no bottleneck.
+        output_activation: `none`, or `sigmoid` or `tanh`, which bound the output to images in [0, 1].
+    """
 
     encoder: EncoderInfo
     out_channels: int = 3
@@ -107,7 +118,10 @@ class Autoencoder(nn.Module):
         if mask is None or self.masking == "dense":
             return self.encoder(images)
         if self.masking == "token":
-            with self._token_added(mask):
+            # the token is added to the map of stride 16 where it was hidden; the encoder then goes on from there
+            tokens: Any = self.mask_tokens
+            stage = self.encoder.get_submodule(self.token_module)
+            with stage.register_forward_hook(lambda _, _inputs, output: tokens([output], mask, add=True)[0]):
                 return self.encoder(images)
         if visible is not None and not isinstance(visible, int):
             blocks, rest = divmod(visible.side, self.stride)
@@ -133,17 +147,6 @@ class Autoencoder(nn.Module):
         with evaluation_mode(self), torch.no_grad():
             return self(images)
 
-    @contextmanager
-    def _token_added(self, mask: Tensor) -> Iterator[None]:
-        """Add the token to the map of stride 16 where it was hidden; the encoder then goes on from there."""
-        tokens: Any = self.mask_tokens
-        module = self.encoder.get_submodule(self.token_module)
-        handle = module.register_forward_hook(lambda _module, _inputs, output: tokens([output], mask, add=True)[0])
-        try:
-            yield
-        finally:
-            handle.remove()
-
 
 @torch.no_grad()
 def find_token_module(encoder: nn.Module) -> str:
@@ -165,46 +168,30 @@ def find_token_module(encoder: nn.Module) -> str:
     )
 
 
-def build_autoencoder(
-    encoder: Encoder,
-    *,
-    out_channels: int = 3,
-    masking: str = "dense",
-    decoder: str = "plain",
-    upsampling: str = "nearest",
-    bottleneck: int | None = None,
-    output_activation: str = "none",
-) -> Autoencoder:
+def build_autoencoder(encoder: Encoder, **settings: Any) -> Autoencoder:
     """Join an encoder with a random decoder for pretraining; `segae.create_autoencoder` chooses by the method.
 
     Args:
         encoder: becomes ``.encoder`` itself; a decoder that dilates it (pan, deeplabv3, deeplabv3plus) gets a copy.
-        out_channels: channels of the prediction.
-        masking: `dense` (the encoder sees the corrupted image), `sparse` (it sees visible positions only, and learned
-            tokens fill the holes before decoding; SparK, arXiv 2301.03580) or `token` (a learned token is added to
-            hidden positions at stride 16; A2MIM, arXiv 2205.13943).
-        decoder: `plain` (no skips), `linear`, `hierarchical` (SparK's), or one of smp's, for a segmenter later.
-        upsampling: of decoder `plain`: `nearest` or `transposed`.
-        bottleneck: of decoder `plain`: channels after a 1x1 convolution; None for no bottleneck.
-        output_activation: `none`, or `sigmoid` or `tanh`, which bound the output to images in [0, 1].
+        **settings: the fields of `AutoencoderInfo` but ``encoder``.
 
     Raises:
         SegaeError: an unknown or impossible choice.
     """
-    about = encoder.info
-    info = AutoencoderInfo(about, out_channels, masking, decoder, upsampling, bottleneck, output_activation)
-    if decoder in SMP_DECODERS:
-        model: Any = build_smp(about.architecture, decoder, out_channels, about.in_channels)
-        encoder = encoder.with_stride(model.encoder.output_stride)
-        return Autoencoder(encoder, model.decoder, model.segmentation_head, info)
-    own: nn.Module
-    if decoder == "hierarchical":
-        own = HierarchicalDecoder(encoder.out_channels, out_channels, tokens=masking == "sparse")
-    elif decoder == "linear":
-        own = LinearDecoder(encoder.out_channels, out_channels, encoder.output_stride)
+    info, channels, stride = AutoencoderInfo(encoder.info, **settings), encoder.out_channels, encoder.output_stride
+    head: nn.Module = nn.Identity()
+    decoder: nn.Module
+    if info.decoder == "hierarchical":
+        decoder = HierarchicalDecoder(channels, info.out_channels, tokens=info.masking == "sparse")
+    elif info.decoder == "linear":
+        decoder = LinearDecoder(channels, info.out_channels, stride)
+    elif info.decoder == "plain":
+        decoder = PlainDecoder(channels, info.out_channels, stride, info.upsampling, info.bottleneck)
     else:
-        own = PlainDecoder(encoder.out_channels, out_channels, encoder.output_stride, upsampling, bottleneck)
-    return Autoencoder(encoder, own, nn.Identity(), info)
+        model: Any = build_smp(encoder.info.architecture, info.decoder, info.out_channels, encoder.info.in_channels)
+        encoder = encoder.with_stride(model.encoder.output_stride)
+        decoder, head = model.decoder, model.segmentation_head
+    return Autoencoder(encoder, decoder, head, info)
 
 
 def save_autoencoder(model: Autoencoder, path: PathLike) -> Path:

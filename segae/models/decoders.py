@@ -11,6 +11,7 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import Conv2dNormActivation
 
 from segae.errors import SegaeError
 
@@ -105,7 +106,7 @@ class HierarchicalDecoder(nn.Module):
             for stage, (count, width) in enumerate(zip(reversed(channels), widths, strict=True))
         )
         self.blocks = nn.ModuleList(
-            nn.Sequential(*_upsampling_block(inside, outside), *_convolution(outside, outside))
+            nn.Sequential(*_upsampling_block(inside, outside), *Conv2dNormActivation(outside, outside))
             for inside, outside in pairwise(widths)
         )
         self.head = nn.Conv2d(widths[-1], out_channels * 4**2, 1)
@@ -125,15 +126,10 @@ class HierarchicalDecoder(nn.Module):
         return functional.pixel_shuffle(self.head(decoded), 4)
 
 
-def _convolution(in_channels: int, out_channels: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-    return [convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
-
-
 def _upsampling_block(in_channels: int, out_channels: int, upsampling: str = "nearest") -> nn.Sequential:
     """Double the resolution: (B, in, H, W) to (B, out, 2H, 2W), with BatchNorm and ReLU."""
     if upsampling == "nearest":
-        return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), *_convolution(in_channels, out_channels))
+        return nn.Sequential(nn.Upsample(scale_factor=2), *Conv2dNormActivation(in_channels, out_channels))
     # kernel 4 at stride 2: every output pixel gets as many terms, so no checkerboard is built in
     transposed = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
     return nn.Sequential(transposed, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))

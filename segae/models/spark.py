@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -50,7 +50,13 @@ class SparseEncoder(nn.Module):
         if mask.shape[-2:] != images.shape[-2:] or len(mask) != len(images):
             raise SegaeError(f"mask must be (B, 1, H, W) as images {tuple(images.shape)}, got {tuple(mask.shape)}")
         positions = VisiblePositions(mask, self.stride, visible)
-        with _hooked(self.encoder, self.spatial, positions):
+        with ExitStack() as hooks:
+            for name in self.spatial:
+                module = self.encoder.get_submodule(name)
+                hooks.enter_context(
+                    module.register_forward_pre_hook(lambda _, given: (positions.scatter(given[0]), *given[1:]))
+                )
+                hooks.enter_context(module.register_forward_hook(lambda _, _given, output: positions.gather(output)))
             lists = self.encoder(positions.gather(images))
         height, width = mask.shape[-2:]
         return [
@@ -58,21 +64,6 @@ class SparseEncoder(nn.Module):
             positions.scatter(one) if one.shape[1] else one.new_empty(len(one), 0, height >> index, width >> index)
             for index, one in enumerate(lists)
         ]
-
-
-@contextmanager
-def _hooked(encoder: nn.Module, spatial: Sequence[str], positions: VisiblePositions) -> Iterator[None]:
-    """Give the named modules maps while the rest of the encoder works on lists."""
-    handles: list[Any] = []
-    try:
-        for name in spatial:
-            module = encoder.get_submodule(name)
-            handles.append(module.register_forward_pre_hook(lambda _, given: (positions.scatter(given[0]), *given[1:])))
-            handles.append(module.register_forward_hook(lambda _module, _given, output: positions.gather(output)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def make_trial(encoder: nn.Module) -> tuple[nn.Module, Tensor]:
@@ -199,7 +190,7 @@ class VisiblePositions:
         if one != 1 or side == 0 or side**2 * self.count != positions:
             raise SegaeError(f"encoder must keep lists of visible positions, got {tuple(listed.shape)}: {_OTHERS}")
         runs = listed.permute(0, 2, 3, 1).reshape(-1, side * channels)
-        put = _Put.apply(runs, self._runs_of(side), batch * self.rows * side * self.columns)
+        put = _put(runs, self._runs_of(side), batch * self.rows * side * self.columns)
         return put.view(batch, self.rows * side, self.columns * side, channels).permute(0, 3, 1, 2)
 
     def _runs_of(self, side: int) -> Tensor:
@@ -240,21 +231,8 @@ class _Take(torch.autograd.Function):
         return _put(gradient, index, ctx.total), None
 
 
-class _Put(torch.autograd.Function):
-    """Rows written into a matrix of zeros at an index without repeats."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, total: int) -> Tensor:
-        ctx.save_for_backward(index)
-        return _put(rows, index, total)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (index,) = ctx.saved_tensors
-        return gradient.index_select(0, index), None, None
-
-
 def _put(rows: Tensor, index: Tensor, total: int) -> Tensor:
+    """Write rows into a matrix of zeros, at an index without repeats."""
     zeros = rows.new_zeros(total, rows.shape[1])
     # the same result: on a CPU adding is twice as fast as copying, on a GPU it would be atomic
     return zeros.index_copy_(0, index, rows) if rows.is_cuda else zeros.index_add_(0, index, rows)
