@@ -13,13 +13,6 @@ from segae.applications.selection import select_images
 from segae.applications.visualization import pca_colors
 
 __all__ = [
-    "Features",
-    "check_format",
-    "collect_features",
-    "compute_features",
-    "open_encoder",
-    "pca_colors",
-    "require_layer",
-    "select_images",
-    "write_features",
-]
+    "Features", "check_format", "collect_features", "compute_features", "open_encoder", "pca_colors", "require_layer",
+    "select_images", "write_features",
+]  # fmt: skip

@@ -33,38 +33,12 @@ from segae.models.encoder import (
 from segae.models.segmenter import Segmenter, SegmenterInfo, create_segmenter, load_segmenter, save_segmenter
 
 __all__ = [
-    "SMP_DECODERS",
-    "Autoencoder",
-    "AutoencoderInfo",
-    "Encoder",
-    "EncoderInfo",
-    "Segmenter",
-    "SegmenterInfo",
-    "Weights",
-    "build_autoencoder",
-    "create_encoder",
-    "create_segmenter",
-    "decoder_file",
-    "evaluation_mode",
-    "find_weights",
-    "fingerprint",
-    "list_decoders",
-    "list_encoders",
-    "load",
-    "load_autoencoder",
-    "load_decoder_into",
-    "load_encoder",
-    "load_segmenter",
-    "published_name",
-    "published_weights",
-    "require_decoder_size",
-    "require_image_size",
-    "save_autoencoder",
-    "save_decoder",
-    "save_encoder",
-    "save_segmenter",
-    "set_gradient_checkpointing",
-]
+    "SMP_DECODERS", "Autoencoder", "AutoencoderInfo", "Encoder", "EncoderInfo", "Segmenter", "SegmenterInfo", "Weights",
+    "build_autoencoder", "create_encoder", "create_segmenter", "decoder_file", "evaluation_mode", "find_weights",
+    "fingerprint", "list_decoders", "list_encoders", "load", "load_autoencoder", "load_decoder_into", "load_encoder",
+    "load_segmenter", "published_name", "published_weights", "require_decoder_size", "require_image_size",
+    "save_autoencoder", "save_decoder", "save_encoder", "save_segmenter", "set_gradient_checkpointing",
+]  # fmt: skip
 
 
 def load(path: PathLike) -> Encoder | Segmenter | Autoencoder:
