@@ -64,8 +64,7 @@ class Features:
             SegaeError: another ending, or the file cannot be written.
         """
         file = Path(path)
-        check_format(file, "path")
-        _require_vectors(file, self.values.ndim, "path")
+        check_format(file, "path", dense=self.values.ndim != 2)
         _write(file, self.values, list(self.names))
         return file
 
@@ -122,12 +121,14 @@ class _Batch(NamedTuple):
     done: int  # how many images were tried so far
 
 
-def check_format(file: Path, argument: str = "out") -> None:
-    """Refuse a file whose name has none of the endings of ``FORMATS``, or one whose library is not installed."""
+def check_format(file: Path, argument: str = "out", *, dense: bool = False) -> None:
+    """Refuse a file whose name has none of the endings of ``FORMATS``, or of a kind that cannot be written here."""
     if file.suffix not in FORMATS:
         raise SegaeError(f"{argument} must end with {', '.join(FORMATS)}, got {file}")
     if file.suffix == ".parquet":
         require_package("pyarrow", "features")
+        if dense:
+            raise SegaeError(f"{argument} must not be .parquet for dense maps (pool none), got {file}")
 
 
 def require_layer(encoder: Encoder, layer: int) -> int:
@@ -197,15 +198,15 @@ def compute_features(
             after = first + len(loaded)
             ahead = readers.map(load, range(after, min(after + batch_size, len(images))))
             lost.extend((one.path, one.reason) for one in loaded if isinstance(one, UnreadableImage))
-            read = [place for place, one in enumerate(loaded, first) if isinstance(one, np.ndarray)]
+            read = {place: one for place, one in enumerate(loaded, first) if isinstance(one, np.ndarray)}
             values = np.empty(0, np.float32)
             if read:
-                batch = np.stack([one for one in loaded if isinstance(one, np.ndarray)])
+                batch = np.stack(list(read.values()))
                 with evaluation_mode(encoder), torch.inference_mode():
                     about, as_bytes = encoder.info, getattr(encoder, "takes_bytes", False)  # as ONNX files do
                     maps = encoder(batch if as_bytes else normalize(batch, about.mean, about.std, device))[layer]
                     values = _POOLS[pool](maps.float()).cpu().numpy()
-            yield _Batch(values, read, after)
+            yield _Batch(values, list(read), after)
             bar.update(after - first)
     if len(lost) == len(images):
         first_ones = "; ".join(f"{path} ({reason})" for path, reason in lost.files[:3])
@@ -242,17 +243,15 @@ def write_features(
     Raises:
         SegaeError: ``out`` has another ending, no image can be read, or the disk is full.
     """
-    check_format(out)
-    _require_vectors(out, 4 if how.get("pool") == "none" else 2, "out")
+    check_format(out, dense=how.get("pool") == "none")
     partial = out.with_name(f"{out.name}.partial")
     recipe = _recipe(encoder, paths, dtype, how)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(out.with_name(f"{out.name}.lock"), timeout=0) as lock:
-            noted, known = read_json(partial / "progress.json"), {}
-            if isinstance(noted, dict) and noted.get("recipe") == recipe and (partial / "values.npy").exists():
-                known = noted
-            else:
+            known = read_json(partial / "progress.json")
+            started = isinstance(known, dict) and known.get("recipe") == recipe
+            if not (started and (partial / "values.npy").exists()):
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 known = {"recipe": recipe, "done": 0, "kept": 0, "skipped": []}
@@ -268,11 +267,6 @@ def write_features(
     except OSError as error:
         raise SegaeError(f"out must be a place with room for the features, got {out}: {error}") from error
     return out
-
-
-def _require_vectors(file: Path, dimensions: int, argument: str) -> None:
-    if dimensions != 2 and file.suffix == ".parquet":
-        raise SegaeError(f"{argument} must not be .parquet for dense maps (pool none), got {file}")
 
 
 def _fill(

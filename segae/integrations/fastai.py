@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from segae.errors import SegaeError
 from segae.models import Encoder, PathLike, Weights, create_encoder, save_encoder
 from segae.models.checkpoint import load_strictly
+from segae.models.imagenet import select_from_whole
 from segae.training.dataloaders import load_model, normalization
 from segae.training.distributed import rank
 from segae.training.initialization import recalibrate_batchnorm
@@ -102,8 +103,6 @@ def find_encoder(model: nn.Module) -> Encoder:
         if name := (getattr(module, "pretrained_cfg", None) or {}).get("architecture"):
             encoder = create_encoder(name, in_channels=next(module.parameters()).shape[1])
             encoder.info = replace(encoder.info, weights=Weights("timm"))
-            state = {key.replace(".", "_"): value for key, value in module.state_dict().items()}
-            flat = {key: key.removeprefix("model.").replace(".", "_") for key in encoder.state_dict()}
-            load_strictly(encoder, {key: state[name] for key, name in flat.items() if name in state}, f"this {name}")
+            load_strictly(encoder, select_from_whole(encoder.state_dict(), module.state_dict()), f"this {name}")
             return encoder
     raise SegaeError(f"model must have an encoder of segae or a network of timm in it, got a {type(model).__name__}")

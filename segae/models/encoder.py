@@ -21,7 +21,7 @@ from segae._io import check_range, write_json
 from segae.errors import CheckpointError, SegaeError
 from segae.models.checkpoint import Info, PathLike, find_weights, is_file, load_described, load_strictly, save_described
 from segae.models.hub import CONFIG_FILE, MODEL_FILE, HubModel, whole_network
-from segae.models.imagenet import load_imagenet, names_in_whole
+from segae.models.imagenet import load_imagenet, select_from_whole
 
 _WHOLE = "encoder+decoder"
 
@@ -243,9 +243,8 @@ def load_encoder(source: PathLike) -> Encoder:
     path = find_weights(source)
     state, info = load_described(path, "encoder", EncoderInfo)
     encoder = make_encoder(info.architecture, info.in_channels, info)
-    if whole := names_in_whole(encoder.state_dict(), state):  # the file of save_pretrained
-        state = {name: state[key] for name, key in whole.items()}
-    load_strictly(encoder, state, str(path))
+    # the file of save_pretrained has the whole network
+    load_strictly(encoder, select_from_whole(encoder.state_dict(), state) or state, str(path))
     return encoder
 
 
@@ -312,11 +311,10 @@ def set_gradient_checkpointing(model: nn.Module) -> int:
 
 
 def _checkpointed(stage: nn.Module, *inputs: Any, **named: Any) -> Any:
-    def contexts() -> tuple[Any, Any]:
-        return nullcontext(), _paused_statistics(stage)
-
     forward = partial(type(stage).forward, stage)
-    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **named)
+    return checkpoint(
+        forward, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _paused_statistics(stage)), **named
+    )
 
 
 def _stages(part: nn.Module) -> Iterator[nn.Module]:
@@ -344,14 +342,11 @@ def _layers(module: nn.Module) -> int:
 def _paused_statistics(stage: nn.Module) -> Iterator[None]:
     """BatchNorm normalizes by the batch but does not count it a second time."""
     layers = [layer for layer in stage.modules() if isinstance(layer, _BatchNorm)]
-    counts = [None if layer.num_batches_tracked is None else layer.num_batches_tracked.clone() for layer in layers]
-    momenta = [layer.momentum for layer in layers]
+    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
-        layer.momentum = 0.0
+        layer.momentum, layer.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for layer, momentum, count in zip(layers, momenta, counts, strict=True):
-            layer.momentum = momentum
-            if layer.num_batches_tracked is not None and count is not None:
-                layer.num_batches_tracked.copy_(count)
+        for layer, values in zip(layers, before, strict=True):
+            layer.momentum, layer.num_batches_tracked = values

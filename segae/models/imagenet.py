@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import huggingface_hub
@@ -36,7 +36,7 @@ def load_imagenet(encoder: nn.Module, architecture: str, in_channels: int = 3) -
     """
     state, source = read_imagenet(architecture, in_channels)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    selected = {name: state[whole] for name, whole in names_in_whole(before, state).items()}
+    selected = select_from_whole(before, state)
     load_strictly(encoder, selected, f"the ImageNet state of {architecture}")
     kept = [name for name, tensor in selected.items() if tensor.ndim > 1 and torch.equal(tensor, before[name])]
     if kept:  # a loader that skips a tensor says nothing
@@ -71,6 +71,11 @@ def names_in_whole(names: Iterable[str], whole: Iterable[str]) -> dict[str, str]
     keys = {name: name.removeprefix("model.").replace(".", "_") for name in names}
     keys = {name: key if key in flat else key.removeprefix("model_") for name, key in keys.items()}  # wrapped twice
     return {name: flat[key] for name, key in keys.items() if key in flat}
+
+
+def select_from_whole(names: Iterable[str], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take an encoder's tensors out of the state dict of timm's whole network; those that it lacks are left out."""
+    return {name: whole[key] for name, key in names_in_whole(names, whole).items()}
 
 
 def _read_package(architecture: str) -> dict[str, Tensor]:
