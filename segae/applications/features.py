@@ -249,16 +249,23 @@ def write_features(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(out.with_name(f"{out.name}.lock"), timeout=0) as lock:
-            known = read_json(partial / "progress.json")
+            known: Any = read_json(partial / "progress.json")
             started = isinstance(known, dict) and known.get("recipe") == recipe
             if not (started and (partial / "values.npy").exists()):
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 known = {"recipe": recipe, "done": 0, "kept": 0, "skipped": []}
             skipped.extend((path, reason) for path, reason in known["skipped"])
-            kept = _fill(encoder, paths, partial, known, dtype, skipped, how)
-            lost = {str(path) for path, _ in skipped.files}
-            names = [name for name in map(str, paths) if name not in lost]
+            kept = known["kept"]
+            with closing(compute_features(encoder, paths, start=known["done"], skipped=skipped, **how)) as batches:
+                for batch in batches:
+                    if batch.places:
+                        _write_rows(partial / "values.npy", kept, batch.values, dtype, len(paths))
+                        kept += len(batch.places)
+                    lost = [(str(path), reason) for path, reason in skipped.files]
+                    write_json(partial / "progress.json", {**known, "done": batch.done, "kept": kept, "skipped": lost})
+            without = {str(path) for path, _ in skipped.files}
+            names = [name for name in map(str, paths) if name not in without]
             _write(out, np.load(partial / "values.npy", mmap_mode="r")[:kept], names)
             shutil.rmtree(partial)
             Path(lock.lock_file).unlink(missing_ok=True)
@@ -269,31 +276,14 @@ def write_features(
     return out
 
 
-def _fill(
-    encoder: Encoder,
-    paths: PathList,
-    partial: Path,
-    known: dict[str, Any],
-    dtype: str,
-    skipped: SkippedFiles,
-    how: dict[str, Any],
-) -> int:
-    """Compute what is missing into values.npy, row after row, and note after each batch how far it is."""
-    file, kept = partial / "values.npy", int(known["kept"])
-    batches = compute_features(encoder, paths, start=int(known["done"]), skipped=skipped, **how)
-    with closing(batches):
-        for batch in batches:
-            if batch.places:
-                if not file.exists():
-                    np.lib.format.open_memmap(file, "w+", dtype, (len(paths), *batch.values.shape[1:])).flush()
-                # opened for each batch: what a map has written would else count as memory of this process
-                rows = np.load(file, mmap_mode="r+")
-                rows[kept : kept + len(batch.places)] = batch.values
-                rows.flush()
-                kept += len(batch.places)
-            lost = [(str(path), reason) for path, reason in skipped.files]
-            write_json(partial / "progress.json", {**known, "done": batch.done, "kept": kept, "skipped": lost})
-    return kept
+def _write_rows(file: Path, start: int, values: NDArray[np.float32], dtype: str, count: int) -> None:
+    """Put values into a .npy file of ``count`` rows, which is made if there is none, from row ``start`` on."""
+    if not file.exists():
+        np.lib.format.open_memmap(file, "w+", dtype, (count, *values.shape[1:])).flush()
+    # opened for each batch: what a map has written would else count as memory of this process
+    rows = np.load(file, mmap_mode="r+")
+    rows[start : start + len(values)] = values
+    rows.flush()
 
 
 def _recipe(encoder: Encoder, paths: PathList, dtype: str, how: dict[str, Any]) -> str:
@@ -313,7 +303,6 @@ def _write(out: Path, values: NDArray[Any], names: list[str]) -> None:
     """Put the rows and names together in one file, part by part; values may be a memory map."""
     safe = [name.encode("utf-8", "backslashreplace").decode() for name in names]  # a file name may be no text
     listed = json.dumps(safe).encode()
-    parts = (values[start : start + _ROWS] for start in range(0, len(values), _ROWS))
     if out.suffix == ".npz":
         # a string array that is not made of objects, so that reading it runs no code
         write_atomically(out, lambda file: np.savez(file, values=values, names=np.array(safe, np.str_)))
@@ -337,10 +326,10 @@ def _write(out: Path, values: NDArray[Any], names: list[str]) -> None:
 
         def write_rows(file: Any) -> None:
             with importlib.import_module("pyarrow.parquet").ParquetWriter(file, schema) as writer:
-                for number, part in enumerate(parts):
-                    column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(part.ravel()), type=kind)
-                    rows = safe[number * _ROWS : number * _ROWS + len(part)]
-                    writer.write_table(pyarrow.table([pyarrow.array(rows), column], schema=schema))
+                for start in range(0, len(values), _ROWS):
+                    part = pyarrow.array(values[start : start + _ROWS].ravel())
+                    columns = [safe[start : start + _ROWS], pyarrow.FixedSizeListArray.from_arrays(part, type=kind)]
+                    writer.write_table(pyarrow.table(columns, schema=schema))
 
         write_atomically(out, write_rows)
 

@@ -83,12 +83,8 @@ class TrustScore:
 
     def save(self, path: Path) -> None:
         """Write a file that ``load`` reads."""
-        write_atomically(
-            path,
-            lambda file: np.savez(
-                file, features=self.features.astype(np.float16), held_out=self.held_out, model=np.str_(self.model)
-            ),
-        )
+        features, model = self.features.astype(np.float16), np.str_(self.model)
+        write_atomically(path, lambda file: np.savez(file, features=features, held_out=self.held_out, model=model))
 
     @classmethod
     def load(cls, path: Path, model: Segmenter) -> TrustScore:

@@ -75,6 +75,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.head, self.info = encoder, decoder, head, info
         self.masking, self.stride = info.masking, encoder.output_stride
+        self.has_skips = not isinstance(decoder, DeepestDecoder)  # whether it is given more than the deepest map
         self.mask_tokens: MaskTokens | None = None
         if self.masking == "sparse":
             self.spatial = SparseEncoder(encoder).spatial
@@ -87,11 +88,6 @@ class Autoencoder(nn.Module):
             self.mask_tokens = MaskTokens(encoder.out_channels[-2:-1])
         for name, values in (("mean_1c11", info.encoder.mean), ("std_1c11", info.encoder.std)):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
-
-    @property
-    def has_skips(self) -> bool:
-        """Whether the decoder is given more than the deepest feature map."""
-        return not isinstance(self.decoder, DeepestDecoder)
 
     def forward(
         self, images: Tensor, mask: Tensor | None = None, *, drop_skips: Tensor | None = None, visible: Any = None

@@ -147,20 +147,17 @@ class LinearSegmenter(Segmenter):
 
     def __init__(self, encoder: Encoder, info: SegmenterInfo) -> None:
         super().__init__(encoder, nn.Identity(), nn.Identity(), info)
-        channels = encoder.out_channels
-        self.stages = [stage for stage, count in enumerate(channels) if stage > 0 and count > 0]
+        counts = [count for count in encoder.out_channels[1:] if count]
         self.heads = nn.ModuleList(
-            # one bias is enough for a sum
-            nn.Conv2d(channels[stage], len(info.classes), 1, bias=stage == self.stages[-1])
-            for stage in self.stages
+            nn.Conv2d(count, len(info.classes), 1, bias=place == len(counts))  # one bias is enough for a sum
+            for place, count in enumerate(counts, start=1)
         )
 
     def _decode(self, features: list[Tensor], size: Sequence[int]) -> Tensor:
-        scores = [
-            functional.interpolate(head(features[stage]), size=list(size), mode="bilinear", align_corners=False)
-            for stage, head in zip(self.stages, self.heads, strict=True)
-        ]
-        return sum(scores[1:], start=scores[0])
+        maps = (one for one in features[1:] if one.shape[1])
+        scores = (head(one) for head, one in zip(self.heads, maps, strict=True))
+        first, *others = (functional.interpolate(score, size=list(size), mode="bilinear") for score in scores)
+        return sum(others, start=first)
 
 
 def create_segmenter(
