@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import types
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from segae._io import check_range
-from segae.errors import CheckpointError, DataError, SegaeError
+from segae.errors import CheckpointError, DataError, SegaeError, nearest
 
 PathLike = str | os.PathLike[str]
 C = TypeVar("C", bound="Config")
@@ -169,12 +168,6 @@ def merge_settings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[s
 def is_required(one: Field[Any]) -> bool:
     """Whether a field has no default."""
     return one.default is MISSING and one.default_factory is MISSING
-
-
-def nearest(value: Any, known: Iterable[str]) -> str:
-    """A hint at the known name that is most like the given one; empty if none is."""
-    close = difflib.get_close_matches(str(value), list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _sibling(path: PathLike) -> str:

@@ -1,6 +1,7 @@
 """The exceptions that segae raises for what a user can mend."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -29,3 +30,9 @@ def argument_named(ours: str, *, instead_of: str) -> Iterator[None]:
         if not str(error).startswith(f"{instead_of} "):
             raise
         raise type(error)(f"{ours}{str(error).removeprefix(instead_of)}") from error
+
+
+def nearest(value: object, known: Iterable[str], *, count: int = 1, cutoff: float = 0.6) -> str:
+    """A hint at the known names that are most like the given one; empty if none is."""
+    close = difflib.get_close_matches(str(value), list(known), n=count, cutoff=cutoff)
+    return f"; did you mean {', '.join(close)}?" if close else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from segae._io import package_data, write_together
-from segae.errors import CheckpointError
+from segae.errors import CheckpointError, nearest
 
 InfoType = TypeVar("InfoType", bound="Info")
 PathLike = str | os.PathLike[str]
@@ -193,12 +192,10 @@ def find_weights(source: PathLike) -> Path:
         return package_data("weights") / f"{source}.safetensors"
     known = ", ".join(published_weights()) or "none here"
     inside = sorted(Path(source).glob("*.safetensors")) if os.path.isdir(source) else []  # noqa: PTH112
-    message = f"weights must be an existing .safetensors file or a published name ({known}), got {str(source)!r}"
-    if inside:
-        message += f", a folder with {', '.join(map(str, inside))}"
-    elif close := difflib.get_close_matches(str(source), published_weights(), n=1):
-        message += f"; did you mean {close[0]}?"
-    raise CheckpointError(message)
+    hint = f", a folder with {', '.join(map(str, inside))}" if inside else nearest(source, published_weights())
+    raise CheckpointError(
+        f"weights must be an existing .safetensors file or a published name ({known}), got {str(source)!r}{hint}"
+    )
 
 
 def decoder_file(encoder: PathLike) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from segae._io import check_range, write_json
-from segae.errors import CheckpointError, SegaeError
+from segae.errors import CheckpointError, SegaeError, nearest
 from segae.models.checkpoint import Info, PathLike, find_weights, is_file, load_described, load_strictly, save_described
 from segae.models.hub import CONFIG_FILE, MODEL_FILE, HubModel, whole_network
 from segae.models.imagenet import load_imagenet, select_from_whole
@@ -69,8 +68,7 @@ class Weights(Info):
         if not plus or whole:
             return cls(rest, transfer=transfer)
         if method not in known:
-            close = difflib.get_close_matches(method, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = nearest(method, known)
             raise SegaeError(f"method must be one of {', '.join(known)}, got {method!r} in weights {text!r}{hint}")
         if value and known[method] is None:
             raise SegaeError(f"weights must have no value for method {method}, got {text!r}")
@@ -216,8 +214,7 @@ def make_encoder(name: str, in_channels: int, info: EncoderInfo | None = None) -
     """Build a random encoder, with another info if one is given; it must give maps of stride 4 to 32 at any size."""
     check_range("in_channels", in_channels, low=1, high=1024, integer=True)
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
-        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        hint = nearest(name, timm.list_models(), count=4, cutoff=0.5)
         raise SegaeError(f"name must be a network of timm, such as tf_efficientnet_lite0, got {name[:100]!r}{hint}")
     try:
         encoder = Encoder(name, in_channels)
