@@ -24,7 +24,7 @@ from segae.models.decoders import (
     require_choice,
 )
 from segae.models.encoder import Encoder, EncoderInfo, evaluation_mode, make_encoder, require_image_size
-from segae.models.spark import SparseEncoder, make_trial
+from segae.models.spark import encode_visible, find_spatial_modules, make_trial
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Autoencoder(nn.Module):
         self.has_skips = not isinstance(decoder, DeepestDecoder)  # whether it is given more than the deepest map
         self.mask_tokens: MaskTokens | None = None
         if self.masking == "sparse":
-            self.spatial = SparseEncoder(encoder).spatial
+            self.spatial = find_spatial_modules(encoder)
             if not self.has_skips:
                 self.mask_tokens = MaskTokens(encoder.out_channels[-1:])
             elif not isinstance(decoder, HierarchicalDecoder):  # which has its own
@@ -122,8 +122,7 @@ class Autoencoder(nn.Module):
         if visible is not None and not isinstance(visible, int):
             blocks, rest = divmod(visible.side, self.stride)
             visible = None if rest else visible.count * blocks**2
-        # made for each call: kept, it would register the encoder twice
-        features = SparseEncoder(self.encoder, self.spatial)(images, mask, visible)
+        features = encode_visible(self.encoder, self.spatial, images, mask, visible)
         if self.mask_tokens is not None:
             count = len(self.mask_tokens.tokens_1c11)
             features[-count:] = self.mask_tokens(features[-count:], mask)

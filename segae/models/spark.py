@@ -17,53 +17,46 @@ from segae.errors import SegaeError
 _OTHERS = "use a masking other than sparse, or an encoder such as tf_efficientnet_lite0, resnet18 or convnext_atto"
 
 
-class SparseEncoder(nn.Module):
+def encode_visible(
+    encoder: Any, spatial: Sequence[str], images: Tensor, mask: Tensor, visible: int | None = None
+) -> list[Tensor]:
     """Run a dense encoder on the visible positions of masked images, without changing it.
 
     Between spatial operations a feature map is the list of its visible positions, (B, C, n, 1). Activations, 1x1
     convolutions, sums and normalizations work on such a list as they do on a map, and take their statistics over
     visible positions because there are no others. A convolution or pooling gets the map back for its own run, with
     zeros at hidden positions. So nothing hidden can reach anything, and 1x1 convolutions cost only what is visible.
-    The hooks that do this exist while `forward` runs; before and after, the encoder is a plain dense one.
+    The hooks that do this exist during the call; before and after, the encoder is a plain dense one.
 
-    ``spatial`` names the modules that need a map, as `find_spatial_modules` does; None finds and checks them.
+    Args:
+        encoder: has an ``output_stride``.
+        spatial: names of the modules that need a map, from `find_spatial_modules`.
+        images: normalized (B, C, H, W); hidden pixels may hold anything, NaN too.
+        mask: (B, 1, H, W), 1 = hidden, 0 = visible, in blocks of the encoder's stride, as many in every image; anything
+            else is a SegaeError.
+        visible: how many blocks every image shows, where that is known; None counts and checks them, for which the
+            host waits for a GPU.
 
-    Raises:
-        SegaeError: the encoder mixes positions elsewhere than in its modules, so it cannot be made sparse.
+    Returns:
+        The encoder's features, zero at hidden positions.
     """
-
-    def __init__(self, encoder: nn.Module, spatial: Sequence[str] | None = None) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.stride: int = encoder.output_stride  # type: ignore[assignment]
-        self.spatial = find_spatial_modules(encoder) if spatial is None else tuple(spatial)
-        if spatial is None:
-            _require_dense_result(encoder, self.spatial)
-
-    def forward(self, images: Tensor, mask: Tensor, visible: int | None = None) -> list[Tensor]:
-        """Map normalized images (B, C, H, W) to the encoder's features, zero at hidden positions.
-
-        Hidden pixels may hold anything, NaN too. The mask is (B, 1, H, W), 1 = hidden, 0 = visible, in blocks of the
-        encoder's stride, as many in every image; anything else is a SegaeError. ``visible`` is how many blocks every
-        image shows, where that is known; None counts and checks them, for which the host waits for a GPU.
-        """
-        if mask.shape[-2:] != images.shape[-2:] or len(mask) != len(images):
-            raise SegaeError(f"mask must be (B, 1, H, W) as images {tuple(images.shape)}, got {tuple(mask.shape)}")
-        positions = VisiblePositions(mask, self.stride, visible)
-        with ExitStack() as hooks:
-            for name in self.spatial:
-                module = self.encoder.get_submodule(name)
-                hooks.enter_context(
-                    module.register_forward_pre_hook(lambda _, given: (positions.scatter(given[0]), *given[1:]))
-                )
-                hooks.enter_context(module.register_forward_hook(lambda _, _given, output: positions.gather(output)))
-            lists = self.encoder(positions.gather(images))
-        height, width = mask.shape[-2:]
-        return [
-            # smp gives no channels for a stage that the network does not have
-            positions.scatter(one) if one.shape[1] else one.new_empty(len(one), 0, height >> index, width >> index)
-            for index, one in enumerate(lists)
-        ]
+    if mask.shape[-2:] != images.shape[-2:] or len(mask) != len(images):
+        raise SegaeError(f"mask must be (B, 1, H, W) as images {tuple(images.shape)}, got {tuple(mask.shape)}")
+    positions = VisiblePositions(mask, encoder.output_stride, visible)
+    with ExitStack() as hooks:
+        for name in spatial:
+            module = encoder.get_submodule(name)
+            hooks.enter_context(
+                module.register_forward_pre_hook(lambda _, given: (positions.scatter(given[0]), *given[1:]))
+            )
+            hooks.enter_context(module.register_forward_hook(lambda _, _given, output: positions.gather(output)))
+        lists = encoder(positions.gather(images))
+    height, width = mask.shape[-2:]
+    return [
+        # smp gives no channels for a stage that the network does not have
+        positions.scatter(one) if one.shape[1] else one.new_empty(len(one), 0, height >> index, width >> index)
+        for index, one in enumerate(lists)
+    ]
 
 
 def make_trial(encoder: nn.Module) -> tuple[nn.Module, Tensor]:
@@ -88,18 +81,31 @@ def make_trial(encoder: nn.Module) -> tuple[nn.Module, Tensor]:
     return copied, torch.randn(2, channels, 3 * side, 2 * side, generator=generator)
 
 
+@torch.no_grad()
 def find_spatial_modules(encoder: nn.Module) -> tuple[str, ...]:
     """Name the modules of an encoder to which it matters which positions are neighbors.
 
     Convolutions tell by their attributes; any other module without children must give the same for a map and its list.
+    With nothing hidden the result must then be the dense one; else some operation was not seen.
+
+    Raises:
+        SegaeError: the encoder mixes positions elsewhere than in its modules, so it cannot be made sparse.
     """
     copied, images = make_trial(encoder)
     found: dict[str, None] = {}
-    for name, module in copied.named_modules():
-        if not any(True for _ in module.children()):
-            module.register_forward_hook(partial(_record_spatial, found, name))
-    with torch.no_grad():
+    with ExitStack() as hooks:
+        for name, module in copied.named_modules():
+            if not [*module.children()]:
+                hooks.enter_context(module.register_forward_hook(partial(_record_spatial, found, name)))
         copied(images)
+    expected = copied(images)  # once more: the hooks may have run layers in place
+    try:
+        seen = encode_visible(copied, tuple(found), images, torch.zeros_like(images[:, :1]))
+        wrong = [stage for stage, (one, other) in enumerate(zip(seen, expected, strict=True)) if not _equal(one, other)]
+        if wrong:
+            raise ValueError(f"with nothing hidden its feature map {wrong[0]} is not the dense one")
+    except Exception as error:  # whatever a layer raises for a map of an unexpected shape
+        raise SegaeError(f"encoder must mix positions inside of its layers only ({error!r}): {_OTHERS}") from error
     return tuple(found)
 
 
@@ -130,20 +136,6 @@ def _as_list(value: Any) -> tuple[Tensor, int] | None:
     return None
 
 
-@torch.no_grad()
-def _require_dense_result(encoder: nn.Module, spatial: Sequence[str]) -> None:
-    """With nothing hidden the result must be the dense one; else some operation was not seen."""
-    copied, images = make_trial(encoder)
-    expected = copied(images)
-    try:
-        seen = SparseEncoder(copied, spatial)(images, torch.zeros_like(images[:, :1]))
-        wrong = [stage for stage, (one, other) in enumerate(zip(seen, expected, strict=True)) if not _equal(one, other)]
-        if wrong:
-            raise ValueError(f"with nothing hidden its feature map {wrong[0]} is not the dense one")
-    except Exception as error:  # whatever a layer raises for a map of an unexpected shape
-        raise SegaeError(f"encoder must mix positions inside of its layers only ({error!r}): {_OTHERS}") from error
-
-
 def _equal(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
@@ -156,7 +148,7 @@ class VisiblePositions:
 
     A feature map (B, C, H, W) and the list of its visible positions (B, C, n, 1) are turned into each other. The lists
     are ordered block by block, as the deepest map is: all maps of one resolution agree. Both have the channels
-    innermost in memory (channels_last), so a row of a block is one contiguous run. Arguments as in `SparseEncoder`.
+    innermost in memory (channels_last), so a row of a block is one contiguous run. Arguments as in `encode_visible`.
     """
 
     def __init__(self, mask: Tensor, stride: int, visible: int | None = None) -> None:

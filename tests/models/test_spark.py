@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from segae.errors import SegaeError
 from segae.models import create_encoder
-from segae.models.spark import SparseEncoder, VisiblePositions
+from segae.models.spark import VisiblePositions, encode_visible, find_spatial_modules
 
 FAMILIES = ("test_resnet", "test_convnext", "test_efficientnet")
 OTHERS = ("test_efficientnet_gn", "test_nfnet", "test_mambaout")  # GroupNorm; excitation, scaled weights; gates
@@ -29,6 +29,10 @@ def build_once(architecture: str) -> nn.Module:
 
 def build(architecture: str) -> nn.Module:
     return copy.deepcopy(build_once(architecture))
+
+
+def encode(encoder: nn.Module, images: Tensor, hidden: Tensor) -> list[Tensor]:
+    return encode_visible(encoder, find_spatial_modules(encoder), images, hidden)
 
 
 def image(seed: int = 0) -> Tensor:
@@ -48,12 +52,12 @@ def shrink(hidden: Tensor, like: Tensor) -> Tensor:
 @pytest.mark.parametrize("architecture", [*FAMILIES, *OTHERS])
 @pytest.mark.parametrize("training", [True, False])
 def test_hidden_pixels_change_nothing_and_leave_zeros(architecture: str, training: bool) -> None:
-    sparse = SparseEncoder(build(architecture)).train(training)
+    encoder = build(architecture).train(training)
     torch.manual_seed(1)
-    expected = sparse(image(), mask())
+    expected = encode(encoder, image(), mask())
     for other in (torch.full_like(image(), torch.nan), image(seed=5) * 100):
         torch.manual_seed(1)
-        features = sparse(torch.where(mask() > 0, other, image()), mask())
+        features = encode(encoder, torch.where(mask() > 0, other, image()), mask())
         assert all(torch.equal(one, two) for one, two in zip(features, expected, strict=True))
     for one in (one for one in expected if one.shape[1]):
         assert torch.equal((one == 0).all(dim=1, keepdim=True), shrink(mask(), one))
@@ -63,14 +67,14 @@ def test_hidden_pixels_change_nothing_and_leave_zeros(architecture: str, trainin
 @pytest.mark.parametrize("training", [True, False])
 def test_with_nothing_hidden_it_is_the_dense_encoder(architecture: str, training: bool) -> None:
     dense = build(architecture).train(training)
-    sparse = SparseEncoder(copy.deepcopy(dense))
+    sparse = copy.deepcopy(dense)
     torch.manual_seed(1)
     expected = dense(image())
     torch.manual_seed(1)
-    features = sparse(image(), torch.zeros(2, 1, 64, 96))
+    features = encode(sparse, image(), torch.zeros(2, 1, 64, 96))
     for one, two in zip(features, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
-    after = sparse.encoder.state_dict()
+    after = sparse.state_dict()
     for name, tensor in dense.state_dict().items():
         torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-5)
 
@@ -100,23 +104,23 @@ def masked_everywhere(encoder: nn.Module, shown: Tensor, hidden: Tensor) -> list
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "tf_efficientnet_lite0"])
 def test_a_naive_implementation_agrees(architecture: str) -> None:
-    sparse = SparseEncoder(build(architecture).double())
-    reference, before = copy.deepcopy(sparse.encoder), copy.deepcopy(sparse.encoder.state_dict())
-    features = sparse(image().double(), mask())
+    sparse = build(architecture).double()
+    reference, before = copy.deepcopy(sparse), copy.deepcopy(sparse.state_dict())
+    features = encode(sparse, image().double(), mask())
     expected = masked_everywhere(reference, image().double(), mask())
     for one, two in zip(features, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
     weights = torch.randn(features[-1].shape, generator=torch.Generator().manual_seed(3))
     (features[-1] * weights).sum().backward()
     (expected[-1] * weights).sum().backward()
-    weight, other = next(sparse.encoder.parameters()), next(reference.parameters())
+    weight, other = next(sparse.parameters()), next(reference.parameters())
     torch.testing.assert_close(weight.grad, other.grad, rtol=1e-6, atol=1e-9)
     assert other.grad.abs().max() > 1e-3
     norms = [(name, module) for name, module in reference.named_modules() if hasattr(module, "seen_mean")]
     assert len(norms) > 5
     for name, module in norms:
         running = before[f"{name}.running_mean"] * (1 - module.momentum) + module.seen_mean * module.momentum
-        torch.testing.assert_close(sparse.encoder.get_submodule(name).running_mean, running, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(sparse.get_submodule(name).running_mean, running, rtol=1e-9, atol=1e-9)
 
 
 class Patches(nn.Module):
@@ -137,7 +141,7 @@ def test_statistics_are_those_of_visible_positions() -> None:
     encoder = Patches(nn.Sequential(nn.BatchNorm2d(8), nn.GroupNorm(2, 8), SqueezeExcite(8, rd_channels=4), response))
     for parameter in encoder.layer.parameters():
         nn.init.normal_(parameter)
-    feature = SparseEncoder(copy.deepcopy(encoder))(image(), mask())[-1]
+    feature = encode(copy.deepcopy(encoder), image(), mask())[-1]
     embedded = encoder.embed(image())
     visible = ~shrink(mask(), embedded)[:, 0]
     expected = encoder.layer(torch.stack([embedded[i][:, visible[i]] for i in range(2)])[..., None])
@@ -148,12 +152,11 @@ def test_statistics_are_those_of_visible_positions() -> None:
 def test_making_it_draws_no_random_number_and_a_failed_pass_leaves_no_hook() -> None:
     encoder = build("test_efficientnet")
     before, state = copy.deepcopy(encoder.state_dict()), torch.get_rng_state()
-    sparse = SparseEncoder(encoder)
-    assert sparse.encoder is encoder
+    find_spatial_modules(encoder)
     assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(RuntimeError, match="channels"):
-        sparse(torch.randn(2, 5, 64, 96), mask())
+        encode(encoder, torch.randn(2, 5, 64, 96), mask())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in encoder.modules())
     assert encoder(image())[-1].shape[-2:] == (2, 3)
 
@@ -167,7 +170,7 @@ class Blurred(Patches):
 
 def test_an_encoder_that_cannot_be_made_sparse_is_refused() -> None:
     with pytest.raises(SegaeError, match="encoder must mix positions inside of its layers"):
-        SparseEncoder(Blurred(nn.Identity()))
+        find_spatial_modules(Blurred(nn.Identity()))
     positions = VisiblePositions(mask(), 32)
     with pytest.raises(SegaeError, match=r"encoder must make maps .*got \(2, 4, 5, 6\)"):
         positions.gather(torch.zeros(2, 4, 5, 6))
@@ -186,4 +189,4 @@ def test_an_encoder_that_cannot_be_made_sparse_is_refused() -> None:
 )
 def test_masks_are_checked(hidden: Tensor, message: str) -> None:
     with pytest.raises(SegaeError, match=message):
-        SparseEncoder(build("test_resnet"))(image(), hidden)
+        encode(build("test_resnet"), image(), hidden)
