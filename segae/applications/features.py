@@ -230,18 +230,10 @@ def write_features(
     """Write the features of image files and their names; a call that was interrupted continues where it stopped.
 
     Memory does not grow with the number of images. Until the file is whole, everything is in a folder beside it,
-    ``<out>.partial``.
-
-    Args:
-        encoder: see ``compute_features``.
-        paths: image files; those that cannot be read have no row.
-        out: an .npz, .parquet or .safetensors file, or .npy, a memory map, with the names in ``<out>.names.json``.
-        dtype: of the values, float32 or float16.
-        skipped: receives the files that cannot be read.
-        **how: further settings of ``compute_features``.
-
-    Raises:
-        SegaeError: ``out`` has another ending, no image can be read, or the disk is full.
+    ``<out>.partial``. ``out`` is an .npz, .parquet or .safetensors file, or .npy, a memory map, with the names in
+    ``<out>.names.json``; ``dtype`` is float32 or float16. Images that cannot be read have no row and are added to
+    ``skipped``; ``how`` are settings of ``compute_features``.
+    SegaeError if ``out`` has another ending, no image can be read, or the disk is full.
     """
     check_format(out, dense=how.get("pool") == "none")
     partial = out.with_name(f"{out.name}.partial")

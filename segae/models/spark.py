@@ -40,7 +40,7 @@ def encode_visible(
     Returns:
         The encoder's features, zero at hidden positions.
     """
-    if mask.shape[-2:] != images.shape[-2:] or len(mask) != len(images):
+    if mask.shape != (len(images), 1, *images.shape[-2:]):
         raise SegaeError(f"mask must be (B, 1, H, W) as images {tuple(images.shape)}, got {tuple(mask.shape)}")
     positions = VisiblePositions(mask, encoder.output_stride, visible)
     with ExitStack() as hooks:
@@ -152,11 +152,8 @@ class VisiblePositions:
     """
 
     def __init__(self, mask: Tensor, stride: int, visible: int | None = None) -> None:
-        batch, channels, height, width = mask.shape
-        if channels != 1 or height % stride or width % stride:
-            raise SegaeError(f"mask must be (B, 1, H, W) with sides divisible by {stride}, got {tuple(mask.shape)}")
-        self.rows, self.columns = height // stride, width // stride
-        pixels = (mask > 0).view(batch, self.rows, stride, self.columns, stride)
+        self.rows, self.columns = (side // stride for side in mask.shape[-2:])
+        pixels = (mask > 0).view(len(mask), self.rows, stride, self.columns, stride)
         hidden = pixels.any(4).any(2).flatten(1)
         self.count = _count_visible(pixels, hidden, stride) if visible is None else visible
         # a stable sort puts the visible blocks first and keeps their order
