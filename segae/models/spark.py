@@ -169,7 +169,7 @@ class VisiblePositions:
                 f"encoder must make maps of {self.rows} x {self.columns} blocks, got {tuple(feature.shape)}: {_OTHERS}"
             )
         runs = feature.permute(0, 2, 3, 1).reshape(-1, side * channels)
-        listed = _Take.apply(runs, self._runs_of(side))
+        listed = _Move.apply(runs, self._runs_of(side), None)
         return listed.view(batch, -1, 1, channels).permute(0, 3, 1, 2)
 
     def scatter(self, listed: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class VisiblePositions:
         if one != 1 or side == 0 or side**2 * self.count != positions:
             raise SegaeError(f"encoder must keep lists of visible positions, got {tuple(listed.shape)}: {_OTHERS}")
         runs = listed.permute(0, 2, 3, 1).reshape(-1, side * channels)
-        put = _put(runs, self._runs_of(side), batch * self.rows * side * self.columns)
+        put = _Move.apply(runs, self._runs_of(side), batch * self.rows * side * self.columns)
         return put.view(batch, self.rows * side, self.columns * side, channels).permute(0, 3, 1, 2)
 
     def _runs_of(self, side: int) -> Tensor:
@@ -205,23 +205,28 @@ def _count_visible(pixels: Tensor, hidden: Tensor, stride: int) -> int:
     return most
 
 
-class _Take(torch.autograd.Function):
-    """Rows of a matrix; the gradient is written back without the atomic sums of index_select's own."""
+class _Move(torch.autograd.Function):
+    """Take rows at an index without repeats, or put them there among ``total`` rows of zeros.
+
+    Each is the gradient of the other. torch's own taking has a gradient with atomic sums, and its own putting keeps the
+    rows for the backward pass.
+    """
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, index: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, index: Tensor, total: int | None) -> Tensor:
         ctx.save_for_backward(index)
-        ctx.total = len(matrix)
-        return matrix.index_select(0, index)
+        ctx.total = len(rows) if total is None else None
+        return _move(rows, index, total)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (index,) = ctx.saved_tensors
-        return _put(gradient, index, ctx.total), None
+        return _move(gradient, index, ctx.total), None, None
 
 
-def _put(rows: Tensor, index: Tensor, total: int) -> Tensor:
-    """Write rows into a matrix of zeros, at an index without repeats."""
+def _move(rows: Tensor, index: Tensor, total: int | None) -> Tensor:
+    if total is None:
+        return rows.index_select(0, index)
     zeros = rows.new_zeros(total, rows.shape[1])
     # the same result: on a CPU adding is twice as fast as copying, on a GPU it would be atomic
     return zeros.index_copy_(0, index, rows) if rows.is_cuda else zeros.index_add_(0, index, rows)
