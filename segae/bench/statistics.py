@@ -90,8 +90,16 @@ class PixelCounts:
 
     def match_order(self, other: PixelCounts) -> PixelCounts:
         """Bring seeds, images and classes, which must be the same ones, into the order of ``other``."""
-        names = ("seeds", "images", "classes")
-        pick = np.ix_(*(_positions(name, getattr(self, name), getattr(other, name)) for name in names))
+        places = []
+        for argument in ("seeds", "images", "classes"):
+            mine, theirs = getattr(self, argument), getattr(other, argument)
+            if odd := sorted(set(mine) ^ set(theirs), key=str):
+                shown = ", ".join(map(str, odd[:3])) + (", ..." if len(odd) > 3 else "")
+                same = f"{argument} must be the same on both sides for pairing"
+                raise SegaeError(f"{same}, got {shown} on one only ({len(odd)})")
+            place = {name: index for index, name in enumerate(mine)}
+            places.append([place[name] for name in theirs])
+        pick = np.ix_(*places)
         return PixelCounts(other.seeds, other.images, other.classes, self.intersection[pick], self.union[pick])
 
 
@@ -162,8 +170,6 @@ class CrossedMean:
 
     def value_variance(self) -> Array:
         """Variance of one value (one seed, one image): the sum of the three variance components, none below 0."""
-        if self.seeds == 1:
-            return self.image * self.images
         seed = np.maximum(self.seed - self.residual, 0) * self.seeds
         image = np.maximum(self.image - self.residual, 0) * self.images
         return seed + image + self.residual * self.seeds * self.images
@@ -230,11 +236,12 @@ def crossed_mean(values: ArrayLike) -> CrossedMean:
     estimate = seed_means.mean(axis=-1)
     image = image_means.var(axis=-1, ddof=1) / images
     if seeds == 1:
-        none = np.zeros_like(image)
-        return CrossedMean(estimate, none, image, none, seeds, images)
-    rest = table - seed_means[..., None] - image_means[..., None, :] + estimate[..., None, None]
-    residual = (rest**2).sum(axis=(-2, -1)) / ((seeds - 1) * (images - 1)) / (seeds * images)
-    return CrossedMean(estimate, seed_means.var(axis=-1, ddof=1) / seeds, image, residual, seeds, images)
+        seed = residual = np.zeros_like(image)
+    else:
+        seed = seed_means.var(axis=-1, ddof=1) / seeds
+        rest = table - seed_means[..., None] - image_means[..., None, :] + estimate[..., None, None]
+        residual = (rest**2).sum(axis=(-2, -1)) / ((seeds - 1) * (images - 1)) / (seeds * images)
+    return CrossedMean(estimate, seed, image, residual, seeds, images)
 
 
 def mean_interval(scores: Scores, level: float = 0.95) -> Interval:
@@ -290,7 +297,11 @@ def compare(a: Scores, b: Scores, level: float = 0.95, resamples: int = 2000, se
         >>> round(compare([0.74, 0.75, 0.73], [0.69, 0.71, 0.69]).difference.estimate, 3)
         0.043
     """
-    table_a, table_b = _pair(a, b)
+    if isinstance(a, PixelCounts) and isinstance(b, PixelCounts):
+        b = b.match_order(a)
+    table_a, table_b = _as_table(a), _as_table(b)
+    if table_a.shape != table_b.shape:
+        raise SegaeError(f"b must have the shape of a for pairing, {table_a.shape}, got {table_b.shape}")
     values = table_a - table_b
     difference = mean_interval(values, level)
     if values.ndim == 1:
@@ -300,7 +311,7 @@ def compare(a: Scores, b: Scores, level: float = 0.95, resamples: int = 2000, se
         return Comparison(difference, difference, p, p, effect, len(values))
     p, bootstrap = float(crossed_mean(values).p_value()), difference
     if isinstance(a, PixelCounts) and isinstance(b, PixelCounts):
-        bootstrap = _bootstrap(a, b.match_order(a), level, resamples, np.random.default_rng(seed))
+        bootstrap = _bootstrap(a, b, level, resamples, np.random.default_rng(seed))
     spread = float(np.sqrt((crossed_mean(table_a).value_variance() + crossed_mean(table_b).value_variance()) / 2))
     effect = difference.estimate / spread if spread > 0 else float(np.sign(difference.estimate)) * float("inf")
     return Comparison(difference, bootstrap, p, p, 0.0 if difference.estimate == 0 else effect, values.size)
@@ -379,12 +390,10 @@ def _cross(score: float, known: Array, means: Array) -> tuple[float | None, str]
 
 def _interpolate(labels: Array, known: Array, curve_bsn: Array) -> Array:
     """The reference's values (len(labels), S, N), linear in the logarithm of the labels."""
-    if len(known) == 1:
-        return np.repeat(curve_bsn, len(labels), axis=0)
-    after = np.clip(np.searchsorted(known, labels), 1, len(known) - 1)
-    left, right = np.log(known[after - 1]), np.log(known[after])
-    part = np.clip((np.log(labels) - left) / (right - left), 0, 1)[:, None, None]
-    return (1 - part) * curve_bsn[after - 1] + part * curve_bsn[after]
+    place = np.interp(np.log(labels), np.log(known), np.arange(len(known)))
+    before, after = np.floor(place).astype(int), np.ceil(place).astype(int)
+    part = (place - before)[:, None, None]
+    return (1 - part) * curve_bsn[before] + part * curve_bsn[after]
 
 
 def _bootstrap(a: PixelCounts, b: PixelCounts, level: float, resamples: int, rng: np.random.Generator) -> Interval:
@@ -401,10 +410,8 @@ def _bootstrap(a: PixelCounts, b: PixelCounts, level: float, resamples: int, rng
         times = np.bincount(cells.ravel(), minlength=len(samples) * images).reshape(-1, images)
         sums = (times @ flat).reshape(-1, *shape)
         # a class that no image of the sample has is NaN and is left out of its mean
-        with np.errstate(invalid="ignore"):
-            iou_a, iou_b = sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3]
-        gain = np.nanmean(iou_a, axis=-1).mean(axis=-1) - np.nanmean(iou_b, axis=-1).mean(axis=-1)
-        return gain.reshape(np.moveaxis(drawn, axis, -1).shape[:-1])
+        miou = np.nanmean(_ratio(sums[:, ::2], sums[:, 1::2]), axis=-1).mean(axis=-1)
+        return (miou[:, 0] - miou[:, 1]).reshape(np.moveaxis(drawn, axis, -1).shape[:-1])
 
     estimate = float(difference(np.arange(images)))
     if not np.ptp((a.influence() - b.influence()).mean(axis=0)):  # every sample gives the same
@@ -413,15 +420,6 @@ def _bootstrap(a: PixelCounts, b: PixelCounts, level: float, resamples: int, rng
     sampling = {"n_resamples": resamples, "batch": 256, "confidence_level": level, "method": "BCa", "rng": rng}
     ends = stats.bootstrap((np.arange(images),), difference, **sampling).confidence_interval
     return Interval(estimate, float(ends.low), float(ends.high), level, "images")
-
-
-def _pair(a: Scores, b: Scores) -> tuple[Array, Array]:
-    if isinstance(a, PixelCounts) and isinstance(b, PixelCounts):
-        b = b.match_order(a)
-    table_a, table_b = _as_table(a), _as_table(b)
-    if table_a.shape != table_b.shape:
-        raise SegaeError(f"b must have the shape of a for pairing, {table_a.shape}, got {table_b.shape}")
-    return table_a, table_b
 
 
 def _as_table(scores: Scores) -> Array:
@@ -433,15 +431,6 @@ def _two_tails(distance: Array, variance: Array, freedom: int) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         quotient = distance / np.sqrt(variance)
     return 2 * special.stdtr(freedom, -np.nan_to_num(quotient, nan=0.0, posinf=np.inf))
-
-
-def _positions(argument: str, mine: Sequence[object], theirs: Sequence[object]) -> list[int]:
-    place = {name: index for index, name in enumerate(mine)}
-    odd = sorted(set(mine) ^ set(theirs), key=str)
-    if odd:
-        shown = ", ".join(map(str, odd[:3])) + (", ..." if len(odd) > 3 else "")
-        raise SegaeError(f"{argument} must be the same on both sides for pairing, got {shown} on one only ({len(odd)})")
-    return [place[name] for name in theirs]
 
 
 def _ratio(part: NDArray[np.int64] | Array, whole: NDArray[np.int64]) -> Array:
