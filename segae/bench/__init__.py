@@ -3,33 +3,15 @@
 The runner is loaded when it is first used: reading rows and making a report need no torch.
 """
 
-from typing import Any
-
 import lazy_loader
 
 from segae.bench.comparison import Section, Variant, compare_rows
 from segae.bench.report import report, verdict, write_report
 from segae.bench.results import COLUMNS, details_path, read_details, read_rows, run_id
 
-_load, _, _ = lazy_loader.attach(__name__, submod_attrs={"runner": ["BenchResult", "benchmark"]})
-
-
-def __getattr__(name: str) -> Any:
-    return _load(name)
-
+__getattr__, _, _ = lazy_loader.attach(__name__, submod_attrs={"runner": ["BenchResult", "benchmark"]})
 
 __all__ = [
-    "COLUMNS",
-    "BenchResult",
-    "Section",
-    "Variant",
-    "benchmark",
-    "compare_rows",
-    "details_path",
-    "read_details",
-    "read_rows",
-    "report",
-    "run_id",
-    "verdict",
-    "write_report",
-]
+    "COLUMNS", "BenchResult", "Section", "Variant", "benchmark", "compare_rows", "details_path", "read_details",
+    "read_rows", "report", "run_id", "verdict", "write_report",
+]  # fmt: skip

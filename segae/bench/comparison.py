@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -219,31 +220,32 @@ def compare_variants(variants: Sequence[Variant], per_image: pd.DataFrame | None
             counts[index] = pixel_counts(per_image, one.rows)  # type: ignore[arg-type]
         except DataError as error:
             reason = str(error)
-    starts = [_start_of(one, variants) for one in variants]
+    # a variant is compared with the plain weights that it began with, plain weights with the random ones
+    plain = {(one.first["weights"], one.labels): index for index, one in enumerate(variants) if one.is_start}
+    starts = [plain.get(("random" if one.is_start else one.first["weights"], one.labels)) for one in variants]
+    starts = [None if start == index else start for index, start in enumerate(starts)]
     tested: dict[Key, statistics.Comparison] = {}
     for a, b in itertools.permutations(range(len(variants)), 2):
         seeds = sorted(set(variants[a].scores.index) & set(variants[b].scores.index))
         if len(seeds) < 2 or not _comparable(variants[a], variants[b]):
             continue
-        if {a, b} <= counts.keys():
-            tested[a, b] = statistics.compare(counts[a].select_seeds(seeds), counts[b].select_seeds(seeds), LEVEL)
-        else:
-            tested[a, b] = statistics.compare(variants[a].scores[seeds], variants[b].scores[seeds], LEVEL)
-    families: dict[int, list[Key]] = {}
+        counted = {a, b} <= counts.keys()
+        mine, theirs = (counts[i].select_seeds(seeds) if counted else variants[i].scores[seeds] for i in (a, b))
+        tested[a, b] = statistics.compare(mine, theirs, LEVEL)
+    families: dict[int, list[Key]] = defaultdict(list)
     for a, b in tested:
-        families.setdefault(variants[a].labels if starts[a] == b else -1, []).append((a, b))
+        families[variants[a].labels if starts[a] == b else -1].append((a, b))
     for pairs in families.values():
         adjusted = statistics.adjust_p_values([tested[pair] for pair in pairs])
         tested |= dict(zip(pairs, adjusted, strict=True))
-    worth = _worth(variants, counts)
+    worth = _worth(variants, starts, counts)
     results = []
     for index, (one, start) in enumerate(zip(variants, starts, strict=True)):
         line = {"name": one.name, "kind": one.kind, "plain": one.is_start, "labels": one.labels, "seeds": len(one.rows)}
         line |= {"images": len(counts[index].images) if index in counts else 0, "worth": worth.get(index, "")}
-        line |= {"miou": one.scores.mean(), "low": np.nan, "high": np.nan}
-        if len(one.rows) > 1:
-            interval = statistics.mean_interval(counts.get(index, one.scores.to_numpy()), LEVEL)
-            line |= {"low": interval.low, "high": interval.high}
+        scores = one.scores.to_numpy()
+        interval = statistics.mean_interval(counts.get(index, scores) if len(scores) > 1 else scores, LEVEL)
+        line |= {"miou": one.scores.mean(), "low": interval.low, "high": interval.high}
         line |= {"start": "" if start is None else variants[start].name, **_numbers(tested.get((index, start)))}
         if start is not None and (index, start) not in tested:
             line["gain"] = (one.scores - variants[start].scores).mean()
@@ -262,15 +264,6 @@ def _numbers(found: statistics.Comparison | None) -> dict[str, Any]:
     one, beyond = found.difference, found.bootstrap.low > 0 or found.bootstrap.high < 0
     values = (one.estimate, one.low, one.high, found.p_adjusted, found.effect_size)
     return {**dict(zip(_NUMBERS, values, strict=True)), "clear": found.p_adjusted < 1 - LEVEL and beyond}
-
-
-def _start_of(one: Variant, variants: Sequence[Variant]) -> int | None:
-    """The plain weights that a variant began with; of plain weights the random ones."""
-    sought = ("random" if one.is_start else one.first["weights"], one.labels)
-    for index, other in enumerate(variants):
-        if other.is_start and other is not one and (other.first["weights"], other.labels) == sought:
-            return index
-    return None
 
 
 def _comparable(one: Variant, other: Variant) -> bool:
@@ -294,17 +287,17 @@ def _comparable(one: Variant, other: Variant) -> bool:
     return bool(one.kind and one.kind == other.kind)
 
 
-def _worth(variants: Sequence[Variant], counts: Mapping[int, statistics.PixelCounts]) -> dict[int, str]:
+def _worth(
+    variants: Sequence[Variant], starts: Sequence[int | None], counts: Mapping[int, statistics.PixelCounts]
+) -> dict[int, str]:
     """How many labels the start of each variant needs to get as far, as text, where that start has several budgets."""
-    curves: dict[str, dict[int, int]] = {}
-    for index, one in enumerate(variants):
-        if index in counts:
-            curves.setdefault(one.name, {})[one.labels] = index
+    curves: dict[str, dict[int, int]] = defaultdict(dict)
+    for index in counts:
+        curves[variants[index].name][variants[index].labels] = index
     found: dict[int, str] = {}
     for curve in curves.values():
-        one = variants[next(iter(curve.values()))]
-        start = _start_of(one, variants)
-        reference = curves.get(variants[start].name, {}) if start is not None else {}
+        start = starts[next(iter(curve.values()))]
+        reference = {} if start is None else curves.get(variants[start].name, {})
         places = [*curve.values(), *reference.values()]
         seeds = sorted(set.intersection(*(set(counts[place].seeds) for place in places)))
         if len(reference) < 2 or len(seeds) < 2:

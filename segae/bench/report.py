@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader
 from segae._io import show_messages, write_atomically
 from segae.bench.comparison import Section, Variant, compare_rows, parse_json, parse_settings
 from segae.bench.report_figures import MAX_LINES, curves_figure, efficiency_figure, export, picture_uri
-from segae.bench.results import read_details, read_rows
+from segae.bench.results import DETAILS, read_details, read_rows
 from segae.errors import SegaeError
 
 logger = logging.getLogger("segae")
@@ -72,9 +72,7 @@ def report(
     return write_report(
         table,
         source.with_suffix(".html") if out is None else Path(out),
-        per_image=read_details(source, studies[0], "per_image"),
-        curves=read_details(source, studies[0], "curves"),
-        confusion=read_details(source, studies[0], "confusion"),
+        **{kind: read_details(source, studies[0], kind) for kind in DETAILS},
         pictures={path.parent.parent.name.rpartition("-")[2]: path for path in sheets},
         notes=[f"{images} test images look like images that were trained on."] if images else [],
         figures=None if figures is None else Path(figures),

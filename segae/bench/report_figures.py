@@ -66,16 +66,16 @@ def efficiency_figure(results: pd.DataFrame, names: Sequence[str], name: str) ->
         _draw_dots(figure, axes, shown, names)
         title = f"Mean IoU with {budgets[0]} labels"
         return ReportFigure(name, title, f"{title}. {said}.", figure)
+    lines: dict[str, Any] = {}
     for place, one in enumerate(names[:MAX_LINES]):
         mine = shown[shown["name"] == one].sort_values("labels")
         shift = 1.03 ** (place - (len(names) - 1) / 2)  # intervals beside one another, not on one another
         look: dict[str, Any] = {"color": COLORS[place], "marker": _MARKERS[place], "ms": 5, "lw": 1.6, "capsize": 2.5}
-        axes.errorbar(mine["labels"] * shift, mine["miou"], _bars(mine), label=one, **look)
+        lines[one], *_ = axes.errorbar(mine["labels"] * shift, mine["miou"], _bars(mine), **look)
     axes.set(xscale="log", xlabel="labeled training images", ylabel="mean IoU")
     axes.set_xticks(budgets, [str(one) for one in budgets])
     axes.xaxis.set_minor_locator(NullLocator())
-    last = {one: shown[shown["name"] == one].sort_values("labels")["miou"].iloc[-1] for one in names[:MAX_LINES]}
-    _label_ends(axes, last)
+    _label_ends(axes, lines)
     return ReportFigure(name, "Mean IoU against the number of labels", f"Mean IoU against labels. {said}.", figure)
 
 
@@ -88,20 +88,17 @@ def curves_figure(curves: pd.DataFrame, runs: Mapping[str, Sequence[str]], name:
         name: of the figure's file.
     """
     figure, axes = _panel()
-    last: dict[str, float] = {}
-    for place, (one, ids) in enumerate(list(runs.items())[:MAX_LINES]):
+    lines: dict[str, Any] = {}
+    for one, ids, color, marker in zip(runs, runs.values(), COLORS, _MARKERS, strict=False):
         loss = curves[curves["run_id"].isin(ids)].groupby("epoch")["train_loss"].mean().dropna()
         if len(loss):
-            axes.plot(loss.index, loss, color=COLORS[place], marker=_MARKERS[place], ms=4, lw=1.6)
-            last[one] = float(loss.iloc[-1])
-        else:
-            axes.plot([], [])
-    if not last:
+            (lines[one],) = axes.plot(loss.index, loss, color=color, marker=marker, ms=4, lw=1.6)
+    if not lines:
         return None
     axes.set(xlabel="epoch", ylabel="training loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _label_ends(axes, last, [list(runs).index(one) for one in last])
-    said = "; ".join(f"{one} {value:.3f}" for one, value in last.items())
+    _label_ends(axes, lines)
+    said = "; ".join(f"{one} {line.get_ydata()[-1]:.3f}" for one, line in lines.items())
     return ReportFigure(name, "Training loss", f"Training loss after the last epoch: {said}.", figure)
 
 
@@ -114,9 +111,9 @@ def picture_uri(path: Path) -> str:
     content = BytesIO()
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
-            width = min(picture.width, _SHEET_WIDTH)
-            size = (width, max(1, round(picture.height * width / picture.width)))
-            picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(content, "JPEG", quality=85)
+            scaled = picture.convert("RGB")
+            scaled.thumbnail((_SHEET_WIDTH, picture.height), Image.Resampling.LANCZOS, reducing_gap=None)
+            scaled.save(content, "JPEG", quality=85)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as a picture: {error}") from error
     return data_uri("image/jpeg", content.getvalue())
@@ -162,32 +159,29 @@ def _draw_dots(figure: Figure, axes: Axes, shown: pd.DataFrame, names: Sequence[
         one = ordered.iloc[[place]]
         color = COLORS[list(names).index(one["name"].iloc[0])]
         axes.errorbar(one["miou"], [place], xerr=_bars(one), color=color, marker="o", capsize=3, lw=1.6)
-    axes.set_yticks(range(len(ordered)), ["\n".join(textwrap.wrap(_plain(one), 30)) for one in ordered["name"]])
+    names = ["\n".join(textwrap.wrap(one, 30)) for one in ordered["name"]]
+    axes.set_yticks(range(len(ordered)), names, parse_math=False)
     axes.set(xlabel="mean IoU", ylim=(len(ordered) - 0.5, -0.5))
     axes.grid(axis="x", color=FAINT, lw=0.8)
 
 
-def _label_ends(axes: Axes, last: Mapping[str, float], colors: Sequence[int] | None = None) -> None:
+def _label_ends(axes: Axes, lines: Mapping[str, Any]) -> None:
     """Write each name at the right end of its line, in its color, in place of a legend; names keep apart."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
-    texts = {one: textwrap.wrap(_plain(one), 22) or [""] for one in last}
-    height = (high - low) / 16.5  # of a line of text
-    order = sorted(last, key=lambda one: last[one])
-    places: dict[str, float] = {}
-    floor, ceiling = low, high
+    texts = {one: textwrap.wrap(one, 22) or [""] for one in lines}
+    halves = {one: (high - low) / 16.5 * len(text) / 2 for one, text in texts.items()}  # of their height
+    places = {one: float(line.get_ydata()[-1]) for one, line in lines.items()}
+    order = sorted(places, key=places.__getitem__)
     for one in order:  # from below, each above the one before
-        half = height * len(texts[one]) / 2
-        places[one] = max(last[one], floor + half)
-        floor = places[one] + half
+        places[one] = max(places[one], low + halves[one])
+        low = places[one] + halves[one]
     for one in reversed(order):  # and down again from the top of the axes
-        half = height * len(texts[one]) / 2
-        places[one] = min(places[one], ceiling - half)
-        ceiling = places[one] - half
-    for index, one in enumerate(last):
-        color = COLORS[colors[index] if colors else index]
-        style: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 9, "color": color}
-        axes.text(1.03, places[one], "\n".join(texts[one]), **style)
+        places[one] = min(places[one], high - halves[one])
+        high = places[one] - halves[one]
+    style: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 9}
+    for one, line in lines.items():
+        axes.text(1.03, places[one], "\n".join(texts[one]), color=line.get_color(), parse_math=False, **style)
 
 
 def _bars(rows: pd.DataFrame) -> NDArray[np.float64]:
@@ -199,8 +193,3 @@ def _bars(rows: pd.DataFrame) -> NDArray[np.float64]:
 def _spoken(row: pd.Series) -> str:
     known = not np.isnan(row["low"])
     return f"{row['miou']:.3f}" + (f" ({row['low']:.3f} to {row['high']:.3f})" if known else "")
-
-
-def _plain(text: str) -> str:
-    """A name in which matplotlib sees no formula."""
-    return text.replace("$", r"\$")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
-import io
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -137,16 +136,12 @@ def collect_details(run_folder: Path, key: Mapping[str, Any]) -> dict[str, list[
     tables = [_read_text(path) if path.exists() else pd.DataFrame() for path in paths]
     images, log = (table.rename(columns={"name": "image"}).to_dict("records") for table in tables)
     metrics = read_json(run_folder / "test" / "metrics.json") or {}
-    classes = metrics.get("classes", [])
-    pairs = [
-        {"truth": truth, "prediction": prediction, "pixels": pixels}
-        for truth, counts in zip(classes, metrics.get("confusion", []), strict=False)
-        for prediction, pixels in zip(classes, counts, strict=True)
-    ]
+    classes, pixels = metrics.get("classes", []), np.ravel(metrics.get("confusion", [])).tolist()
+    cells = zip(itertools.product(classes, repeat=2), pixels, strict=False)
     columns = ("epoch", "phase", "train_loss", "valid_loss", "miou")
     return {
         "per_image": [{"dataset": key["dataset"], "split": key["split"], **run, **line} for line in images],
-        "confusion": [{**run, **line} for line in pairs],
+        "confusion": [{**run, "truth": true, "prediction": found, "pixels": count} for (true, found), count in cells],
         "curves": [{**run, **{name: line.get(name, "") for name in columns}} for line in log],
     }
 
@@ -165,14 +160,10 @@ def merge_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, key: Sequence[s
 
 def write_table(path: Path, rows: Sequence[Mapping[Any, Any]]) -> None:
     """Write rows as CSV, gzipped if the name ends with .gz, atomically; the same rows give the same bytes."""
-    columns = list(dict.fromkeys(str(name) for row in rows for name in row))
-    if "experiment" in columns:
-        columns = [name for name in COLUMNS if name in columns] + [name for name in columns if name not in COLUMNS]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    content = text.getvalue().encode("utf-8", "backslashreplace")  # a file name may be no text
+    table = pd.DataFrame(rows, dtype=object)
+    first = [name for name in COLUMNS if name in table] if "experiment" in table else []
+    text = table[[*first, *table.columns.difference(first, sort=False)]].to_csv(index=False, lineterminator="\n")
+    content = text.encode("utf-8", "backslashreplace")  # a file name may be no text
     packed = gzip.compress(content, mtime=0) if path.suffix == ".gz" else content
     write_atomically(path, lambda file: file.write(packed))
 

@@ -67,7 +67,8 @@ class Outcome:
     ours: bool = False
 
 
-Job = Callable[[BenchConfig, Run, str], Outcome]
+Job = Callable[[BenchConfig, Run, Path, str], Outcome]
+"""Does a run in its folder on a device."""
 Submit = Callable[[int, Job, BenchConfig, Run], "Future[Outcome]"]
 """Starts a job in a slot."""
 
@@ -103,7 +104,8 @@ def benchmark(config: BenchConfig) -> BenchResult:
 
     with _open_engine(config) as submit:
         tuned = tune(trials, dataset, contents, candidates, score) if candidates else {}
-        runs = _choose_shard(make_runs(config, dataset, contents, tuned), config.shard)
+        part, parts = map(int, (config.shard or "1/1").split("/"))
+        runs = make_runs(config, dataset, contents, tuned)[part - 1 :: parts]
         failed = _run_all(config, submit, runs)
     found, page = _finished(config, runs), None
     if len(found):
@@ -131,11 +133,6 @@ def _resolve(config: BenchConfig) -> BenchConfig:
     return replace(config, **paths, devices=devices, jobs=jobs, trainer=trainer)
 
 
-def _choose_shard(runs: Sequence[Run], shard: str | None) -> Sequence[Run]:
-    part, parts = map(int, (shard or "1/1").split("/"))
-    return runs[part - 1 :: parts]
-
-
 def _rows_csv(config: BenchConfig) -> Path:
     return Path(config.out) / f"{config.experiment}.csv" if config.rows is None else Path(config.rows).absolute()
 
@@ -155,15 +152,13 @@ def _run_all(config: BenchConfig, submit: Submit, runs: Sequence[Run]) -> dict[s
     done, rows_csv = set(_finished(config, runs)["run_id"]), _rows_csv(config)
     missing = [run for run in runs if run.run_id not in done]
     logger.info("%d runs, %d of them finished; logs in %s", len(runs), len(done), Path(config.out) / "logs")
-    needed = {run.pretrain_id: run for run in missing if run.pretrain is not None}
-    needed = {
-        one: run for one, run in needed.items() if read_metrics(run_folder(config, run, pretraining=True)) is None
-    }
-    outcomes = _in_parallel(config, submit, _pretrain_job, list(needed.values()), "pretrainings")
+    once = {run.pretrain_id: run for run in missing if run.pretrain is not None}.values()
+    needed = [run for run in once if read_metrics(run_folder(config, run, pretraining=True)) is None]
+    outcomes = _in_parallel(config, submit, _pretrain, needed, "pretrainings")
     without = {run.pretrain_id: outcome for run, outcome in outcomes if outcome.failure}
     failed = {f"pretraining of {run.name}": without[run.pretrain_id] for run in missing if run.pretrain_id in without}
     missing = [run for run in missing if run.pretrain_id not in without]
-    for run, outcome in _in_parallel(config, submit, _finetune_job, missing, "runs"):
+    for run, outcome in _in_parallel(config, submit, _finetune, missing, "runs"):
         if outcome.failure:
             failed[run.name] = outcome
             continue
@@ -184,11 +179,9 @@ def _in_parallel(
     while waiting or running:
         while waiting and free:
             slot, run = free.pop(0), waiting.popleft()
-            if job is _pretrain_job:  # which may take long
-                folder = run_folder(config, run, pretraining=True)
-                logger.info(
-                    "pretraining %s, without labels; its log: %s", run.pretraining_name, log_file(config, folder)
-                )
+            if job is _pretrain:  # which may take long
+                log = log_file(run_folder(config, run, pretraining=True))
+                logger.info("pretraining %s, without labels; its log: %s", run.pretraining_name, log)
             running[submit(slot, job, config, run)] = slot, run
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             slot, run = running.pop(future)
@@ -204,7 +197,7 @@ def _in_parallel(
                 seconds[run.schedule].append(outcome.seconds)
             left = [*waiting, *(run for _, run in running.values())]
             count = f"{len(runs) - len(left)} of {len(runs)} {what} done{_time_left(seconds, left, jobs)}"
-            logger.info("%s: %s: %s", count, run.pretraining_name if job is _pretrain_job else run.name, result)
+            logger.info("%s: %s: %s", count, run.pretraining_name if job is _pretrain else run.name, result)
             yield run, outcome
 
 
@@ -221,7 +214,7 @@ def _open_engine(config: BenchConfig) -> Iterator[Submit]:
 
     def submit(_: int, job: Job, config: BenchConfig, run: Run) -> Future[Outcome]:
         future: Future[Outcome] = Future()
-        future.set_result(job(config, run, config.devices[0]))
+        future.set_result(_attempt(job, config, run, config.devices[0]))
         return future
 
     if config.engine == "ray":
@@ -241,10 +234,10 @@ def _in_processes(threads: str) -> Iterator[Submit]:
     def submit(slot: int, job: Job, config: BenchConfig, run: Run) -> Future[Outcome]:
         device = config.devices[slot % len(config.devices)]
         try:
-            return pools[slot].submit(job, config, run, device)
+            return pools[slot].submit(_attempt, job, config, run, device)
         except (KeyError, BrokenProcessPool):
             pools[slot] = ProcessPoolExecutor(1, initializer=_end_with, initargs=(os.getpid(),), env=env)
-            return pools[slot].submit(job, config, run, device)
+            return pools[slot].submit(_attempt, job, config, run, device)
 
     busy = True
     try:
@@ -287,7 +280,8 @@ def _on_cluster(config: BenchConfig) -> Iterator[Submit]:
     cores = max(one.get("CPU", 1) for one in machines if one.get("GPU", 0) >= gpus)  # for more it would wait for ever
     needs = {"num_cpus": min(threads, cores), "num_gpus": gpus, "max_retries": 0}
     try:
-        yield lambda _, job, config, run: ray.remote(job).options(**needs).remote(config, run, device).future()
+        attempt = ray.remote(_attempt).options(**needs)
+        yield lambda _, job, config, run: attempt.remote(job, config, run, device).future()
     finally:
         if ours:
             ray.shutdown()
@@ -301,63 +295,56 @@ def run_folder(config: BenchConfig, run: Run, *, pretraining: bool = False) -> P
     return Path(config.out) / f"{config.split}-{variant}-{run.run_id}"
 
 
-def log_file(config: BenchConfig, folder: Path) -> Path:
+def log_file(folder: Path) -> Path:
     """Where the output of a run goes that has this folder."""
-    return Path(config.out) / "logs" / f"{folder.name}.log"
+    return folder.parent / "logs" / f"{folder.name}.log"
 
 
-def _pretrain_job(config: BenchConfig, run: Run, device: str) -> Outcome:
-    """Do the pretraining that a run needs; every failure is an outcome."""
-
-    def work(folder: Path) -> Outcome:
-        settings = dict(run.pretrain or {})
-        trainer = replace(config.trainer, device=device, seed=settings.pop("seed"))
-        if read_metrics(folder) is None:  # another shard may have done it meanwhile
-            pretrain(**settings, out=folder, trainer=trainer, resume=True)
-        return Outcome()
-
-    return _attempt(config, run_folder(config, run, pretraining=True), work)
+def _pretrain(config: BenchConfig, run: Run, folder: Path, device: str) -> Outcome:
+    """Do the pretraining that a run needs."""
+    settings = dict(run.pretrain or {})
+    trainer = replace(config.trainer, device=device, seed=settings.pop("seed"))
+    if read_metrics(folder) is None:  # another shard may have done it meanwhile
+        pretrain(**settings, out=folder, trainer=trainer, resume=True)
+    return Outcome()
 
 
-def _finetune_job(config: BenchConfig, run: Run, device: str) -> Outcome:
-    """Do one fine-tuning and score it once; every failure is an outcome."""
-
-    def work(folder: Path) -> Outcome:
-        pretraining, weights, test = {}, run.weights, config.split == "test"
-        if run.pretrain is not None:
-            source = run_folder(config, run, pretraining=True)
-            pretraining, weights = read_metrics(source) or {}, str(source / "encoder.safetensors")
-        trainer = replace(config.trainer, device=device, seed=run.seed)
-        validation = folder / "validation.json"
-        if read_metrics(folder) is None or not (test or validation.exists()):
-            how: dict[str, Any] = {"out": folder, "trainer": trainer, "resume": True}
-            scores = finetune(str(config.data), **run.finetune, weights=weights, **how).scores
-            if not test:
-                if scores is None:
-                    raise SegaeError("split must be test where there are no validation images, got val")
-                write_json(validation, scores.as_row())
-        values = read_json(validation) or {}
-        if test:
-            how = {"out": folder / "test", "device": device, "threads": trainer.threads, "overwrite": True}
-            how |= {"classes": config.classes, "merge": config.merge}
-            scores = evaluate(folder / "model.safetensors", str(config.data), **how)
-            values = {**scores.as_row(), "miou_without_border": _without_border(scores)}
-        row = make_row(read_metrics(folder) or {}, values, pretraining)
-        row |= {"experiment": config.experiment, "split": config.split, "run_id": run.run_id}
-        return Outcome(row, collect_details(folder, row) if test else {})
-
-    return _attempt(config, run_folder(config, run), work)
+def _finetune(config: BenchConfig, run: Run, folder: Path, device: str) -> Outcome:
+    """Do one fine-tuning and score it once."""
+    pretraining, weights, test = {}, run.weights, config.split == "test"
+    if run.pretrain is not None:
+        source = run_folder(config, run, pretraining=True)
+        pretraining, weights = read_metrics(source) or {}, str(source / "encoder.safetensors")
+    trainer = replace(config.trainer, device=device, seed=run.seed)
+    validation = folder / "validation.json"
+    if read_metrics(folder) is None or not (test or validation.exists()):
+        how: dict[str, Any] = {"out": folder, "trainer": trainer, "resume": True}
+        scores = finetune(str(config.data), **run.finetune, weights=weights, **how).scores
+        if not test:
+            if scores is None:
+                raise SegaeError("split must be test where there are no validation images, got val")
+            write_json(validation, scores.as_row())
+    values = read_json(validation) or {}
+    if test:
+        how = {"out": folder / "test", "device": device, "threads": trainer.threads, "overwrite": True}
+        how |= {"classes": config.classes, "merge": config.merge}
+        scores = evaluate(folder / "model.safetensors", str(config.data), **how)
+        values = {**scores.as_row(), "miou_without_border": _without_border(scores)}
+    row = make_row(read_metrics(folder) or {}, values, pretraining)
+    row |= {"experiment": config.experiment, "split": config.split, "run_id": run.run_id}
+    return Outcome(row, collect_details(folder, row) if test else {})
 
 
-def _attempt(config: BenchConfig, folder: Path, work: Callable[[Path], Outcome]) -> Outcome:
-    """Do work under a lock, with its output in a log file; failures become an outcome."""
+def _attempt(job: Job, config: BenchConfig, run: Run, device: str) -> Outcome:
+    """Do a job under a lock, with its output in a log file; failures become an outcome."""
     started = time.perf_counter()
-    log = log_file(config, folder)
+    folder = run_folder(config, run, pretraining=job is _pretrain)
+    log = log_file(folder)
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
         # another shard, or what a killed benchmark left running, may be at it
         with FileLock(folder.parent / f".{folder.name}.lock"), _output_to(log):
-            return replace(work(folder), seconds=time.perf_counter() - started)
+            return replace(job(config, run, folder, device), seconds=time.perf_counter() - started)
     except SegaeError as error:
         return Outcome(failure=str(error))
     except Exception as error:

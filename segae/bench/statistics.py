@@ -433,6 +433,6 @@ def _two_tails(distance: Array, variance: Array, freedom: int) -> Array:
     return 2 * special.stdtr(freedom, -np.nan_to_num(quotient, nan=0.0, posinf=np.inf))
 
 
-def _ratio(part: NDArray[np.int64] | Array, whole: NDArray[np.int64]) -> Array:
+def _ratio(part: NDArray[np.int64] | Array, whole: NDArray[np.int64] | Array) -> Array:
     part, whole = np.broadcast_arrays(part, whole)
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
