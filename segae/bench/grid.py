@@ -20,13 +20,11 @@ from segae.models import SMP_DECODERS, Weights, decoder_file, find_weights
 KINDS = ("frozen", "linear", "long")
 """What may follow an @: an encoder frozen in all epochs, a linear decoder on it, or four times the full epochs."""
 VALIDATION_FRACTION = 0.2  # of the training images, to choose settings on
-_BASELINES = tuple(f"{start}@{kind}" for kind in KINDS[:2] for start in ("imagenet", "random+pseudo_masks"))
+_FROZEN = (f"{start}@{kind}" for kind in KINDS[:2] for start in ("imagenet", "random+pseudo_masks"))
+_BASELINES = {"weights": ("random@long", *_FROZEN)}
 FURTHER_GRIDS: dict[str, tuple[dict[str, Any], ...]] = {
-    "sample": (
-        *({"weights": ("random@long", *_BASELINES)}, {"schedules": ("1+12",)}),
-        {"encoders": ("tf_efficientnet_lite2",)},
-    ),
-    "full": ({"weights": ("random@long", *_BASELINES)}, {"encoders": ("tf_efficientnet_lite2", "resnet34")}),
+    "sample": (_BASELINES, {"schedules": ("1+12",)}, {"encoders": ("tf_efficientnet_lite2",)}),
+    "full": (_BASELINES, {"encoders": ("tf_efficientnet_lite2", "resnet34")}),
 }
 """Grids with all labels that a preset adds to its first one, unless one of its dimensions was changed."""
 _DIMENSIONS = ("encoders", "decoders", "schedules", "labels", "weights")  # the first varies slowest
@@ -103,15 +101,9 @@ def hash_contents(config: BenchConfig, dataset: SegmentationDataset) -> Contents
 def make_runs(
     config: BenchConfig, dataset: SegmentationDataset, contents: Contents, tuned: Mapping[Any, Mapping] | None = None
 ) -> list[Run]:
-    """Make every run of the grid, each once, in the order of the rows.
+    """Make every run of the grid, each once, in the order of the rows; ``tuned`` has settings for each ``Run.place``.
 
     With fewer labels an epoch has as many images as with all of them, so every budget gets the same number of steps.
-
-    Args:
-        config: of the benchmark.
-        dataset: its labeled images.
-        contents: what ``hash_contents`` gives.
-        tuned: fine-tuning settings chosen for each ``Run.place``.
 
     Raises:
         SegaeError: weights, a label budget or a schedule cannot be read or used.
@@ -216,25 +208,18 @@ def _make_run(config: BenchConfig, contents: Contents, settings: dict[str, Any],
     common = {"data": contents.labeled, "seed": seed, "finetune": settings, **trainer}
     if not weights.method:
         return Run(text, settings, seed, start, run_id({**common, "weights": content}))
-    pretrain = _pretraining(config, weights, settings, seed)
-    method = {"method": weights.method, "method_args": asdict(pretrain["method"])}
-    pretrain_id = run_id({**pretrain, **method, "weights": content, "data": contents.unlabeled, **trainer})
-    pretrain |= {"data": _roots(config), "weights": start}
-    return Run(text, settings, seed, start, run_id({**common, "weights": pretrain_id}), pretrain, pretrain_id)
-
-
-def _pretraining(config: BenchConfig, weights: Weights, finetune: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Settings of the pretraining that start weights ask for, but for data and weights."""
-    given = config.method_args.get(weights.method, {})
-    settings = {one.name: getattr(config.pretrain, one.name) for one in fields(PretrainSettings)}
+    pretrain = {one.name: getattr(config.pretrain, one.name) for one in fields(PretrainSettings)}
     if weights.transfer == "encoder+decoder":
-        if (decoder := finetune["decoder"]) not in SMP_DECODERS:
+        if (decoder := settings["decoder"]) not in SMP_DECODERS:
             raise SegaeError(f"decoders must be one of {', '.join(SMP_DECODERS)} to be taken along, got {decoder}")
-        settings["decoder"] = decoder
+        pretrain["decoder"] = decoder
+    pretrain |= {"encoder": settings["encoder"], "seed": seed if config.pretrain_seed is None else config.pretrain_seed}
     # an object, not its name: a method that a script registers is not known to the processes that it starts
-    method = create_method(weights.method, **{**given, **weights.method_args})
-    seed = seed if config.pretrain_seed is None else config.pretrain_seed
-    return {**settings, "encoder": finetune["encoder"], "method": method, "seed": seed}
+    method = create_method(weights.method, **{**config.method_args.get(weights.method, {}), **weights.method_args})
+    decides = {"method": weights.method, "method_args": asdict(method), "weights": content, "data": contents.unlabeled}
+    pretrain_id = run_id({**pretrain, **decides, **trainer})
+    pretrain |= {"method": method, "data": _roots(config), "weights": start}
+    return Run(text, settings, seed, start, run_id({**common, "weights": pretrain_id}), pretrain, pretrain_id)
 
 
 def _roots(config: BenchConfig) -> tuple[str, ...]:

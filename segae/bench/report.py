@@ -27,8 +27,8 @@ logger = logging.getLogger("segae")
 PathLike = str | os.PathLike[str]
 Cell = str | tuple[str, ...]
 """Text, or text with smaller lines below it."""
-Table = tuple[list[str], list[list[Cell]]]
-"""Names of the columns, and the rows."""
+Table = list[dict[str, Cell]]
+"""Rows: cells by the names of the columns."""
 
 MAX_WORDS = 25  # of the verdict
 _FEW_SEEDS, _FEW_IMAGES = 5, 200
@@ -186,8 +186,8 @@ def _page(
         "tested": section.at(largest)["p"].count(),
         "over": "seeds" if section.without_counts else "seeds and test images",
         "smaller": smaller,
-        "folded": {title: table for title, table in folded.items() if table[1]},
-        "confusion": {name: table for name, table in matrices.items() if table[1]},
+        "folded": {title: table for title, table in folded.items() if table},
+        "confusion": {name: table for name, table in matrices.items() if table},
         "sheets": {name: picture_uri(pictures[ids[0]]) for name, ids in runs.items() if ids[0] in pictures},
     }
 
@@ -196,46 +196,47 @@ def _gain_table(section: Section, labels: int) -> Table:
     """The answer at one label budget, in at most six columns."""
     here = section.at(labels)
     tested, worth = here["p"].notna().any(), (here["worth"] != "").any()
-    columns = ["encoder weights", "mIoU", "gain", *(["p (Holm)", "effect size"] if tested else [])]
-    rows: list[list[Cell]] = []
+    rows = []
     for _, one in here.iterrows():
-        row: list[Cell] = [one["name"], (_number(one["miou"]), _span(one, "low", "high")), "–"]
-        if one["start"]:
-            row[2] = (*_difference(one), f"over {one['start']}")
+        row: dict[str, Cell] = {"encoder weights": one["name"]}
+        row["mIoU"] = (_number(one["miou"]), _span(one, "low", "high"))
+        row["gain"] = (*_difference(one), f"over {one['start']}") if one["start"] else "–"
         if tested:
-            row += [(_p_value(one["p"]), "clear" if one["clear"] else ""), _number(one["effect"], 1, sign=True)]
-        rows.append([*row, one["worth"] or "–"] if worth else row)
-    return [*columns, "labels its start needs"] if worth else columns, rows
+            row["p (Holm)"] = (_p_value(one["p"]), "clear" if one["clear"] else "")
+            row["effect size"] = _number(one["effect"], 1, sign=True)
+        if worth:
+            row["labels its start needs"] = one["worth"] or "–"
+        rows.append(row)
+    return rows
 
 
 def _tests_table(section: Section) -> Table:
     """Comparisons with other variants than the start."""
-    columns = ["encoder weights", "compared with", "labels", "difference", "p (Holm)", "effect size"]
-    rows: list[list[Cell]] = []
-    for _, one in section.tests.iterrows():
-        numbers = (_difference(one), _p_value(one["p"]), _number(one["effect"], 1, sign=True))
-        rows.append([one["name"], one["other"], str(one["labels"]), *numbers])
-    return columns, rows
+    return [
+        {"encoder weights": one["name"], "compared with": one["other"], "labels": str(one["labels"])}
+        | {"difference": _difference(one), "p (Holm)": _p_value(one["p"])}
+        | {"effect size": _number(one["effect"], 1, sign=True)}
+        for _, one in section.tests.iterrows()
+    ]
 
 
 def _means_table(section: Section, columns: Mapping[str, str], digits: int) -> Table:
     """Means over seeds of the columns that have values, most labels first."""
     ordered = sorted(section.variants, key=lambda one: (-one.labels, one.rank))
     means = {name: [pd.to_numeric(one.rows[name]).mean() for one in ordered] for name in columns}
-    known = [name for name in columns if not np.isnan(means[name]).all()]
-    rows: list[list[Cell]] = [
-        [one.name, str(one.labels), *(_number(means[name][place], digits) for name in known)]
-        for place, one in enumerate(ordered)
-    ]
-    return ["encoder weights", "labels", *(columns[name] for name in known)], rows if known else []
+    known = {name: title for name, title in columns.items() if not np.isnan(means[name]).all()}
+    rows: Table = []
+    for place, one in enumerate(ordered if known else ()):
+        cells = {title: _number(means[name][place], digits) for name, title in known.items()}
+        rows.append({"encoder weights": one.name, "labels": str(one.labels), **cells})
+    return rows
 
 
 def _settings_table(section: Section) -> Table:
     """Settings of fine-tuning and pretraining by variant, with the most labels."""
     found = {one.name: parse_settings(one.first) for one in section.variants if one.labels == section.budgets[0]}
     columns = list(dict.fromkeys(name for settings in found.values() for name in settings))
-    rows: list[list[Cell]] = [[name, *(one.get(key, "–") for key in columns)] for name, one in found.items()]
-    return ["encoder weights", *columns], rows
+    return [{"encoder weights": name, **{key: one.get(key, "–") for key in columns}} for name, one in found.items()]
 
 
 def _confusion_table(confusion: pd.DataFrame, runs: Sequence[str]) -> Table:
@@ -244,8 +245,10 @@ def _confusion_table(confusion: pd.DataFrame, runs: Sequence[str]) -> Table:
     classes = list(dict.fromkeys(mine["truth"]))
     pixels = mine.pivot_table(index="truth", columns="prediction", values="pixels", aggfunc="sum", fill_value=0)
     share = (100 * pixels.div(pixels.sum(axis=1), axis=0)).reindex(index=classes, columns=classes, fill_value=0)
-    rows: list[list[Cell]] = [[one, *(f"{_number(value, 0)} %" for value in share.loc[one])] for one in classes]
-    return ["true class", *(f"as {one}" for one in classes)], rows
+    return [
+        {"true class": one, **{f"as {name}": f"{_number(value, 0)} %" for name, value in share.loc[one].items()}}
+        for one in classes
+    ]
 
 
 def _threats(sections: Sequence[Section], rows: pd.DataFrame, curves: pd.DataFrame | None) -> list[str]:

@@ -53,10 +53,8 @@ class ReportFigure:
 def efficiency_figure(results: pd.DataFrame, names: Sequence[str], name: str) -> ReportFigure:
     """Mean IoU against the number of labels, with intervals where there are any; a dot plot for a single budget.
 
-    Args:
-        results: columns ``name``, ``labels``, ``miou``, ``low`` and ``high`` (NaN without an interval).
-        names: the variants to show, at most six.
-        name: of the figure's file.
+    ``results`` has the columns ``name``, ``labels``, ``miou``, ``low`` and ``high`` (NaN without an interval); of
+    ``names`` six variants at most are shown; the figure's file is called ``name``.
     """
     shown = results[results["name"].isin(names[:MAX_LINES])]
     budgets = sorted(set(shown["labels"]))
@@ -82,10 +80,7 @@ def efficiency_figure(results: pd.DataFrame, names: Sequence[str], name: str) ->
 def curves_figure(curves: pd.DataFrame, runs: Mapping[str, Sequence[str]], name: str) -> ReportFigure | None:
     """Training loss over the epochs, the mean over the seeds of each variant; None where no run has a log.
 
-    Args:
-        curves: columns ``run_id``, ``epoch``, ``train_loss``.
-        runs: run ids of each variant, at most six.
-        name: of the figure's file.
+    ``curves`` has the columns ``run_id``, ``epoch``, ``train_loss``; ``runs`` are the run ids of at most six variants.
     """
     figure, axes = _panel()
     lines: dict[str, Any] = {}

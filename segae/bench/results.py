@@ -64,8 +64,8 @@ def read_rows(path: Path, *, experiment: str | None = None) -> pd.DataFrame:
     table = _read_text(path)
     if absent := [name for name in (*_TEXTS, *_INTEGERS[:3], "miou") if name not in table]:
         raise DataError(f"{path} lacks the columns {', '.join(absent)} of segmentation rows")
-    table = table.assign(**{name: value for name, value in _ABSENT.items() if name not in table})
-    table = table.assign(**{name: "" for name in COLUMNS if name not in table})
+    usual = dict.fromkeys(COLUMNS, "") | _ABSENT
+    table = table.assign(**{name: value for name, value in usual.items() if name not in table})
     if table.empty:
         raise DataError(f"{path} has no rows: run a benchmark first")
     for name in (*_TEXTS, "miou"):
@@ -99,9 +99,8 @@ def read_details(rows_csv: Path, experiment: str, kind: str) -> pd.DataFrame | N
 def pixel_counts(per_image: pd.DataFrame, rows: pd.DataFrame) -> PixelCounts:
     """Collect the pixel counts of runs that differ in nothing but their seeds: seeds ascending, images by name.
 
-    Args:
-        per_image: table with ``run_id``, ``image``, and for each class ``intersection_<class>`` and ``union_<class>``.
-        rows: result rows with ``run_id``, ``split`` and ``seed``.
+    ``per_image`` has ``run_id``, ``image`` and, for each class, ``intersection_<class>`` and ``union_<class>``; of the
+    runs' ``rows``, ``run_id``, ``split`` and ``seed`` are used.
 
     Raises:
         DataError: a run has no counts, or two seeds do not have the same images and classes.
@@ -125,11 +124,9 @@ def pixel_counts(per_image: pd.DataFrame, rows: pd.DataFrame) -> PixelCounts:
 
 
 def collect_details(run_folder: Path, key: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Read what a finished run wrote beyond its scores, as lines of the tables in ``DETAILS``.
+    """Read what a run, of the row ``key``, wrote beyond its scores, as lines of the tables in ``DETAILS``.
 
-    Args:
-        run_folder: with log.csv and, where it was scored, test/per_image.csv and test/metrics.json.
-        key: the run's row; ``run_id``, ``seed``, ``dataset`` and ``split`` are used.
+    It left log.csv in its folder and, where it was scored, test/per_image.csv and test/metrics.json.
     """
     run = {name: key[name] for name in ("run_id", "seed")}
     paths = (run_folder / "test" / "per_image.csv", run_folder / "log.csv")

@@ -20,11 +20,9 @@ logger = logging.getLogger("segae")
 
 Place = tuple[str, str, str]
 
-_FLAGS = {"true": True, "false": False}
 _WORDS: dict[str, dict[str, Any]] = {
     "bn_mode": {name: name for name in ("strict", "eval", "train")},
-    "recalibrate": _FLAGS,
-    "lpft_head": _FLAGS,
+    **{name: {"true": True, "false": False} for name in ("recalibrate", "lpft_head")},
 }
 _TUNABLE = ("lr", "lr_ratio", "warmup", *_WORDS)
 
@@ -39,13 +37,7 @@ def tune(
     """Choose the settings with the best mean validation mIoU for every encoder, decoder and variant.
 
     Candidates are tried with the largest label budget and the first schedule of each; of equals the first is taken.
-
-    Args:
-        config: of the search: its split is ``val``, and ``tune_seeds`` is the number of seeds of each candidate.
-        dataset: the labeled images.
-        contents: their hashes.
-        candidates: values by setting.
-        score: runs what is missing and returns the validation mIoU by run id.
+    The split of ``config`` is ``val``; ``score`` runs what is missing and returns the validation mIoU by run id.
     """
     trials: dict[Place, dict[tuple[Any, ...], list[Run]]] = defaultdict(dict)
     for values in itertools.product(*candidates.values()):

@@ -83,13 +83,8 @@ def evaluate_at_mask_size(
 ) -> SegmentationScores:
     """Score a segmenter at the size of each mask, to which its logits are resized.
 
-    Args:
-        model: from normalized images to logits (B, K, S, S).
-        images: uint8 (N, S, S, C), RGB, at the model's input size.
-        masks: true class indices (H, W), one per image, of any sizes; read one at a time.
-        classes: K names; None takes those of ``model.info``.
-        names: of the N images, for the per-image scores.
-        **options: ``mean``, ``std``, ``batch_size`` and ``device`` as in :func:`predict_logits`.
+    Masks (H, W) may have any sizes and are read one at a time; images have the model's input size. All arguments and
+    the ``options`` (``mean``, ``std``, ``batch_size``, ``device``) are as in :func:`evaluate_model`.
     """
     metrics = SegmentationMetrics(_model_classes(model, classes))
     batches = predict_logits(model, images, **options)
