@@ -19,17 +19,11 @@ _SHOWN = 3
 
 
 def require_no_leak(dataset: SegmentationDataset, *, allow_near: bool = False) -> list[Duplicate]:
-    """Check that no test image is a training image, whatever the files are called.
+    """Check that no test image is a training image, whatever the files are called; return near-duplicates let through.
 
-    An equal picture is always an error. Near-duplicates are common in collected photographs, and official splits have
-    some: up to 2 % of the test images (one at least) are logged, more are an error. Pretraining leaves out test images
-    and their near-duplicates by itself.
-
-    Returns:
-        The near-duplicates that were let through.
-
-    Raises:
-        DataError: there are equal pictures, or too many near-duplicates and ``allow_near`` is false.
+    An equal picture is always a DataError. Near-duplicates are common in collected photographs, and official splits
+    have some: up to 2 % of the test images (one at least) are logged, more are a DataError without ``allow_near``.
+    Pretraining leaves out test images and their near-duplicates by itself.
     """
     test = dataset.splits["test"].images
     found = find_duplicates(dataset.splits["train"].images, test)
@@ -52,8 +46,7 @@ def require_no_leak(dataset: SegmentationDataset, *, allow_near: bool = False) -
 def require_comparable(rows: pd.DataFrame) -> None:
     """Check rows of one study: each run once; same labeled images, size, loss, batches, epoch length for all variants.
 
-    Raises:
-        SegaeError: names the column that differs and where.
+    The SegaeError of rows that differ names the column and where.
     """
     if (repeated := rows["run_id"].duplicated()).any():
         raise SegaeError(f"run_id must be unique, got {rows.loc[repeated, 'run_id'].iloc[0]} twice")

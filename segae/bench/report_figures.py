@@ -98,11 +98,7 @@ def curves_figure(curves: pd.DataFrame, runs: Mapping[str, Sequence[str]], name:
 
 
 def picture_uri(path: Path) -> str:
-    """Data URI of a picture file, scaled down to at most 960 pixels of width, as JPEG.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """Data URI of a picture file, scaled down to at most 960 pixels of width, as JPEG; unreadable is a DataError."""
     content = BytesIO()
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:

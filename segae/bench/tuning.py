@@ -65,11 +65,7 @@ def _deciding_runs(runs: Sequence[Run]) -> dict[Place, list[Run]]:
 
 
 def read_candidates(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    """Read candidates such as ``lr=0.002,0.004`` and ``bn_mode=strict,train``.
-
-    Raises:
-        SegaeError: a setting is unknown, is given twice or has a value that cannot be read.
-    """
+    """Read candidates such as ``lr=0.002,0.004``; one unknown, given twice or with an odd value is a SegaeError."""
     found: dict[str, tuple[Any, ...]] = {}
     for text in texts:
         name, _, values = text.partition("=")

@@ -11,7 +11,6 @@ import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -233,9 +232,7 @@ def confusion_figure(confusion: NDArray[np.integer], classes: Sequence[str], pat
 
 def save_figure(figure: Any, path: Path) -> None:
     """Save a figure as PNG, atomically."""
-    png = BytesIO()
-    figure.savefig(png, format="png", bbox_inches="tight", pad_inches=0.1)
-    write_atomically(Path(path), lambda file: file.write(png.getvalue()))
+    write_atomically(Path(path), lambda file: figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.1))
 
 
 def _text_inches(text: str, size: float = 9) -> float:
