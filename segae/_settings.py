@@ -7,7 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -47,29 +47,27 @@ def _field_type(hint: Any) -> FieldType:
     return FieldType(frozenset([origin or hint]))
 
 
-_known: dict[type, dict[str, FieldType]] = {}
-
-
-def field_types(kind: type) -> dict[str, FieldType]:
-    """The type of each field of a settings dataclass, by name."""
-    if kind not in _known:
-        hints = typing.get_type_hints(kind)
-        _known[kind] = {one.name: _field_type(hints[one.name]) for one in fields(kind)}
-    return _known[kind]
-
-
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
 class Config:
-    """Base of all settings: every field is checked when the object is made.
+    """Base of all settings, which makes them frozen dataclasses; every field is checked when the object is made.
 
-    ``MAIN`` are the fields shown first in the help, ``INPUTS`` what must be true of paths before a command starts.
+    ``MAIN`` are the fields shown first in the help, ``INPUTS`` what must be true of paths before a command starts,
+    ``TYPES`` what each field accepts.
     """
 
     MAIN: ClassVar[tuple[str, ...]] = ()
     INPUTS: ClassVar[Mapping[str, Callable[[str, Any], object]]] = {}
+    TYPES: ClassVar[Mapping[str, FieldType]]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+        hints = typing.get_type_hints(cls)
+        cls.TYPES = {one.name: _field_type(hints[one.name]) for one in fields(cls)}
 
     def __post_init__(self) -> None:
-        for one in fields(self):  # type: ignore[arg-type]
-            value, accepted = getattr(self, one.name), field_types(type(self))[one.name]
+        for one in fields(self):
+            value, accepted = getattr(self, one.name), self.TYPES[one.name]
             if value is None and accepted.optional:
                 continue
             if accepted.many:
@@ -121,11 +119,11 @@ def make_config(kind: type[C], /, *values: Any, **settings: Any) -> C:
     Raises:
         SegaeError: an unknown setting, with the nearest known one; a value out of range; data that are not there.
     """
-    names = [one.name for one in fields(kind) if not one.kw_only]  # type: ignore[arg-type]
+    names = [one.name for one in fields(kind) if not one.kw_only]
     if len(values) > len(names):
         raise SegaeError(f"settings of {kind.__name__} must be given by name, got {values[len(names) :]!r}")
     given = nest(kind, kind.expand({**dict(zip(names, values, strict=False)), **settings}))
-    for one in fields(kind):  # type: ignore[arg-type]
+    for one in fields(kind):
         if is_required(one) and one.name not in given:
             raise SegaeError(f"{one.name} must be given")
     config = kind(**given)
@@ -139,7 +137,7 @@ def nest(kind: type[Config], settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SegaeError: a setting that the config does not have.
     """
-    known: dict[str, Field[Any]] = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
+    known: dict[str, Field[Any]] = {one.name: one for one in fields(kind)}
     factory: Any = known["trainer"].default_factory if "trainer" in known else dict
     ours, below = set(known), {one.name for one in fields(factory)} if factory is not dict else set()
     for name in settings:

@@ -30,7 +30,7 @@ import yaml
 
 from segae import config
 from segae._io import PrintMessages
-from segae._settings import Config, field_types, is_required, make_config, nearest, nest
+from segae._settings import Config, is_required, make_config, nearest, nest
 from segae.errors import OutOfMemoryError, SegaeError
 
 
@@ -43,7 +43,7 @@ class _Command(NamedTuple):
     @property
     def first(self) -> str:
         """The positional setting."""
-        return next(iter(self.config.MAIN or field_types(self.config)))
+        return next(iter(self.config.MAIN or self.config.TYPES))
 
 
 _MODEL = "--model runs/finetune/model.safetensors"
@@ -210,7 +210,7 @@ def _read_settings(path: Path, name: str) -> dict[str, Any]:
 def _flags_to_settings(name: str, words: list[str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Parse flags with tyro; what they leave out is as in ``settings``, else the default."""
     command, kind = COMMANDS[name], COMMANDS[name].config
-    known = {one.name: one for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = {one.name: one for one in dataclasses.fields(kind)}
     absent = {one for one in known if is_required(known[one]) or (known[one].default is None and one == command.first)}
     absent -= set(settings)
     start = kind(**nest(kind, kind.expand({**dict.fromkeys(absent, "."), **settings})))
@@ -240,7 +240,7 @@ def _flags_to_settings(name: str, words: list[str], settings: Mapping[str, Any])
 
 def _flag(start: Config, name: str, place: str, *, flat: bool) -> Any:
     """The annotation from which tyro makes a flag: type, help text, placeholder."""
-    accepted = field_types(type(start))[name]
+    accepted = start.TYPES[name]
     numbers = {frozenset([int]): int, frozenset([float]): float, frozenset([int, float]): int | float}
     bases = {**numbers, frozenset([bool]): bool}
     base: Any = Literal[accepted.choices] if accepted.choices else bases.get(accepted.kinds, str)
@@ -248,7 +248,7 @@ def _flag(start: Config, name: str, place: str, *, flat: bool) -> Any:
     shown = place or ("PATH" if os.PathLike in accepted.kinds else shown)
     shown = f"{shown} ..." if accepted.many else shown
     about = tyro.conf.arg(
-        help=_docs()[type(start), name],
+        help=next(_docs()[key] for one in type(start).__mro__ if (key := (one.__name__, name)) in _docs()),
         metavar=None if accepted.choices or (base is bool and not place) else shown,
         prefix_name=False if flat else None,
         help_behavior_hint="" if place or getattr(start, name) in (None, ()) else None,
@@ -258,21 +258,15 @@ def _flag(start: Config, name: str, place: str, *, flat: bool) -> Any:
 
 
 @functools.cache
-def _docs() -> dict[tuple[type, str], str]:
-    """The docstring of each field of each config, from the source of segae.config."""
-    own = {
+def _docs() -> dict[tuple[str, str], str]:
+    """The docstring of each field by class and field, from the source of segae.config."""
+    return {
         (node.name, field.target.id): " ".join(str(text.value.value).split())
         for node in ast.parse(inspect.getsource(config)).body
         if isinstance(node, ast.ClassDef)
         for field, text in itertools.pairwise(node.body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }
-    kinds = [one for one in vars(config).values() if isinstance(one, type) and dataclasses.is_dataclass(one)]
-    return {
-        (kind, name): next(own[one.__name__, name] for one in kind.__mro__ if (one.__name__, name) in own)
-        for kind in kinds
-        for name in field_types(kind)
     }
 
 
@@ -301,11 +295,11 @@ def _explain(error: SegaeError, name: str, words: Sequence[str]) -> str:
 def _flag_names(command: _Command) -> dict[str, str]:
     """The flag of each argument that a message may name."""
     names = {"config": "--config"}
-    for one in dataclasses.fields(command.config):  # type: ignore[arg-type]
+    for one in dataclasses.fields(command.config):
         below: Any = one.default_factory
-        for inner in field_types(type(below())) if below not in (dataclasses.MISSING, dict) else ():
+        for inner in below().TYPES if below not in (dataclasses.MISSING, dict) else ():
             names.setdefault(inner, f"--{'' if one.name == 'trainer' else f'{one.name}.'}{inner.replace('_', '-')}")
-    names |= {one: f"--{one.replace('_', '-')}" for one in field_types(command.config)}
+    names |= {one: f"--{one.replace('_', '-')}" for one in command.config.TYPES}
     return names | {one: place for one, place in _PLACES.items() if one == command.first}
 
 

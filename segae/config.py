@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, Literal
 
 from segae._io import require_name
@@ -27,7 +27,6 @@ from segae.errors import DataError
 DEFAULT_ENCODER = "tf_efficientnet_lite0"
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainerConfig(Config):
     """How a training computes: device, precision, processes, memory, seed."""
 
@@ -53,7 +52,6 @@ class TrainerConfig(Config):
     """Stop after this many optimizer steps: a trial run that shows speed and memory."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Training(Config):
     """What pretraining and fine-tuning share."""
 
@@ -71,7 +69,6 @@ class _Training(Config):
     """Replace an earlier run in the run folder."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class PretrainSettings(Config):
     """Settings of a pretraining that do not depend on data, encoder or method."""
 
@@ -116,7 +113,6 @@ class PretrainSettings(Config):
     """Stop when the validation loss has not improved for this many epochs. Default: train to the end."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class PretrainConfig(_Training, PretrainSettings):
     """Pretrain an encoder on unlabeled images.
 
@@ -151,7 +147,6 @@ class PretrainConfig(_Training, PretrainSettings):
         return tuple(map(os.fspath, self.data))  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(Config):
     """Settings of a fine-tuning that do not depend on data, encoder, decoder or length."""
 
@@ -184,7 +179,6 @@ class FinetuneSettings(Config):
     """Weight decay of AdamW (not applied to norms and biases)."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(_Training, FinetuneSettings):
     """Fine-tune a segmenter on labeled images: one epoch with the encoder frozen, then everything.
 
@@ -218,7 +212,6 @@ class FinetuneConfig(_Training, FinetuneSettings):
     """Classes to be merged into one, such as foreground=pet+border."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Inference(Config):
     """What evaluation and prediction share."""
 
@@ -232,7 +225,6 @@ class _Inference(Config):
     """Replace results of another model, or of other images under the same names, in the folder."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(_Inference):
     """Score a trained segmenter on a split of a labeled data set.
 
@@ -258,7 +250,6 @@ class EvaluateConfig(_Inference):
     """Classes to be merged into one, such as foreground=pet+border. Default: as in the model's training."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class PredictConfig(_Inference):
     """Segment images: one mask per image, an index PNG at the image's own size; predictions.csv describes them.
 
@@ -295,7 +286,6 @@ class PredictConfig(_Inference):
     """Images with more pixels are skipped: they would fill the memory."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ServeConfig(Config):
     """Serve a page on this machine where an image is dropped and segmented, and JSON at /predict."""
 
@@ -316,7 +306,6 @@ class ServeConfig(Config):
     """auto, cpu, cuda, cuda:1 or mps."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class FeaturesConfig(Config):
     """Compute features of images with a frozen encoder: a vector or a dense map per image, with the file names.
 
@@ -350,7 +339,6 @@ class FeaturesConfig(Config):
     """Replace the file."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class SuggestConfig(Config):
     """Choose the images of a pool to label next: they cover the pool in feature space, beside what is labeled.
 
@@ -386,7 +374,6 @@ class SuggestConfig(Config):
     """Replace the suggestions of other settings in the folder."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExportConfig(Config):
     """Write a model for another library: a folder that it loads by its name, or ONNX; README.md there says how."""
 
@@ -406,7 +393,6 @@ class ExportConfig(Config):
     """Replace an earlier export in the folder."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class BenchConfig(Config):
     """Compare start weights over label budgets, encoders, decoders, schedules and seeds; make a report.
 
@@ -490,7 +476,6 @@ class BenchConfig(Config):
         return merge_settings(PRESETS.get(preset, {}) if isinstance(preset, str) else {}, settings)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReportConfig(Config):
     """Make one self-contained HTML report from result rows."""
 
@@ -508,7 +493,6 @@ class ReportConfig(Config):
     """Folder that gets every figure as SVG and PDF."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class DownloadConfig(Config):
     """Download a data set: pets is Oxford-IIIT Pets, 7,349 images with masks, about 800 MB.
 
@@ -521,7 +505,6 @@ class DownloadConfig(Config):
     """Folder for it."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class DoctorConfig(Config):
     """Say what this machine has and what is missing: versions, devices, data, weights, and commands that mend it."""
 

@@ -126,7 +126,7 @@ def settings_taken_by(function: Callable[..., Any], config: PretrainConfig | Fin
 
 def plain_settings(config: Config, **resolved: Any) -> dict[str, Any]:
     """A config as nested plain values for config.json, with what was resolved and without how to start."""
-    settings = {**asdict(config), **resolved}  # type: ignore[call-overload]
+    settings = {**asdict(config), **resolved}
     return {name: value for name, value in settings.items() if name not in ("out", "resume", "overwrite")}
 
 

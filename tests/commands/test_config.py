@@ -11,7 +11,7 @@ import pytest
 
 import segae
 from segae import config
-from segae._settings import field_types, make_config, nest
+from segae._settings import make_config, nest
 from segae.config import (
     BenchConfig,
     EvaluateConfig,
@@ -85,7 +85,7 @@ def test_a_value_out_of_range_is_refused_by_name(folder: Path, kind: type, setti
 @pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
 def test_every_number_has_a_range_and_every_default_is_in_it(kind: type, folder: Path) -> None:
     for one in fields(kind):
-        accepted = field_types(kind)[one.name]
+        accepted = kind.TYPES[one.name]
         assert bool(one.metadata) == bool(accepted.kinds & {int, float}), one.name
     required = {one.name: folder for one in fields(kind) if one.name in ("data", "images", "rows", "model")}
     kind(**required)
