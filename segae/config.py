@@ -213,10 +213,8 @@ class FinetuneConfig(_Training, FinetuneSettings):
 
 
 class _Inference(Config):
-    """What evaluation and prediction share."""
+    """What the uses of a trained model share."""
 
-    model: Any = field(kw_only=False)
-    """The model.safetensors that segae finetune wrote, or in predict an exported model.onnx."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     threads: int | None = number(None, 1, 1024)
@@ -234,6 +232,8 @@ class EvaluateConfig(_Inference):
     MAIN = ("data", "model", "split", "out", "resolution", "batch_size", "device", "overwrite")
     INPUTS: ClassVar = {"data": require_labeled, "model": require_file}
 
+    model: Any = field(kw_only=False)
+    """The model.safetensors that segae finetune wrote, or in predict an exported model.onnx."""
     data: PathLike = field(kw_only=False)
     """A labeled data set: a folder with images/ and masks/, or the Oxford-IIIT Pets layout."""
     split: str = "test"
@@ -259,6 +259,8 @@ class PredictConfig(_Inference):
     MAIN = ("images", "model", "out", "tile", "tta", "overlay", "probabilities", "batch_size", "device", "overwrite")
     INPUTS: ClassVar = {"images": require_images, "model": require_file}
 
+    model: Any = field(kw_only=False)
+    """The model.safetensors that segae finetune wrote, or in predict an exported model.onnx."""
     images: PathLike | Sequence[PathLike] = field(kw_only=False)
     """Images, folders that are searched recursively, or videos, whose frames get a mask each."""
     out: PathLike = "runs/predict"
@@ -306,7 +308,7 @@ class ServeConfig(Config):
     """auto, cpu, cuda, cuda:1 or mps."""
 
 
-class FeaturesConfig(Config):
+class FeaturesConfig(_Inference):
     """Compute features of images with a frozen encoder: a vector or a dense map per image, with the file names.
 
     Images that cannot be read are reported and have no row. The same command continues after an interruption.
@@ -331,15 +333,11 @@ class FeaturesConfig(Config):
     """Images per forward pass."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the values."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
-    threads: int | None = number(None, 1, 1024)
-    """CPU threads of the computation. Default: OMP_NUM_THREADS, else one per core."""
     overwrite: bool = False
     """Replace the file."""
 
 
-class SuggestConfig(Config):
+class SuggestConfig(_Inference):
     """Choose the images of a pool to label next: they cover the pool in feature space, beside what is labeled.
 
     Writes suggestions.csv, files.txt, label_studio.json for import, and a contact sheet.
@@ -366,10 +364,6 @@ class SuggestConfig(Config):
     """Images per forward pass."""
     seed: int = number(0, 0, 2**32 - 1)
     """Of the draw of 4,096 images that are to be covered, where there are more."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
-    threads: int | None = number(None, 1, 1024)
-    """CPU threads of the computation. Default: OMP_NUM_THREADS, else one per core."""
     overwrite: bool = False
     """Replace the suggestions of other settings in the folder."""
 
