@@ -21,63 +21,55 @@ from segae.errors import SegaeError
 _TEMPORARY = re.compile(r"\.(?P<pid>\d+)-\w+\.segae-part")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
+Content = bytes | memoryview | Callable[[BinaryIO], object]
+"""Of a file: its bytes, or a function that writes them."""
 
-def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Have ``fill`` write a new file beside ``path``, then put it in place of ``path`` in one step.
+
+def write_atomically(path: Path, content: Content) -> None:
+    """Write a file beside ``path``, then put it in place of ``path`` in one step.
 
     Raises:
         SegaeError: the content could not be written (full disk, no permission). ``path`` is as it was before.
     """
-    write_together({path: fill})
+    write_together({path: content})
 
 
-def write_together(contents: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
+def write_together(contents: Mapping[Path, Content]) -> None:
     """Write several files so that each is either the old one or the new one, never a part of it.
 
-    All bytes reach the disk under temporary names in the target folders first; only then are the targets replaced.
-
-    Args:
-        contents: for each file to make or replace, the function that fills it; its folder is made.
+    All bytes reach the disk under temporary names in the target folders, which are made, before a target is replaced.
 
     Raises:
         SegaeError: a file could not be written; all of them are as they were before.
     """
-    contents = {path.resolve() if path.is_symlink() else path: fill for path, fill in contents.items()}  # links stay
+    contents = {path.resolve() if path.is_symlink() else path: one for path, one in contents.items()}  # links stay
     temporary: dict[Path, Path] = {}
     path = Path()
     try:
-        for path, fill in contents.items():
+        for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix=f".{os.getpid()}-", suffix=".segae-part", dir=path.parent)
             temporary[path] = Path(name)
             with os.fdopen(handle, "wb") as file:
-                fill(file)
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            _set_mode(Path(name))
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary[path].chmod(0o666 & ~mask)  # of an ordinary new file: a temporary one is private
         for path, part in temporary.items():
             part.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        if isinstance(error, RuntimeError) and not _is_write_failure(error):
-            raise
+    except OSError as error:
         raise SegaeError(_write_failure(path, error)) from error
     finally:
         for part in temporary.values():
             part.unlink(missing_ok=True)
 
 
-def _set_mode(path: Path) -> None:
-    """Give a temporary file, which is private, the permissions of an ordinary new file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-
-
-def _is_write_failure(error: RuntimeError) -> bool:
-    return any(word in str(error) for word in ("PytorchStreamWriter", "file write failed", "iostream", "No space"))
-
-
-def _write_failure(path: Path, error: Exception) -> str:
+def _write_failure(path: Path, error: OSError) -> str:
     """Name the cause: a full disk, a full inode table, a read-only folder or something else."""
     folder = path.parent
     while not folder.exists() and folder != folder.parent:
@@ -90,7 +82,7 @@ def _write_failure(path: Path, error: Exception) -> str:
     elif not os.access(folder, os.W_OK):
         cause = f"the folder {folder} is read-only: choose another one or change its permissions"
     else:
-        cause = str(getattr(error, "strerror", None) or error).splitlines()[0]
+        cause = str(error.strerror or error).splitlines()[0]
     return f"{path} could not be written: {cause}. What was there before is unchanged."
 
 
@@ -115,8 +107,7 @@ def process_runs(pid: int) -> bool:
 
 def write_json(path: Path, content: object) -> None:
     """Write indented JSON atomically; paths become text."""
-    text = json.dumps(content, indent=2, default=str) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
 
 
 def read_json(path: Path) -> Any | None:
@@ -169,34 +160,25 @@ def check_range(
 ) -> None:
     """Refuse a number outside its range, and anything that is not a finite number.
 
-    Args:
-        argument: its name, for the message.
-        value: the number.
-        low: smallest allowed value; None for none.
-        high: largest allowed value; None for none.
-        low_open: whether ``low`` itself is refused.
-        high_open: whether ``high`` itself is refused.
-        integer: whether only whole numbers are allowed.
+    ``low`` and ``high`` are the smallest and largest allowed values or None; an open limit is refused itself.
 
     Raises:
         SegaeError: names the argument, the condition and the value seen.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = number and math.isfinite(value) and (not integer or isinstance(value, int))
-    if fits and low is not None:
-        fits = value > low if low_open else value >= low
-    if fits and high is not None:
-        fits = value < high if high_open else value <= high
-    if fits:
-        return
-    conditions = ["an integer" if integer else "a finite number"]
+    number = isinstance(value, int) or (isinstance(value, float) and not integer)
+    if number and not isinstance(value, bool) and math.isfinite(value):
+        above = low is None or value > low or (value == low and not low_open)
+        below = high is None or value < high or (value == high and not high_open)
+        if above and below:
+            return
+    condition = "an integer" if integer else "a finite number"
     if low is not None and high is not None:
-        conditions.append(f"in {'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}")
+        condition += f" in {'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
     elif low is not None:
-        conditions.append(f"{'>' if low_open else '>='} {low:g}")
+        condition += f" {'>' if low_open else '>='} {low:g}"
     elif high is not None:
-        conditions.append(f"{'<' if high_open else '<='} {high:g}")
-    raise SegaeError(f"{argument} must be {' '.join(conditions)}, got {value!r}")
+        condition += f" {'<' if high_open else '<='} {high:g}"
+    raise SegaeError(f"{argument} must be {condition}, got {value!r}")
 
 
 class PrintMessages(logging.Handler):

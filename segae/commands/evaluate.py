@@ -6,22 +6,17 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from numpy.typing import NDArray
 
 from segae._io import write_atomically, write_json
 from segae.commands._data import takes_settings_of, write_skipped
 from segae.config import EvaluateConfig
 from segae.data import (
     CachedPairs,
-    Pair,
-    PairList,
     SegmentationDataset,
     SkippedFiles,
     cache_pairs,
@@ -62,7 +57,7 @@ def evaluate(config: EvaluateConfig) -> SegmentationScores:
         >>> scores = evaluate("runs/finetune/model.safetensors", "pets", split="test")  # doctest: +SKIP
     """
     with limit_threads(config.threads):
-        model, device = load_model(config.model, config.device)
+        model = load_model(config.model, config.device)
         info = model.info
         dataset = open_dataset_like(
             Path(config.data),
@@ -72,19 +67,22 @@ def evaluate(config: EvaluateConfig) -> SegmentationScores:
             model_mask_values=info.mask_values,
             model_merge=info.training.get("merge", ()),
         )
-        pairs = _choose_split(dataset, config.split)
+        if not (pairs := dataset.splits.get(config.split)):
+            sizes = ", ".join(f"{name} ({len(members)} images)" for name, members in dataset.splits.items())
+            raise DataError(f"split must be one with images, of {dataset.root} {sizes}, got {config.split!r}")
         out = _open_folder(config, model, dataset)
         skipped = SkippedFiles()
         cached = cache_pairs(pairs, info.image_size, dataset.mask_values, skipped)
-        how: dict[str, Any] = {"batch_size": config.batch_size, "device": device}
-        how["names"] = [pair.name for pair in cached.pairs]
+        how: dict[str, Any] = {"batch_size": config.batch_size, "names": [pair.name for pair in cached.pairs]}
         if config.resolution == "original":
-            scores = evaluate_at_mask_size(model, cached.images, _read_masks(cached.pairs, dataset.mask_values), **how)
+            files = (pair.mask for pair in cached.pairs)
+            masks = (to_class_indices(read_mask(file), dataset.mask_values, file) for file in files)
+            scores = evaluate_at_mask_size(model, cached.images, masks, **how)
         else:
             scores = evaluate_model(model, cached.images, cached.masks, **how)
         if out is not None:
-            _write_numbers(config, out, scores, model, dataset, device)
-            _write_pictures(out, scores, model, cached, device)
+            _write_numbers(config, out, scores, model, dataset)
+            _write_pictures(out, scores, model, cached)
             (out / "skipped.csv").unlink(missing_ok=True)
             write_skipped(out, skipped)
             logger.info("wrote %s", out / "metrics.json")
@@ -94,27 +92,18 @@ def evaluate(config: EvaluateConfig) -> SegmentationScores:
     return scores
 
 
-def load_model(model: Any, device: str) -> tuple[Segmenter, torch.device]:
+def load_model(model: Any, device: str) -> Segmenter:
     """A segmenter on its device: a file on the chosen one, a model in memory where it is, unless one is named."""
     if isinstance(model, Segmenter) and device == "auto":
-        return model, next(model.parameters()).device
+        return model
     if str(model).endswith(".onnx"):
         raise CheckpointError(f"model must be a .safetensors file, got {model}, which segae predict alone takes")
-    chosen = choose_device(device)
-    return (model if isinstance(model, Segmenter) else load_segmenter(model)).to(chosen), chosen
+    return (model if isinstance(model, Segmenter) else load_segmenter(model)).to(choose_device(device))
 
 
 def name_model(model: Any) -> str:
     """The path of a model, or a text that identifies a model in memory by its weights."""
     return f"weights {fingerprint(model.state_dict())}" if isinstance(model, Segmenter) else os.fspath(model)
-
-
-def _choose_split(dataset: SegmentationDataset, split: str) -> Sequence[Pair]:
-    pairs = dataset.splits.get(split, ())
-    if not pairs:
-        sizes = ", ".join(f"{name} ({len(members)} images)" for name, members in dataset.splits.items())
-        raise DataError(f"split must be one with images, of {dataset.root} {sizes}, got {split!r}")
-    return pairs
 
 
 def _open_folder(config: EvaluateConfig, model: Segmenter, dataset: SegmentationDataset) -> Path | None:
@@ -129,19 +118,8 @@ def _open_folder(config: EvaluateConfig, model: Segmenter, dataset: Segmentation
     return open_result_folder(out, settings, task="evaluate", files=_FILES, overwrite=config.overwrite)
 
 
-def _read_masks(pairs: PairList, mask_values: Sequence[int | tuple[int, ...]]) -> Iterator[NDArray[np.uint8]]:
-    """Class indices of each mask file at its own size, read when asked for."""
-    for pair in pairs:
-        yield to_class_indices(read_mask(pair.mask), mask_values, pair.mask)
-
-
 def _write_numbers(
-    config: EvaluateConfig,
-    out: Path,
-    scores: SegmentationScores,
-    model: Segmenter,
-    dataset: SegmentationDataset,
-    device: torch.device,
+    config: EvaluateConfig, out: Path, scores: SegmentationScores, model: Segmenter, dataset: SegmentationDataset
 ) -> None:
     info, in_memory = model.info, isinstance(config.model, Segmenter)
     names = list(scores.per_image["name"])
@@ -155,35 +133,28 @@ def _write_numbers(
         "model_sha256": "" if in_memory else hashlib.sha256(Path(config.model).read_bytes()).hexdigest(),
         **{"encoder": info.encoder.architecture, "decoder": info.decoder, "image_size": info.image_size},
         "training": info.training,
-        **provenance(device),
+        **provenance(next(model.parameters()).device),
     }
     write_json(out / "metrics.json", content)
     confusion = pd.DataFrame(scores.confusion, scores.classes, scores.classes).rename_axis("truth")
-    for name, text in {
-        "per_image.csv": scores.per_image.to_csv(index=False),
-        "confusion.csv": confusion.to_csv(),
-    }.items():
-        encoded = text.encode("utf-8", "backslashreplace")
-        write_atomically(out / name, lambda file, encoded=encoded: file.write(encoded))  # type: ignore[misc]
+    per_image = scores.per_image.to_csv(index=False)
+    for name, text in {"per_image.csv": per_image, "confusion.csv": confusion.to_csv()}.items():
+        write_atomically(out / name, text.encode("utf-8", "backslashreplace"))
 
 
-def _write_pictures(
-    out: Path, scores: SegmentationScores, model: Segmenter, cached: CachedPairs, device: torch.device
-) -> None:
+def _write_pictures(out: Path, scores: SegmentationScores, model: Segmenter, cached: CachedPairs) -> None:
     confusion_figure(scores.confusion, scores.classes, out / "confusion.png")
     miou = scores.per_image["miou"].to_numpy()
     ranks = np.unique(np.linspace(0, len(miou) - 1, min(_SHEET_ROWS, len(miou))).round().astype(int))
     shown = np.argsort(miou, kind="stable")[ranks]
-    places = {0: "worst", len(miou) - 1: "best"}
-    labels = [
-        f"{places.get(rank, f'{rank + 1} of {len(miou)}')}\nmIoU {miou[index]:.3f}"
-        for rank, index in zip(ranks, shown, strict=True)
-    ]
+    ends = {0: "worst", len(miou) - 1: "best"}
+    places = [ends.get(rank, f"{rank + 1} of {len(miou)}") for rank in ranks]
+    labels = [f"{place}\nmIoU {value:.3f}" for place, value in zip(places, miou[shown], strict=True)]
     images = cached.images[shown]
     segmentation_sheet(
         list(images),
         list(cached.masks[shown]),
-        list(predict_masks(model, images, device=device)),
+        list(predict_masks(model, images)),
         out / "sheet.png",
         classes=scores.classes,
         palette=model.info.palette,

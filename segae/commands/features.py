@@ -52,14 +52,12 @@ def extract_features(
     Example:
         >>> features = extract_features("photos", "pets_pseudo_masks")  # doctest: +SKIP
     """
-    if out is None:
-        with show_messages(), limit_threads(threads):
-            how = {"layer": layer, "pool": pool, "image_size": image_size, "batch_size": batch_size}
-            return _in_memory(images, _open(encoder, threads), dtype, device=choose_device(device), **how)
     settings = {name: value for name, value in locals().items() if name in FeaturesConfig.__dataclass_fields__}
-    config = make_config(FeaturesConfig, **settings)
-    with show_messages(), limit_threads(config.threads):
-        return _to_file(config)
+    with show_messages(), limit_threads(threads):
+        if out is not None:
+            return _to_file(make_config(FeaturesConfig, **settings))
+        how = {"layer": layer, "pool": pool, "image_size": image_size, "batch_size": batch_size}
+        return _in_memory(images, _open(encoder, threads), dtype, device=choose_device(device), **how)
 
 
 def _open(encoder: Any, threads: int | None) -> Any:

@@ -94,8 +94,8 @@ class _Finetuning:
         self.size = size = config.image_size or self.start.image_size
         models.require_image_size(size, encoder.output_stride)
         models.require_decoder_size(config.decoder, size)
-        rates = {name: getattr(config, name) for name in ("lr", "lr_ratio", "warmup")}
-        self.phases = training.freeze_finetune_phases(config.freeze_epochs, config.epochs, **rates)
+        planned = settings_taken_by(training.freeze_finetune_phases, config)
+        self.phases = training.freeze_finetune_phases(**planned)
         check_masks(self.dataset)
         training.seed_everything(config.trainer.seed)  # the decoder must not depend on where the encoder comes from
         self.model = models.create_segmenter(
@@ -138,10 +138,9 @@ class _Finetuning:
             if training.rank() != 0:
                 return FinetuneResult(model, path, log, None)
             checked, scores = data.checked, None
-            if checked is not None:
-                scores = evaluate_model(model, checked.images, checked.masks, device=device)
             models.save_segmenter(model, path)
             if checked is not None:
+                scores = evaluate_model(model, checked.images, checked.masks, device=device)
                 TrustScore.fit(model, data.sample.images, checked.images).save(folder / TRUST_FILE)
                 if (count := len(checked.images)) < 20:
                     logger.info(

@@ -97,7 +97,7 @@ def predict(
     if out is None:
         with limit_threads(threads):
             how: dict[str, Any] = {"tile": tile, "overlap": overlap, "tta": tta, "batch_size": batch_size}
-            return load_model(model, device)[0].predict(images, return_probabilities=probabilities, **how)
+            return load_model(model, device).predict(images, return_probabilities=probabilities, **how)
     settings = {name: value for name, value in locals().items() if name in PredictConfig.__dataclass_fields__}
     config = make_config(PredictConfig, **settings)
     with show_messages(), limit_threads(config.threads):
@@ -207,11 +207,10 @@ class _Tables:
 
     def write(self, out: Path) -> None:
         """Write both files; a coco.json of an earlier call goes."""
-        text = self.text.getvalue().encode("utf-8", "backslashreplace")
-        write_atomically(out / "predictions.csv", lambda file: file.write(text))
+        write_atomically(out / "predictions.csv", self.text.getvalue().encode("utf-8", "backslashreplace"))
         (out / "coco.json").unlink(missing_ok=True)
         if self.coco is not None:
-            write_atomically(out / "coco.json", lambda file: file.write(json.dumps(self.coco).encode()))
+            write_atomically(out / "coco.json", json.dumps(self.coco).encode())
 
 
 def _open_model(config: PredictConfig) -> tuple[Network, SegmenterInfo, Any]:
@@ -223,9 +222,9 @@ def _open_model(config: PredictConfig) -> tuple[Network, SegmenterInfo, Any]:
             raise SegaeError(f"model must be {what}, got {config.model} for {predictor.metadata['task']}")
         info = TypeAdapter(SegmenterInfo).validate_python(predictor.metadata["info"])
         return lambda images: torch.from_numpy(predictor.run(images)["logits"]), info, nullcontext()
-    model, device = load_model(config.model, config.device)
+    model = load_model(config.model, config.device)
     trust = TrustScore.find(config.model, model)
-    return make_network(model, device=device), model.info, trust.watch(model) if trust else nullcontext()
+    return make_network(model), model.info, trust.watch(model) if trust else nullcontext()
 
 
 def _read_images(config: PredictConfig, paths: Sequence[Path], size: int) -> Iterator[list[_Loaded]]:
@@ -333,7 +332,7 @@ def _write_geotiff(path: Path, mask: NDArray[np.uint8], info: SegmenterInfo, ima
         with memory.open(driver="GTiff", count=1, dtype="uint8", compress="deflate", **about) as target:
             target.write(mask, 1)
             target.write_colormap(1, dict(enumerate(info.palette)))
-        write_atomically(path, lambda file: file.write(memory.getbuffer()))
+        write_atomically(path, memory.getbuffer())
 
 
 def _encode_regions(mask: NDArray[np.uint8], *, polygons: bool) -> list[dict[str, Any]]:

@@ -104,14 +104,8 @@ class _Pretraining:
         skipped, probe = SkippedFiles(), self.make_probe()
         data = load_unlabeled(config, start, method, device, skipped)
         learner = fit_into_memory(partial(self.make_learner, data, probe), config, config.image_size)
-        phases = training.pretraining_phases(
-            config.epochs,
-            config.lr or method.lr,
-            warmup=config.warmup,
-            freeze_epochs=config.freeze_epochs or 0,
-            encoder_lr_ratio=config.encoder_lr_ratio or 1.0,
-            frozen_encoder=method.frozen_encoder,
-        )
+        planned = settings_taken_by(training.pretraining_phases, config)
+        phases = training.pretraining_phases(frozen_encoder=method.frozen_encoder, **planned)
         folder = Path(config.out)
         how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
         settings = plain_settings(config, method=method.name, method_args=asdict(method), encoder=start.architecture)

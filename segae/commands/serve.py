@@ -62,8 +62,8 @@ def serve(config: ServeConfig) -> None:
         >>> serve("runs/finetune/model.safetensors")  # doctest: +SKIP
     """
     require_package("gradio", "serve")
-    model, device = load_model(config.model, config.device)
-    autoencoder = load_autoencoder(config.autoencoder).to(device) if config.autoencoder else None
+    model = load_model(config.model, config.device)
+    autoencoder = load_autoencoder(config.autoencoder) if config.autoencoder else None
     try:
         listening = socket.create_server((config.host, config.port))
     except OSError as error:
@@ -85,8 +85,8 @@ def make_app(
     max_bytes: int = _MAX_BYTES,
 ) -> Any:
     """Make the FastAPI application of `serve`; what is no image, or has more pixels or bytes, gets a 4xx answer."""
-    network, info, lock = make_network(model), model.info, threading.Lock()
-    if autoencoder is not None and autoencoder.info.out_channels != 3:
+    network, info, lock, device = make_network(model), model.info, threading.Lock(), next(model.parameters()).device
+    if autoencoder is not None and autoencoder.to(device).info.out_channels != 3:
         raise SegaeError(f"autoencoder must predict 3 channels, got one of {autoencoder.info.out_channels}")
 
     def answer(data: bytes) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def make_app(
             (found,) = predict_images(network, [image], image_size=info.image_size)
             pictures = {"overlay": Image.fromarray(overlay(image, found.mask, info.palette))}
             if autoencoder is not None:
-                about, device = autoencoder.info.encoder, next(autoencoder.parameters()).device
+                about = autoencoder.info.encoder
                 square = normalize(resize_image(image, about.image_size)[None], about.mean, about.std, device)
                 pixels = denormalize(autoencoder.reconstruct(square)[0], about.mean, about.std)
                 pictures["reconstruction"] = Image.fromarray(pixels).resize(image.shape[1::-1])

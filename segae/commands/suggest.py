@@ -46,9 +46,8 @@ def suggest(config: SuggestConfig) -> pd.DataFrame:
         >>> rows = suggest("photos", labeled="pets", count=20)  # doctest: +SKIP
     """
     with limit_threads(config.threads):
-        model, device = None, choose_device(config.device)
-        if config.model is not None:
-            model, device = load_model(config.model, config.device)
+        model = None if config.model is None else load_model(config.model, config.device)
+        device = choose_device(config.device) if model is None else next(model.parameters()).device
         encoder = open_encoder(config.encoder or ("imagenet" if model is None else model.encoder))
         known, left_out = _labeled(_roots(config.labeled))
         pool = [path for path in find_images(_roots(config.images)) if os.path.realpath(path) not in left_out]
@@ -64,7 +63,7 @@ def suggest(config: SuggestConfig) -> pd.DataFrame:
         found = collect_features(encoder, pool, skipped=skipped, **how)
         covered = collect_features(encoder, known, skipped=lost, **how).values if known else None
         skipped.extend(lost.files)
-        doubt = None if model is None else _uncertainty(model, found.names, config.batch_size, device)
+        doubt = None if model is None else _uncertainty(model, found.names, config.batch_size)
         count = min(config.count, len(found))
         chosen = select_images(found.values, covered, count=count, uncertainty=doubt, seed=config.seed)
         rows = pd.DataFrame({"image": [found.names[place] for place in chosen]})
@@ -95,12 +94,12 @@ def _labeled(roots: Sequence[Path]) -> tuple[list[Path], set[str]]:
     return known, {os.path.realpath(path) for path in every}
 
 
-def _uncertainty(model: Segmenter, names: Sequence[str], batch_size: int, device: torch.device) -> NDArray[np.float32]:
+def _uncertainty(model: Segmenter, names: Sequence[str], batch_size: int) -> NDArray[np.float32]:
     """The entropy of the class probabilities, mean over pixels, as a share of the largest one, of each image."""
     means: list[float] = []
     for start in range(0, len(names), batch_size):
         read = [read_resized(Path(name), model.info.image_size) for name in names[start : start + batch_size]]
-        for logits in predict_logits(model, np.stack(read), batch_size=batch_size, device=device):
+        for logits in predict_logits(model, np.stack(read), batch_size=batch_size):
             entropy = torch.special.entr(logits.softmax(dim=1)).sum(dim=1).mean(dim=(1, 2))
             means += (entropy / np.log(max(model.num_classes, 2))).tolist()
     return np.array(means, np.float32)
@@ -111,8 +110,7 @@ def _write(out: Path, rows: pd.DataFrame) -> None:
     tasks = [{"data": {"image": f"/data/local-files/?d={quote(file.lstrip(os.sep))}"}} for file in files]
     write_json(out / "label_studio.json", tasks)
     for name, text in {"files.txt": "\n".join([*files, ""]), "suggestions.csv": rows.to_csv(index=False)}.items():
-        encoded = text.encode("utf-8", "surrogateescape")
-        write_atomically(out / name, lambda file, encoded=encoded: file.write(encoded))  # type: ignore[misc]
+        write_atomically(out / name, text.encode("utf-8", "surrogateescape"))
     pictures = [read_resized(Path(name), _SIDE) for name in rows["image"][:_SHOWN]]
     wide = min(_COLUMNS, len(pictures))
     pictures += [np.full_like(pictures[0], 255)] * (-len(pictures) % wide)
