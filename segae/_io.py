@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -181,7 +181,7 @@ def check_range(
     raise SegaeError(f"{argument} must be {condition}, got {value!r}")
 
 
-class PrintMessages(logging.Handler):
+class _PrintMessages(logging.Handler):
     """Print information to stdout, of several processes that of the first, and warnings to stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -196,12 +196,16 @@ class PrintMessages(logging.Handler):
 def show_messages() -> Iterator[None]:
     """Within, print what segae logs, unless the program configured logging or the level of the logger "segae"."""
     logger = logging.getLogger("segae")
-    if logger.hasHandlers() or logger.level != logging.NOTSET:
+    with nullcontext() if logger.hasHandlers() or logger.level != logging.NOTSET else print_messages(logging.INFO):
         yield
-        return
-    handler = PrintMessages()
+
+
+@contextmanager
+def print_messages(level: int) -> Iterator[None]:
+    """Within, print what segae logs at this level and above."""
+    logger, handler = logging.getLogger("segae"), _PrintMessages()
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
     try:
         yield
     finally:

@@ -29,14 +29,14 @@ import tyro
 import yaml
 
 from segae import config
-from segae._io import PrintMessages
+from segae._io import print_messages
 from segae._settings import Config, is_required, make_config, nearest, nest
 from segae.errors import OutOfMemoryError, SegaeError
 
 
 class _Command(NamedTuple):
     config: type[Config]
-    function: str  # module:name, called with the settings by name
+    function: str  # of segae, called with the settings by name
     example: str
     settings: Mapping[str, Any] = {}
 
@@ -49,23 +49,19 @@ class _Command(NamedTuple):
 _MODEL = "--model runs/finetune/model.safetensors"
 _QUICK = {"preset": "quick", "out": "runs/quickstart", "experiment": "quickstart"}
 COMMANDS = {
-    "pretrain": _Command(config.PretrainConfig, "commands.pretrain:pretrain", "photos --method spark"),
-    "finetune": _Command(
-        config.FinetuneConfig, "commands.finetune:finetune", "pets --weights runs/pretrain/encoder.safetensors"
-    ),
-    "evaluate": _Command(config.EvaluateConfig, "commands.evaluate:evaluate", f"pets {_MODEL}"),
-    "predict": _Command(config.PredictConfig, "commands.predict:predict", f"cat.jpg {_MODEL}"),
-    "serve": _Command(config.ServeConfig, "commands.serve:serve", "runs/finetune/model.safetensors"),
-    "features": _Command(
-        config.FeaturesConfig, "commands.features:extract_features", "photos --encoder pets_pseudo_masks"
-    ),
-    "suggest": _Command(config.SuggestConfig, "commands.suggest:suggest", "photos --labeled pets --count 50"),
-    "export": _Command(config.ExportConfig, "commands.export:export", "runs/finetune/model.safetensors --to onnx"),
-    "bench": _Command(config.BenchConfig, "bench.runner:benchmark", "pets --labels 0.1 1.0 --seeds 3"),
-    "report": _Command(config.ReportConfig, "bench.report:report", "runs/bench/bench.csv"),
-    "data": _Command(config.DownloadConfig, "commands.data:download", "pets"),
-    "doctor": _Command(config.DoctorConfig, "commands.doctor:doctor", ""),
-    "quickstart": _Command(config.BenchConfig, "bench.runner:benchmark", "", _QUICK),
+    "pretrain": _Command(config.PretrainConfig, "pretrain", "photos --method spark"),
+    "finetune": _Command(config.FinetuneConfig, "finetune", "pets --weights runs/pretrain/encoder.safetensors"),
+    "evaluate": _Command(config.EvaluateConfig, "evaluate", f"pets {_MODEL}"),
+    "predict": _Command(config.PredictConfig, "predict", f"cat.jpg {_MODEL}"),
+    "serve": _Command(config.ServeConfig, "serve", "runs/finetune/model.safetensors"),
+    "features": _Command(config.FeaturesConfig, "extract_features", "photos --encoder pets_pseudo_masks"),
+    "suggest": _Command(config.SuggestConfig, "suggest", "photos --labeled pets --count 50"),
+    "export": _Command(config.ExportConfig, "export", "runs/finetune/model.safetensors --to onnx"),
+    "bench": _Command(config.BenchConfig, "benchmark", "pets --labels 0.1 1.0 --seeds 3"),
+    "report": _Command(config.ReportConfig, "report", "runs/bench/bench.csv"),
+    "data": _Command(config.DownloadConfig, "download", "pets"),
+    "doctor": _Command(config.DoctorConfig, "doctor", ""),
+    "quickstart": _Command(config.BenchConfig, "benchmark", "", _QUICK),
 }
 _PLACES = {"data": "FOLDER", "images": "IMAGE", "model": "MODEL", "rows": "CSV", "name": "NAME"}
 _IN_PARALLEL = ("pretrain", "finetune")
@@ -135,8 +131,7 @@ def _run(name: str, words: list[str]) -> None:
         make_config(COMMANDS[name].config, **settings)  # wrong numbers and paths are refused before torch is imported
         if os.environ.get("WORLD_SIZE", "1") != "1" and name not in _IN_PARALLEL:
             raise SegaeError(f"segae {name} must run in one process, got WORLD_SIZE {os.environ['WORLD_SIZE']}")
-        module, function = COMMANDS[name].function.split(":")
-        verb = getattr(importlib.import_module(f"segae.{module}"), function)
+        verb = getattr(importlib.import_module("segae"), COMMANDS[name].function)
         if "device" in (where := settings.get("trainer", settings)):
             device = importlib.import_module("segae.training.device")
             device.prepare_device(device.choose_device(where["device"]))
@@ -338,10 +333,8 @@ def _terminate_like_interrupt() -> Iterator[None]:
 @contextmanager
 def _quiet(*, verbose: bool) -> Iterator[None]:
     """Within, print the messages of segae, and show those of other libraries only if verbose."""
-    logger, handler, before = logging.getLogger("segae"), PrintMessages(), logging.lastResort
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    logger.addHandler(handler)
-    with warnings.catch_warnings():
+    before = logging.lastResort
+    with warnings.catch_warnings(), print_messages(logging.DEBUG if verbose else logging.INFO):
         if not verbose:
             logging.lastResort = logging.NullHandler()  # None would say that there is none
             os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of processes that this one starts
@@ -349,7 +342,6 @@ def _quiet(*, verbose: bool) -> Iterator[None]:
         try:
             yield
         finally:
-            logger.removeHandler(handler)
             logging.lastResort = before
 
 

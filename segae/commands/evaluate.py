@@ -12,19 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from segae import data
 from segae._io import write_atomically, write_json
 from segae.commands._data import takes_settings_of, write_skipped
 from segae.config import EvaluateConfig
-from segae.data import (
-    CachedPairs,
-    SegmentationDataset,
-    SkippedFiles,
-    cache_pairs,
-    open_dataset_like,
-    read_mask,
-    split_hash,
-    to_class_indices,
-)
 from segae.errors import CheckpointError, DataError
 from segae.evaluation import (
     SegmentationScores,
@@ -59,7 +50,7 @@ def evaluate(config: EvaluateConfig) -> SegmentationScores:
     with limit_threads(config.threads):
         model = load_model(config.model, config.device)
         info = model.info
-        dataset = open_dataset_like(
+        dataset = data.open_dataset_like(
             Path(config.data),
             classes=config.classes,
             merge=config.merge,
@@ -71,12 +62,12 @@ def evaluate(config: EvaluateConfig) -> SegmentationScores:
             sizes = ", ".join(f"{name} ({len(members)} images)" for name, members in dataset.splits.items())
             raise DataError(f"split must be one with images, of {dataset.root} {sizes}, got {config.split!r}")
         out = _open_folder(config, model, dataset)
-        skipped = SkippedFiles()
-        cached = cache_pairs(pairs, info.image_size, dataset.mask_values, skipped)
+        skipped = data.SkippedFiles()
+        cached = data.cache_pairs(pairs, info.image_size, dataset.mask_values, skipped)
         how: dict[str, Any] = {"batch_size": config.batch_size, "names": [pair.name for pair in cached.pairs]}
         if config.resolution == "original":
             files = (pair.mask for pair in cached.pairs)
-            masks = (to_class_indices(read_mask(file), dataset.mask_values, file) for file in files)
+            masks = (data.to_class_indices(data.read_mask(file), dataset.mask_values, file) for file in files)
             scores = evaluate_at_mask_size(model, cached.images, masks, **how)
         else:
             scores = evaluate_model(model, cached.images, cached.masks, **how)
@@ -106,7 +97,7 @@ def name_model(model: Any) -> str:
     return f"weights {fingerprint(model.state_dict())}" if isinstance(model, Segmenter) else os.fspath(model)
 
 
-def _open_folder(config: EvaluateConfig, model: Segmenter, dataset: SegmentationDataset) -> Path | None:
+def _open_folder(config: EvaluateConfig, model: Segmenter, dataset: data.SegmentationDataset) -> Path | None:
     if config.out is None and isinstance(config.model, Segmenter):
         return None
     parts = ["evaluate", config.split]
@@ -119,7 +110,7 @@ def _open_folder(config: EvaluateConfig, model: Segmenter, dataset: Segmentation
 
 
 def _write_numbers(
-    config: EvaluateConfig, out: Path, scores: SegmentationScores, model: Segmenter, dataset: SegmentationDataset
+    config: EvaluateConfig, out: Path, scores: SegmentationScores, model: Segmenter, dataset: data.SegmentationDataset
 ) -> None:
     info, in_memory = model.info, isinstance(config.model, Segmenter)
     names = list(scores.per_image["name"])
@@ -128,7 +119,7 @@ def _write_numbers(
         **{name: None if math.isnan(value) else value for name, value in scores.as_row().items()},
         **{"classes": scores.classes, "confusion": scores.confusion.tolist()},
         **{"dataset": dataset.name, "split": config.split, "resolution": config.resolution},
-        **{"images": len(names), "split_hash": split_hash(names)},
+        **{"images": len(names), "split_hash": data.split_hash(names)},
         "model": name_model(config.model),
         "model_sha256": "" if in_memory else hashlib.sha256(Path(config.model).read_bytes()).hexdigest(),
         **{"encoder": info.encoder.architecture, "decoder": info.decoder, "image_size": info.image_size},
@@ -142,7 +133,7 @@ def _write_numbers(
         write_atomically(out / name, text.encode("utf-8", "backslashreplace"))
 
 
-def _write_pictures(out: Path, scores: SegmentationScores, model: Segmenter, cached: CachedPairs) -> None:
+def _write_pictures(out: Path, scores: SegmentationScores, model: Segmenter, cached: data.CachedPairs) -> None:
     confusion_figure(scores.confusion, scores.classes, out / "confusion.png")
     miou = scores.per_image["miou"].to_numpy()
     ranks = np.unique(np.linspace(0, len(miou) - 1, min(_SHEET_ROWS, len(miou))).round().astype(int))

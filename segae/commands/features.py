@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -53,47 +54,42 @@ def extract_features(
         >>> features = extract_features("photos", "pets_pseudo_masks")  # doctest: +SKIP
     """
     settings = {name: value for name, value in locals().items() if name in FeaturesConfig.__dataclass_fields__}
-    with show_messages(), limit_threads(threads):
+    skipped = SkippedFiles()
+    with show_messages(), limit_threads(threads), ExitStack() as ending:
+        ending.callback(skipped.report)
         if out is not None:
-            return _to_file(make_config(FeaturesConfig, **settings))
-        how = {"layer": layer, "pool": pool, "image_size": image_size, "batch_size": batch_size}
-        return _in_memory(images, _open(encoder, threads), dtype, device=choose_device(device), **how)
+            return _to_file(make_config(FeaturesConfig, **settings), skipped)
+        how: dict[str, Any] = {"layer": layer, "pool": pool, "image_size": image_size, "batch_size": batch_size}
+        how |= {"dtype": dtype, "device": choose_device(device), "skipped": skipped}
+        return _in_memory(images, _open(encoder, threads), **how)
 
 
 def _open(encoder: Any, threads: int | None) -> Any:
     return OnnxEncoder(str(encoder), threads or 0) if str(encoder).endswith(".onnx") else open_encoder(encoder)
 
 
-def _in_memory(images: Any, encoder: Any, dtype: str, **how: Any) -> Features:
-    if dtype not in ("float32", "float16"):
-        raise SegaeError(f"dtype must be float32 or float16, got {dtype}")
+def _in_memory(images: Any, encoder: Any, **how: Any) -> Features:
+    if how["dtype"] not in ("float32", "float16"):
+        raise SegaeError(f"dtype must be float32 or float16, got {how['dtype']}")
     alone = isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim == 3)
     listed: Any = [images] if alone else images
     arrays = [image for image in listed if isinstance(image, np.ndarray)]
     if arrays and len(arrays) < len(listed):
         raise SegaeError(f"images must be all files or all arrays, got {len(arrays)} arrays of {len(listed)}")
     found: Any = arrays or find_images([Path(root) for root in listed])
-    skipped = SkippedFiles()
-    try:
-        return collect_features(encoder, found, dtype=dtype, skipped=skipped, **how)
-    finally:
-        skipped.report()
+    return collect_features(encoder, found, **how)
 
 
-def _to_file(config: FeaturesConfig) -> Path:
+def _to_file(config: FeaturesConfig, skipped: SkippedFiles) -> Path:
     out = Path(config.out)
     check_format(out)
     if out.exists() and not config.overwrite:
         raise SegaeError(f"out must be a new file, got {out}: give overwrite=True")
-    roots = [config.images] if isinstance(config.images, str | os.PathLike) else config.images
-    paths = find_images([Path(root) for root in roots])
-    encoder, skipped = _open(config.encoder, config.threads), SkippedFiles()
+    paths = find_images([Path(root) for root in config.images])  # type: ignore[union-attr]
+    encoder = _open(config.encoder, config.threads)
     logger.info("encoder %s from %s", encoder.info.architecture, encoder.info.source or encoder.info.weights)
     names = ("layer", "pool", "image_size", "batch_size", "dtype")
     how = {name: getattr(config, name) for name in names} | {"device": choose_device(config.device)}
-    try:
-        write_features(encoder, paths, out, skipped=skipped, **how)
-    finally:
-        skipped.report()
+    write_features(encoder, paths, out, skipped=skipped, **how)
     logger.info("wrote features of %d images to %s", len(paths) - len(skipped), out)
     return out

@@ -58,6 +58,13 @@ class _Loaded(NamedTuple):
     reason: str = ""
 
 
+class _Result(NamedTuple):
+    row: dict[str, Any]  # of predictions.csv
+    height: int
+    width: int
+    regions: list[dict[str, Any]]  # of coco.json
+
+
 def predict(
     model: Segmenter | PathLike,
     images: Any,
@@ -139,8 +146,8 @@ def _predict_files(config: PredictConfig) -> list[Path]:
     how: dict[str, Any] = {name: getattr(config, name) for name in ("tile", "overlap", "batch_size", "confidence")}
     how |= {"image_size": info.image_size, "probabilities": torch.float16 if config.probabilities else None}
     masks: list[Path] = []
-    running: deque[Future[Any]] = deque()
-    tables = _Tables(info, coco=config.coco != "none")
+    running: deque[Future[_Result]] = deque()
+    results: list[_Result] = []
 
     def segment(batches: Iterable[list[_Loaded]], folder: Path | None = None) -> Iterator[tuple[Any, Any]]:
         """Have the results of images, or of a video's frames, written, and yield images and masks."""
@@ -154,7 +161,7 @@ def _predict_files(config: PredictConfig) -> list[Path]:
                 one, score = read[place], float(scores[place]) if judge else None
                 files = _name_files(folder / one.path.name, one.path, config) if folder else targets[one.path]
                 if len(running) == (1 if config.tile else _AT_ONCE):  # what waits must not fill the memory
-                    tables.add(*running.popleft().result())
+                    results.append(running.popleft().result())
                 running.append(pool.submit(_write, one, found, score, files, info, config))
                 masks.append(files["mask"])
                 bar.update(len(masks) + len(skipped) - bar.n)
@@ -172,45 +179,36 @@ def _predict_files(config: PredictConfig) -> list[Path]:
                     write_video(targets[video]["overlay"], (overlay(*one, info.palette) for one in frames), like=video)
                 deque(frames, maxlen=0)
             while running:
-                tables.add(*running.popleft().result())
+                results.append(running.popleft().result())
     finally:
-        tables.write(out)
+        _write_tables(out, results, info.classes, coco=config.coco != "none")
     (out / "skipped.csv").unlink(missing_ok=True)
     write_skipped(out, skipped)
     if not masks:
         count = len(paths) + len(videos)
         raise DataError(f"images must be readable, got {count} of which none is: {out / 'skipped.csv'} says why")
     logger.info("wrote %d mask%s to %s", len(masks), "" if len(masks) == 1 else "s", out)
-    if tables.doubtful:
-        few = f"{tables.doubtful} of {len(masks)} images are unlike the training images, trust below {FLAGGED_BELOW}"
+    if doubtful := sum(one.row.get("trust", 1) < FLAGGED_BELOW for one in results):
+        few = f"{doubtful} of {len(masks)} images are unlike the training images, trust below {FLAGGED_BELOW}"
         logger.warning("%s: do not trust their masks; predictions.csv lists them", few)
     return masks
 
 
-class _Tables:
-    """What predictions.csv and coco.json say, image by image."""
-
-    def __init__(self, info: SegmenterInfo, *, coco: bool) -> None:
-        self.text, self.doubtful = io.StringIO(), 0
-        categories = [{"id": index, "name": name} for index, name in enumerate(info.classes)]
-        self.coco: Any = {"images": [], "annotations": [], "categories": categories} if coco else None
-
-    def add(self, row: dict[str, Any], size: tuple[int, int], regions: list[dict[str, Any]]) -> None:
-        """Add an image by its row, its height and width, and its regions."""
-        for line in (row.values(),) if self.text.tell() else (row, row.values()):
-            csv.writer(self.text).writerow(line)
-        self.doubtful += row.get("trust", 1) < FLAGGED_BELOW
-        if self.coco is not None:
-            number, known = len(self.coco["images"]), self.coco["annotations"]
-            self.coco["images"].append({"id": number, "file_name": row["image"], "height": size[0], "width": size[1]})
-            known += [{"id": place, "image_id": number, **one} for place, one in enumerate(regions, len(known) + 1)]
-
-    def write(self, out: Path) -> None:
-        """Write both files; a coco.json of an earlier call goes."""
-        write_atomically(out / "predictions.csv", self.text.getvalue().encode("utf-8", "backslashreplace"))
-        (out / "coco.json").unlink(missing_ok=True)
-        if self.coco is not None:
-            write_atomically(out / "coco.json", json.dumps(self.coco).encode())
+def _write_tables(out: Path, results: Sequence[_Result], classes: Sequence[str], *, coco: bool) -> None:
+    """Write predictions.csv and, if asked for, coco.json; a coco.json of an earlier call goes."""
+    text, rows = io.StringIO(), [one.row for one in results]
+    csv.writer(text).writerows([*rows[:1], *(row.values() for row in rows)])  # the names are the header
+    write_atomically(out / "predictions.csv", text.getvalue().encode("utf-8", "backslashreplace"))
+    (out / "coco.json").unlink(missing_ok=True)
+    if coco:
+        categories = [{"id": index, "name": name} for index, name in enumerate(classes)]
+        content: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
+        for number, one in enumerate(results):
+            about = {"id": number, "file_name": one.row["image"], "height": one.height, "width": one.width}
+            content["images"].append(about)
+            for region in one.regions:
+                content["annotations"].append({"id": len(content["annotations"]) + 1, "image_id": number, **region})
+        write_atomically(out / "coco.json", json.dumps(content).encode())
 
 
 def _open_model(config: PredictConfig) -> tuple[Network, SegmenterInfo, Any]:
@@ -304,8 +302,8 @@ def _require_separate(roots: Sequence[Path], out: Path, targets: Mapping[Path, F
 
 def _write(
     one: _Loaded, found: Prediction, trust: float | None, files: Files, info: SegmenterInfo, config: PredictConfig
-) -> tuple[dict[str, Any], tuple[int, int], list[dict[str, Any]]]:
-    """Write the results of an image; return its row of the table, its size and its regions for COCO."""
+) -> _Result:
+    """Write the results of an image; return what the tables say about it."""
     pictures = {"mask": (color_mask(found.mask, info), "PNG")}
     if "overlay" in files:
         pictures["overlay"] = (Image.fromarray(overlay(one.image, found.mask, info.palette)), "JPEG")
@@ -321,7 +319,7 @@ def _write(
     mask = files["mask"].relative_to(config.out)
     row = {"image": str(one.path), "mask": str(mask), **describe_prediction(found, info, trust)}
     regions = [] if config.coco == "none" else _encode_regions(found.mask, polygons=config.coco == "polygons")
-    return row, (len(found.mask), found.mask.shape[1]), regions
+    return _Result(row, len(found.mask), found.mask.shape[1], regions)
 
 
 def _write_geotiff(path: Path, mask: NDArray[np.uint8], info: SegmenterInfo, image: Path) -> None:
