@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -122,12 +122,6 @@ def settings_taken_by(function: Callable[..., Any], config: PretrainConfig | Fin
     """The settings of a config and of its trainer that a function has arguments for, by name."""
     known = {**vars(config.trainer), **vars(config)}
     return {name: known[name] for name in inspect.signature(function).parameters if name in known}
-
-
-def plain_settings(config: Config, **resolved: Any) -> dict[str, Any]:
-    """A config as nested plain values for config.json, with what was resolved and without how to start."""
-    settings = {**asdict(config), **resolved}
-    return {name: value for name, value in settings.items() if name not in ("out", "resume", "overwrite")}
 
 
 def earlier_run(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:

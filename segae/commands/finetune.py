@@ -21,7 +21,6 @@ from segae.commands._data import (
     load_labeled,
     load_start,
     loading_settings,
-    plain_settings,
     set_up_model,
     settings_taken_by,
     takes_settings_of,
@@ -116,7 +115,7 @@ class _Finetuning:
         learner = fit_into_memory(partial(self.make_learner, data), config, self.size)
         folder = Path(config.out)
         how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
-        settings = plain_settings(config, encoder=start.architecture)
+        settings = asdict(replace(config, encoder=start.architecture))
         with training.open_run_folder(folder, settings, task="finetune", **how) as run:
             images = split_hash(pair.name for pair in data.pairs)
             source = run.start(device, images=images, weights=os.fspath(config.weights), cache=data.cache)

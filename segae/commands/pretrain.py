@@ -23,7 +23,6 @@ from segae.commands._data import (
     load_start,
     load_unlabeled,
     loading_settings,
-    plain_settings,
     set_up_model,
     settings_taken_by,
     takes_settings_of,
@@ -108,7 +107,7 @@ class _Pretraining:
         phases = training.pretraining_phases(frozen_encoder=method.frozen_encoder, **planned)
         folder = Path(config.out)
         how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
-        settings = plain_settings(config, method=method.name, method_args=asdict(method), encoder=start.architecture)
+        settings = asdict(replace(config, method=method.name, method_args=asdict(method), encoder=start.architecture))
         with training.open_run_folder(folder, settings, task="pretrain", **how) as run:
             facts = {"cache": data.cache, "workers": learner.dls.train.num_workers}
             source = run.start(device, images=split_hash(data.names), weights=os.fspath(config.weights), **facts)
