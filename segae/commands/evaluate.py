@@ -142,12 +142,6 @@ def _write_pictures(out: Path, scores: SegmentationScores, model: Segmenter, cac
     places = [ends.get(rank, f"{rank + 1} of {len(miou)}") for rank in ranks]
     labels = [f"{place}\nmIoU {value:.3f}" for place, value in zip(places, miou[shown], strict=True)]
     images = cached.images[shown]
-    segmentation_sheet(
-        list(images),
-        list(cached.masks[shown]),
-        list(predict_masks(model, images)),
-        out / "sheet.png",
-        classes=scores.classes,
-        palette=model.info.palette,
-        row_labels=labels,
-    )
+    truths, masks = cached.masks[shown], predict_masks(model, images)
+    look: dict[str, Any] = {"classes": scores.classes, "palette": model.info.palette, "row_labels": labels}
+    segmentation_sheet(list(images), list(truths), list(masks), out / "sheet.png", **look)

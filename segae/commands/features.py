@@ -12,7 +12,7 @@ import numpy as np
 
 from segae._io import show_messages
 from segae._settings import PathLike, make_config
-from segae.applications import Features, check_format, collect_features, open_encoder, write_features
+from segae.applications import check_format, collect_features, open_encoder, write_features
 from segae.config import FeaturesConfig
 from segae.data import SkippedFiles, find_images
 from segae.errors import SegaeError
@@ -54,42 +54,34 @@ def extract_features(
         >>> features = extract_features("photos", "pets_pseudo_masks")  # doctest: +SKIP
     """
     settings = {name: value for name, value in locals().items() if name in FeaturesConfig.__dataclass_fields__}
+    if out is not None:
+        images = make_config(FeaturesConfig, **settings).images
+        check_format(Path(out))
+        if Path(out).exists() and not overwrite:
+            raise SegaeError(f"out must be a new file, got {out}: give overwrite=True")
+    elif dtype not in ("float32", "float16"):
+        raise SegaeError(f"dtype must be float32 or float16, got {dtype}")
     skipped = SkippedFiles()
+    how: dict[str, Any] = {"layer": layer, "pool": pool, "image_size": image_size, "batch_size": batch_size}
     with show_messages(), limit_threads(threads), ExitStack() as ending:
         ending.callback(skipped.report)
-        if out is not None:
-            return _to_file(make_config(FeaturesConfig, **settings), skipped)
-        how: dict[str, Any] = {"layer": layer, "pool": pool, "image_size": image_size, "batch_size": batch_size}
+        found = _find(images)
+        exported = str(encoder).endswith(".onnx")
+        opened: Any = OnnxEncoder(str(encoder), threads or 0) if exported else open_encoder(encoder)
         how |= {"dtype": dtype, "device": choose_device(device), "skipped": skipped}
-        return _in_memory(images, _open(encoder, threads), **how)
+        if out is None:
+            return collect_features(opened, found, **how)
+        logger.info("encoder %s from %s", opened.info.architecture, opened.info.source or opened.info.weights)
+        write_features(opened, found, Path(out), **how)
+        logger.info("wrote features of %d images to %s", len(found) - len(skipped), out)
+        return Path(out)
 
 
-def _open(encoder: Any, threads: int | None) -> Any:
-    return OnnxEncoder(str(encoder), threads or 0) if str(encoder).endswith(".onnx") else open_encoder(encoder)
-
-
-def _in_memory(images: Any, encoder: Any, **how: Any) -> Features:
-    if how["dtype"] not in ("float32", "float16"):
-        raise SegaeError(f"dtype must be float32 or float16, got {how['dtype']}")
+def _find(images: Any) -> Any:
+    """The arrays that are given, or the image files."""
     alone = isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim == 3)
     listed: Any = [images] if alone else images
     arrays = [image for image in listed if isinstance(image, np.ndarray)]
     if arrays and len(arrays) < len(listed):
         raise SegaeError(f"images must be all files or all arrays, got {len(arrays)} arrays of {len(listed)}")
-    found: Any = arrays or find_images([Path(root) for root in listed])
-    return collect_features(encoder, found, **how)
-
-
-def _to_file(config: FeaturesConfig, skipped: SkippedFiles) -> Path:
-    out = Path(config.out)
-    check_format(out)
-    if out.exists() and not config.overwrite:
-        raise SegaeError(f"out must be a new file, got {out}: give overwrite=True")
-    paths = find_images([Path(root) for root in config.images])  # type: ignore[union-attr]
-    encoder = _open(config.encoder, config.threads)
-    logger.info("encoder %s from %s", encoder.info.architecture, encoder.info.source or encoder.info.weights)
-    names = ("layer", "pool", "image_size", "batch_size", "dtype")
-    how = {name: getattr(config, name) for name in names} | {"device": choose_device(config.device)}
-    write_features(encoder, paths, out, skipped=skipped, **how)
-    logger.info("wrote features of %d images to %s", len(paths) - len(skipped), out)
-    return out
+    return arrays or find_images([Path(root) for root in listed])
