@@ -12,16 +12,6 @@ from segae.commands.serve import serve
 from segae.commands.suggest import suggest
 
 __all__ = [
-    "FinetuneResult",
-    "PretrainResult",
-    "doctor",
-    "download",
-    "evaluate",
-    "export",
-    "extract_features",
-    "finetune",
-    "predict",
-    "pretrain",
-    "serve",
-    "suggest",
-]
+    "FinetuneResult", "PretrainResult", "doctor", "download", "evaluate", "export", "extract_features", "finetune",
+    "predict", "pretrain", "serve", "suggest",
+]  # fmt: skip

@@ -93,8 +93,7 @@ class _Finetuning:
         self.size = size = config.image_size or self.start.image_size
         models.require_image_size(size, encoder.output_stride)
         models.require_decoder_size(config.decoder, size)
-        planned = settings_taken_by(training.freeze_finetune_phases, config)
-        self.phases = training.freeze_finetune_phases(**planned)
+        self.phases = training.freeze_finetune_phases(**settings_taken_by(training.freeze_finetune_phases, config))
         check_masks(self.dataset)
         training.seed_everything(config.trainer.seed)  # the decoder must not depend on where the encoder comes from
         self.model = models.create_segmenter(

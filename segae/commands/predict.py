@@ -106,9 +106,8 @@ def predict(
             how: dict[str, Any] = {"tile": tile, "overlap": overlap, "tta": tta, "batch_size": batch_size}
             return load_model(model, device).predict(images, return_probabilities=probabilities, **how)
     settings = {name: value for name, value in locals().items() if name in PredictConfig.__dataclass_fields__}
-    config = make_config(PredictConfig, **settings)
-    with show_messages(), limit_threads(config.threads):
-        return _predict_files(config)
+    with show_messages(), limit_threads(threads):
+        return _predict_files(make_config(PredictConfig, **settings))
 
 
 def describe_prediction(found: Prediction, info: SegmenterInfo, trust: float | None = None) -> dict[str, float]:

@@ -89,9 +89,17 @@ class _Pretraining:
         encoder = load_start(config)
         self.device, self.start = device, encoder.info
         self.method = _create_method(config)
-        self.config = _resolve(config, self.start, self.method)
-        self.model = _build(self.config, encoder, self.method).to(device)
-        set_up_model(self.model, config)
+        self.config = config = _resolve(config, self.start, self.method)
+        size = config.image_size
+        models.require_image_size(size, encoder.output_stride)
+        models.require_decoder_size(str(config.decoder), size)
+        black = self.method.corrupt(torch.zeros(2, self.start.in_channels, size, size), torch.Generator())
+        training.seed_everything(config.trainer.seed)  # the decoder must not depend on where the encoder comes from
+        choices = {name: getattr(config, name) for name in ("decoder", "bottleneck", "upsampling", "output_activation")}
+        self.model = create_autoencoder(encoder, method=self.method, **choices)
+        with models.evaluation_mode(self.model), torch.no_grad():  # refuses a patch that the encoder cannot mask
+            self.model(black.image, black.mask)
+        set_up_model(self.model.to(device), config)
         if self.method.needs_pretrained_encoder and not self.start.weights.pretrained:
             raise SegaeError(f"weights must be pretrained for {self.method}, which asks the encoder, got random")
         # BatchNorm statistics of the encoder stay those that it started with
@@ -245,17 +253,3 @@ def _resolve(config: PretrainConfig, start: models.EncoderInfo, method: Method) 
     frozen = 1 if imagenet and not method.frozen_encoder else 0
     defaults: dict[str, Any] = {"decoder": decoder, "freeze_epochs": frozen, "encoder_lr_ratio": ratio, "lr": method.lr}
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
-
-
-def _build(config: PretrainConfig, encoder: models.Encoder, method: Method) -> models.Autoencoder:
-    """Build the model and try it on black images."""
-    size = config.image_size
-    models.require_image_size(size, encoder.output_stride)
-    models.require_decoder_size(str(config.decoder), size)
-    corrupted = method.corrupt(torch.zeros(2, encoder.info.in_channels, size, size), torch.Generator())
-    training.seed_everything(config.trainer.seed)  # the decoder must not depend on where the encoder comes from
-    choices = {name: getattr(config, name) for name in ("decoder", "bottleneck", "upsampling", "output_activation")}
-    model = create_autoencoder(encoder, method=method, **choices)
-    with models.evaluation_mode(model), torch.no_grad():  # refuses a patch that the encoder cannot mask
-        model(corrupted.image, corrupted.mask)
-    return model
