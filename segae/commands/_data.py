@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -174,38 +175,49 @@ def choose_cache(config: PretrainConfig | FinetuneConfig, need: int, device: tor
     return chosen
 
 
-@dataclass(frozen=True)
-class UnlabeledData:
-    """The images of a pretraining.
+@dataclass(frozen=True, kw_only=True)
+class _TrainingData:
+    """What both trainings have.
 
     Attributes:
         train: augmented items.
-        train_indices: which of them are an epoch; None for all.
         valid: clean items of the validation images; None where there are none.
-        clean: clean training items, enough for BatchNorm statistics.
-        pictures: uint8 (n, S, S, 3), a few images to look at, validation images where there are any.
-        names: file names of all images; of a stream its shards.
-        count: training images.
         cache: disk, gpu, none or stream.
-        excluded: test images that were found among the files, as (path, reason).
-        failures: returns what could not be read while training, as (path, reason).
     """
 
     train: Any
-    train_indices: Sequence[int] | None
-    valid: Any
-    clean: Any
-    pictures: np.ndarray
-    names: Sequence[str]
-    count: int
+    valid: Any = None
     cache: str
-    excluded: Sequence[tuple[Path, str]] = ()
-    failures: Callable[[], Iterable[tuple[Any, str]]] = tuple
 
     @property
     def held_out(self) -> int:
         """Number of validation images."""
         return 0 if self.valid is None else len(self.valid)
+
+    def failures(self) -> list[tuple[Path, str]]:
+        """What could not be read while training, as (path, reason)."""
+        return [failure for data in (self.train, self.valid) for failure in getattr(data, "failures", ())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlabeledData(_TrainingData):
+    """The images of a pretraining.
+
+    Attributes:
+        train_indices: which items of ``train`` are an epoch; None for all.
+        clean: clean training items, enough for BatchNorm statistics.
+        pictures: uint8 (n, S, S, 3), a few images to look at, validation images where there are any.
+        names: file names of all images; of a stream its shards.
+        count: training images.
+        excluded: test images that were found among the files, as (path, reason).
+    """
+
+    train_indices: Sequence[int] | None = None
+    clean: Any
+    pictures: np.ndarray
+    names: Sequence[str]
+    count: int
+    excluded: Sequence[tuple[Path, str]] = ()
 
     def clean_batches(self, batch_size: int) -> DataLoader:
         """Batches of clean images; a last one of a single image, which has no variance, is left out."""
@@ -238,28 +250,26 @@ def load_unlabeled(
     held_out = np.array([name in chosen for name in names])
     train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     clean = train[np.linspace(0, len(train) - 1, min(len(train), _CLEAN_IMAGES)).astype(int)]
-    shown = (valid if len(valid) else train)[:_PICTURES]
+    shown = valid if len(valid) else train
     known: dict[str, Any] = {"count": len(train), "cache": cache, "excluded": report.excluded}
     known["names"] = [path.name for path in paths]
     if cache == "none":
         # two lists: what replaces an unreadable training image must not be a validation image
-        lists = [paths.take(part.tolist()) for part in (train, valid, clean)]
-        first = LazyImageDataset(lists[0], size, augment, seed, config.repeats)
-        second = LazyImageDataset(lists[1], size, plain, seed) if len(valid) else None
-        pictures = _read_some(lists[1] if len(valid) else lists[0], size)
-        known["failures"] = functools.partial(_failures, first, second)
-        return UnlabeledData(first, None, second, LazyImageDataset(lists[2], size, plain, seed), pictures, **known)
+        known["train"] = LazyImageDataset(paths.take(train), size, augment, seed, config.repeats)
+        known["valid"] = LazyImageDataset(paths.take(valid), size, plain, seed) if len(valid) else None
+        known["clean"] = LazyImageDataset(paths.take(clean), size, plain, seed)
+        return UnlabeledData(pictures=_read_some(paths.take(shown), size), **known)
     images = cached.images
-    unchanged = CachedImageDataset(images, plain, seed)
-    train_set: Any = CachedImageDataset(images, augment, seed, config.repeats)
-    valid_set: Any = unchanged
+    data: Any = CachedImageDataset(images, augment, seed, config.repeats)
+    unchanged: Any = CachedImageDataset(images, plain, seed)
+    known |= {"clean": Subset(unchanged, clean.tolist()), "pictures": images[shown[:_PICTURES]]}
     if cache == "gpu":
         change = CropAndFlip(scale=(1.0, 1.0), ratio=(1.0, 1.0)) if method.crops else CropAndFlip()
-        train_set = GPUImageDataset(images, None, change, *look[1:], device=device, seed=seed, repeats=config.repeats)
-        valid_set = train_set.unchanged()
+        data = GPUImageDataset(images, None, change, *look[1:], device=device, seed=seed, repeats=config.repeats)
+        unchanged = data.unchanged()
     indices = [place + turn * len(images) for turn in range(config.repeats) for place in train.tolist()]
-    checked = Subset(valid_set, valid.tolist()) if len(valid) else None
-    return UnlabeledData(train_set, indices, checked, Subset(unchanged, clean.tolist()), images[shown], **known)
+    checked = Subset(unchanged, valid.tolist()) if len(valid) else None
+    return UnlabeledData(train=data, train_indices=indices, valid=checked, **known)
 
 
 def _load_stream(config: PretrainConfig, augment: Any, plain: Any, skipped: SkippedFiles) -> UnlabeledData:
@@ -272,62 +282,42 @@ def _load_stream(config: PretrainConfig, augment: Any, plain: Any, skipped: Skip
         raise SegaeError(f"repeats must be 1 for a stream, got {config.repeats}: give epoch_images")
     images = None if config.epoch_images is None else config.epoch_images * config.repeats
     opened: dict[str, Any] = {"size": config.image_size, "seed": config.trainer.seed, "epoch_images": images}
-    place = {"rank": rank(), "world_size": world_size()}
     with argument_named("data", instead_of="sources"):
+        place = {"rank": rank(), "world_size": world_size()}
         stream = open_stream(config.roots, transform=augment, skipped=skipped, **opened, **place)
     count = config.epoch_images or stream.count or len(stream)
     sample = sample_stream(stream, min(count, _CLEAN_IMAGES))
     clean = CachedImageDataset(sample, plain, config.trainer.seed)
-    names = [str(source) for source in stream.sources]
-    found: dict[str, Any] = {"names": names, "count": count, "cache": "stream", "failures": lambda: stream.failures}
-    return UnlabeledData(stream, None, None, clean, sample[:_PICTURES], **found)
+    known: dict[str, Any] = {"names": stream.sources, "count": count, "cache": "stream"}
+    return UnlabeledData(train=stream, clean=clean, pictures=sample[:_PICTURES], **known)
 
 
 def _read_some(paths: Sequence[Path], size: int) -> np.ndarray:
     """The first readable images, uint8 (n, S, S, 3)."""
     found: list[np.ndarray] = []
     for path in paths:
-        try:
+        with contextlib.suppress(SegaeError):  # the datasets list it when they read it
             found.append(read_resized(path, size))
-        except SegaeError:
-            continue  # the datasets list it when they read it
         if len(found) == _PICTURES:
             break
     return np.stack(found) if found else np.zeros((0, size, size, 3), np.uint8)
 
 
-def _failures(*datasets: Any) -> list[tuple[Any, str]]:
-    return [failure for dataset in datasets if dataset is not None for failure in dataset.failures]
-
-
-@dataclass(frozen=True)
-class LabeledData:
+@dataclass(frozen=True, kw_only=True)
+class LabeledData(_TrainingData):
     """The images and masks of a fine-tuning.
 
     Attributes:
-        train: augmented items.
-        valid: clean items of the validation images; None where there are none.
         pairs: the training pairs, where they are decoded once those that can be read.
         labels: training images that were asked for.
         sample: training pairs, decoded and unchanged; all of them unless they are decoded in every epoch.
         checked: the same of the validation pairs; None where there are none.
-        cache: disk, gpu or none.
-        failures: returns what could not be read while training, as (path, reason).
     """
 
-    train: Any
-    valid: Any
     pairs: PairList
     labels: int
     sample: CachedPairs
     checked: CachedPairs | None
-    cache: str
-    failures: Callable[[], Iterable[tuple[Any, str]]] = tuple
-
-    @property
-    def held_out(self) -> int:
-        """Number of validation images."""
-        return 0 if self.valid is None else len(self.valid)
 
 
 def load_labeled(
@@ -352,9 +342,9 @@ def load_labeled(
         train, valid = train_val_split(train, config.val_fraction, seed)
     cache = choose_cache(config, 4 * size**2 * (len(train) + len(valid)), device)
     lazy = cache == "none"
-    sample = cache_pairs(train[:_SAMPLE] if lazy else train, size, data.mask_values, skipped)
-    few = valid[:_SAMPLE] if lazy else valid
-    checked = cache_pairs(few, size, data.mask_values, skipped, allow_empty=True) if few else None
+    decoded = slice(_SAMPLE if lazy else None)
+    sample = cache_pairs(train[decoded], size, data.mask_values, skipped)
+    checked = cache_pairs(valid[decoded], size, data.mask_values, skipped, allow_empty=True) if valid else None
     if checked is not None and not checked.pairs:  # a handful of images, all of them unreadable
         checked, valid = None, valid[:0]
     known: dict[str, Any] = {"labels": len(train), "sample": sample, "checked": checked, "cache": cache}
@@ -366,8 +356,7 @@ def load_labeled(
     if lazy:
         first = LazyPairDataset(train, size, data.mask_values, augment, seed, repeats)
         second = LazyPairDataset(valid, size, data.mask_values, plain, seed) if valid else None
-        return LabeledData(first, second, train, failures=functools.partial(_failures, first, second), **known)
-    if cache == "gpu":
+    elif cache == "gpu":
         place: dict[str, Any] = {"device": device, "seed": seed}
         change = MildChange() if config.augment else None
         first = GPUImageDataset(sample.images, sample.masks, change, *look[1:], repeats=repeats, **place)
@@ -377,4 +366,4 @@ def load_labeled(
         first = CachedPairDataset(sample.images, sample.masks, augment, seed, repeats)
         if checked is not None:
             second = CachedPairDataset(checked.images, checked.masks, plain, seed)
-    return LabeledData(first, second, sample.pairs, **known)
+    return LabeledData(train=first, valid=second, pairs=train if lazy else sample.pairs, **known)
