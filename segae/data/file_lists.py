@@ -6,7 +6,6 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import index as as_index
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -44,13 +43,8 @@ class _Packed(Sequence[Item]):
     def _item(self, index: int) -> Item: ...
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self.take(range(*index.indices(len(self))))
-        place = as_index(index)
-        place += len(self) if place < 0 else 0
-        if not 0 <= place < len(self):
-            raise IndexError(index)
-        return self._item(place)
+        place = range(len(self))[index]
+        return self.take(place) if isinstance(place, range) else self._item(place)
 
     def __iter__(self) -> Iterator[Item]:
         return (self._item(place) for place in range(len(self)))

@@ -187,9 +187,7 @@ class GPUImageDataset(Dataset[tuple[Tensor, ...]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         """Return one item, without the batch axis."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)  # iteration needs it
-        return tuple(part[0] for part in self.__getitems__([index % len(self)]))
+        return tuple(part[0] for part in self.__getitems__([range(len(self))[index]]))  # IndexError ends an iteration
 
     def _draw(self, change: Callable[[int, torch.Generator], Tensor]) -> Tensor:
         if self._changes is None:

@@ -61,7 +61,7 @@ class StreamDataset(SeededByEpoch, IterableDataset[Tensor]):
         self.sources, self.shard_count, self.count = shards.names, len(shards.names), shards.images
         super().__init__(transform, seed)
         self.batch_size = 1
-        self._shards, self._size, self._seed = shards, size, seed
+        self._shards, self._size = shards, size
         self._epoch_images, self._rank, self._world_size = epoch_images, rank, world_size
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class StreamDataset(SeededByEpoch, IterableDataset[Tensor]):
         while given < quota:
             before = given
             for image in islice(self._images(f"{self._seed}-{epoch}-{passes}", stream, streams), quota - given):
-                yield self._seeded(epoch, stream << 40 | given, image=image)["image"]
+                yield self._transformed(epoch, stream << 40 | given, image=image)["image"]
                 given += 1
             # a stream may have been dealt nothing but damaged shards; the next pass deals again
             passes, empty = passes + 1, empty + 1 if given == before else 0

@@ -30,32 +30,6 @@ _MOST_IN_A_ROW = 100  # unreadable files, before a dataset gives up
 _PROCESSES, _PROCESS_BYTES = 128, 8192  # of the list of failures
 
 
-class SeededTransform:
-    """A transform whose randomness is set by (seed, epoch, index) for each item.
-
-    Setting two shared generators back takes a third of the time of building new ones, and a tenth of
-    `Compose.set_random_seed`, which builds two for each step.
-    """
-
-    def __init__(self, transform: Transform, seed: int) -> None:
-        self._transform, self._seed = transform, seed
-        self._generator = np.random.Generator(np.random.Philox(key=[0, 0]))
-        self._start: dict[str, Any] = dict(self._generator.bit_generator.state)
-        self._python = random.Random(0)
-
-    def __call__(self, epoch: int, index: int, **arrays: np.ndarray) -> dict[str, Any]:
-        """Transform `image` and, if given, `mask` as item `index` (below 2**64) of an epoch."""
-        run = (self._seed << 32 | epoch) & 0xFFFF_FFFF_FFFF_FFFF
-        # Philox turns any two different keys into independent streams, so no hashing is needed
-        key = np.array([run, index], dtype=np.uint64)
-        self._generator.bit_generator.state = self._start | {"state": {"counter": np.zeros(4, np.uint64), "key": key}}
-        self._python.seed(run << 64 | index)
-        # at each item, because another dataset may share the transform
-        self._transform.set_random_state(self._generator, self._python)
-        # copies: the cache is read-only, and a transform that does nothing would hand its pages on
-        return self._transform(**{name: np.array(array) for name, array in arrays.items()})
-
-
 class SharedFailures:
     """List of (name, reason) in shared memory: worker processes add to it, the main process reads it.
 
@@ -94,12 +68,15 @@ class SharedFailures:
 
 
 class SeededByEpoch:
-    """A dataset's seeded transform, epoch and failures; running workers share the last two with the main process."""
+    """A dataset's transform, epoch and failures; running workers share the last two with the main process."""
 
     decodes = False  # whether items are decoded from files each time, which deserves worker processes
 
     def __init__(self, transform: Transform, seed: int) -> None:
-        self._seeded = SeededTransform(transform, seed)
+        self._transform, self._seed = transform, seed
+        self._generator = np.random.Generator(np.random.Philox(key=[0, 0]))
+        self._start: dict[str, Any] = dict(self._generator.bit_generator.state)
+        self._python = random.Random(0)
         # workers that live on through the epochs would not see an ordinary attribute change
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._failures = SharedFailures(_PROCESSES if self.decodes else 0)
@@ -112,6 +89,22 @@ class SeededByEpoch:
     def failures(self) -> list[tuple[Path, str]]:
         """What could not be read so far, in any process, each with the reason."""
         return self._failures.list()
+
+    def _transformed(self, epoch: int, index: int, **arrays: np.ndarray) -> dict[str, Any]:
+        """Transform `image` and, if given, `mask` with the randomness of (seed, epoch, index); index below 2**64.
+
+        Setting two shared generators back takes a third of the time of building new ones, and a tenth of
+        `Compose.set_random_seed`, which builds two for each step.
+        """
+        run = (self._seed << 32 | epoch) & 0xFFFF_FFFF_FFFF_FFFF
+        # Philox turns any two different keys into independent streams, so no hashing is needed
+        key = np.array([run, index], dtype=np.uint64)
+        self._generator.bit_generator.state = self._start | {"state": {"counter": np.zeros(4, np.uint64), "key": key}}
+        self._python.seed(run << 64 | index)
+        # at each item, because another dataset may share the transform
+        self._transform.set_random_state(self._generator, self._python)
+        # copies: the cache is read-only, and a transform that does nothing would hand its pages on
+        return self._transform(**{name: np.array(array) for name, array in arrays.items()})
 
 
 class _AugmentedDataset(SeededByEpoch, Dataset[Any]):
@@ -126,10 +119,8 @@ class _AugmentedDataset(SeededByEpoch, Dataset[Any]):
         return self.distinct * self._repeats
 
     def __getitem__(self, index: int) -> Any:
-        position = int(index) + (len(self) if index < 0 else 0)
-        if not 0 <= position < len(self):
-            raise IndexError(index)  # iteration needs it
-        result = self._seeded(int(self._epoch[0]), position, **self._arrays(position % self.distinct))
+        position = range(len(self))[index]  # its IndexError ends an iteration
+        result = self._transformed(int(self._epoch[0]), position, **self._arrays(position % self.distinct))
         return (result["image"], result["mask"].long()) if "mask" in result else result["image"]
 
     def _arrays(self, place: int) -> dict[str, np.ndarray]:
@@ -148,16 +139,16 @@ class CachedImageDataset(_AugmentedDataset):
         return {"image": self._images[place]}
 
 
-class CachedPairDataset(_AugmentedDataset):
+class CachedPairDataset(CachedImageDataset):
     """Images uint8 (N, S, S, 3) with masks uint8 (N, S, S), class indices, for segmentation."""
 
     def __init__(
         self, images: np.ndarray, masks: np.ndarray, transform: Transform, seed: int, repeats: int = 1
     ) -> None:
-        super().__init__(len(images), transform, seed, repeats)
+        super().__init__(images, transform, seed, repeats)
         if len(images) != len(masks):
             raise ValueError(f"masks must be as many as images ({len(images)}), got {len(masks)}")
-        self._images, self._masks = images, masks
+        self._masks = masks
 
     def _arrays(self, place: int) -> dict[str, np.ndarray]:
         return {"image": self._images[place], "mask": self._masks[place]}
