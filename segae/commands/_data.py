@@ -98,10 +98,7 @@ def set_up_model(model: Any, config: PretrainConfig | FinetuneConfig) -> None:
 
 
 def fit_into_memory(make: Callable[[int], Any], config: PretrainConfig | FinetuneConfig, image_size: int) -> Any:
-    """The Learner of the largest loader batch that fits, or of the part of a batch that ``accumulate`` asks for.
-
-    ``make`` makes the Learner for the images of a loader's batch.
-    """
+    """What ``make`` gives for the largest loader batch that fits, or for the part that ``accumulate`` asks for."""
     size, parts = config.batch_size, config.trainer.accumulate
     if parts is None:
         return largest_batch(make, size, image_size=image_size)[0]
@@ -151,18 +148,10 @@ def write_skipped(
 
 
 def choose_cache(config: PretrainConfig | FinetuneConfig, need: int, device: torch.device) -> str:
-    """Choose where decoded images are kept; a resumed run keeps its choice, because augmentation differs.
+    """Choose where decoded images, which take ``need`` bytes, are kept: disk, gpu or none.
 
-    Args:
-        config: of the training.
-        need: bytes that the images take.
-        device: where this process computes.
-
-    Returns:
-        disk, gpu or none; the same in all ranks, which must all call this.
-
-    Raises:
-        SegaeError: images on the GPU are prepared there, and workers were asked for.
+    The choice is the same in all ranks, which must all call this. A resumed run keeps it, because augmentation differs.
+    Workers are refused for images on the GPU, which are prepared there.
     """
     asked, workers = config.trainer.cache, config.trainer.workers
     before = earlier_run(config).get("cache") if asked == "auto" else None
@@ -177,17 +166,11 @@ def choose_cache(config: PretrainConfig | FinetuneConfig, need: int, device: tor
 
 @dataclass(frozen=True, kw_only=True)
 class _TrainingData:
-    """What both trainings have.
+    """What both trainings have."""
 
-    Attributes:
-        train: augmented items.
-        valid: clean items of the validation images; None where there are none.
-        cache: disk, gpu, none or stream.
-    """
-
-    train: Any
-    valid: Any = None
-    cache: str
+    train: Any  # augmented items
+    valid: Any = None  # clean items of the validation images; None where there are none
+    cache: str  # disk, gpu, none or stream
 
     @property
     def held_out(self) -> int:
@@ -201,23 +184,14 @@ class _TrainingData:
 
 @dataclass(frozen=True, kw_only=True)
 class UnlabeledData(_TrainingData):
-    """The images of a pretraining.
+    """The images of a pretraining."""
 
-    Attributes:
-        train_indices: which items of ``train`` are an epoch; None for all.
-        clean: clean training items, enough for BatchNorm statistics.
-        pictures: uint8 (n, S, S, 3), a few images to look at, validation images where there are any.
-        names: file names of all images; of a stream its shards.
-        count: training images.
-        excluded: test images that were found among the files, as (path, reason).
-    """
-
-    train_indices: Sequence[int] | None = None
-    clean: Any
-    pictures: np.ndarray
-    names: Sequence[str]
-    count: int
-    excluded: Sequence[tuple[Path, str]] = ()
+    train_indices: Sequence[int] | None = None  # which items of ``train`` are an epoch; None for all
+    clean: Any  # clean training items, enough for BatchNorm statistics
+    pictures: np.ndarray  # uint8 (n, S, S, 3), a few images to look at, validation images where there are any
+    names: Sequence[str]  # file names of all images; of a stream its shards
+    count: int  # training images
+    excluded: Sequence[tuple[Path, str]] = ()  # test images that were found among the files, as (path, reason)
 
     def clean_batches(self, batch_size: int) -> DataLoader:
         """Batches of clean images; a last one of a single image, which has no variance, is left out."""
@@ -227,11 +201,7 @@ class UnlabeledData(_TrainingData):
 def load_unlabeled(
     config: PretrainConfig, info: EncoderInfo, method: Method, device: torch.device, skipped: SkippedFiles
 ) -> UnlabeledData:
-    """Load the images of a pretraining, without the test images of data sets among them.
-
-    Raises:
-        SegaeError: no image can be read, or the cache does not go with the data, the device or the workers.
-    """
+    """Load the images of a pretraining, without the test images of data sets among them."""
     size, seed, look = config.image_size, config.trainer.seed, (config.image_size, info.mean, info.std)
     augment, plain = pretrain_transform(*look, crop=not method.crops), eval_transform(*look)
     if is_stream(config.roots):
@@ -305,19 +275,12 @@ def _read_some(paths: Sequence[Path], size: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class LabeledData(_TrainingData):
-    """The images and masks of a fine-tuning.
+    """The images and masks of a fine-tuning."""
 
-    Attributes:
-        pairs: the training pairs, where they are decoded once those that can be read.
-        labels: training images that were asked for.
-        sample: training pairs, decoded and unchanged; all of them unless they are decoded in every epoch.
-        checked: the same of the validation pairs; None where there are none.
-    """
-
-    pairs: PairList
-    labels: int
-    sample: CachedPairs
-    checked: CachedPairs | None
+    pairs: PairList  # the training pairs, where they are decoded once those that can be read
+    labels: int  # training images that were asked for
+    sample: CachedPairs  # training pairs, decoded and unchanged; all of them unless they are decoded in every epoch
+    checked: CachedPairs | None  # the same of the validation pairs; None where there are none
 
 
 def load_labeled(
@@ -328,11 +291,7 @@ def load_labeled(
     device: torch.device,
     skipped: SkippedFiles,
 ) -> LabeledData:
-    """Load the training and validation images of a data set; its test split stays closed.
-
-    Raises:
-        SegaeError: nothing can be read, or the cache does not go with the device or the workers.
-    """
+    """Load the training and validation images of a data set; its test split stays closed."""
     size, seed, look = image_size, config.trainer.seed, (image_size, info.mean, info.std)
     with argument_named("labels", instead_of="count"):
         train = label_subset(data.splits["train"], config.labels, seed)

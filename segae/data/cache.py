@@ -6,6 +6,7 @@ changed file gets another entry, and moved files keep theirs. Entries are built 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -61,20 +62,17 @@ class CachedPairs:
 
 
 def cache_images(paths: Sequence[Path], size: int, skipped: SkippedFiles) -> CachedImages:
-    """Resize all images to a square of one size, decoding only what no earlier call has decoded.
+    """Resize image files to squares of ``size`` pixels, decoding only what no earlier call has decoded.
 
-    Args:
-        paths: image files.
-        size: side S in pixels.
-        skipped: receives the files that cannot be read; the others are returned.
+    ``skipped`` receives the files that cannot be read; the others are returned.
 
     Raises:
         SegaeError: none of the images can be read, or the disk is full or refuses writing.
     """
     packed = PathList.of(paths)
 
-    def decode(place: int) -> tuple[np.ndarray]:
-        return (read_resized(packed[place], size, reduced=False),)
+    def decode(path: Path) -> tuple[np.ndarray]:
+        return (read_resized(path, size, reduced=False),)
 
     arrays, kept = _fetch([packed], (), {"images": (size, size, 3)}, decode, skipped, False)
     return CachedImages(arrays["images"], packed.take(kept))
@@ -83,14 +81,10 @@ def cache_images(paths: Sequence[Path], size: int, skipped: SkippedFiles) -> Cac
 def cache_pairs(
     pairs: Sequence[Pair], size: int, mask_values: Values, skipped: SkippedFiles, *, allow_empty: bool = False
 ) -> CachedPairs:
-    """Resize all images and masks to a square of one size, masks as class indices.
+    """Resize images and masks to squares of ``size`` pixels, masks as class indices.
 
-    Args:
-        pairs: image and mask files.
-        size: side S in pixels.
-        mask_values: raw value of each class index in the mask files, or a tuple of them where a class has several.
-        skipped: receives the image of each pair of which a file cannot be read; the others are returned.
-        allow_empty: return no pairs, instead of an error, where none can be read.
+    ``mask_values`` are as in `to_class_indices`. ``skipped`` receives the image of each pair of which a file cannot be
+    read; the others are returned. With ``allow_empty`` it is no error that none can be read.
 
     Raises:
         SegaeError: a mask holds a value that is no class, or has another size than its image; there are no classes or
@@ -100,11 +94,8 @@ def cache_pairs(
         raise DataError(f"mask_values must name 1 to 256 classes, got {len(mask_values)}")
     packed = PairList.of(pairs)
 
-    def decode(place: int) -> tuple[np.ndarray, np.ndarray]:
-        return read_pair(packed.images[place], packed.masks[place], size, mask_values)
-
-    shapes = {"images": (size, size, 3), "masks": (size, size)}
-    files = [packed.images, packed.masks]
+    files, shapes = [packed.images, packed.masks], {"images": (size, size, 3), "masks": (size, size)}
+    decode = functools.partial(read_pair, size=size, mask_values=mask_values)
     arrays, kept = _fetch(files, tuple(mask_values), shapes, decode, skipped, allow_empty)
     return CachedPairs(arrays["images"], arrays["masks"], packed.take(kept))
 
@@ -120,13 +111,9 @@ def remember_facts(
     """Look up a fact about each file, and compute it for files that are new or have changed; one after the other.
 
     A fact is remembered under the file's path, size, times of change in nanoseconds and inode, so that a file which
-    was replaced by one of the same size and modification time is noticed.
-
-    Args:
-        kind: name of the fact; another meaning needs another name.
-        paths: the files; the facts come in their order.
-        compute: path to fact, which JSON can hold; called in threads; its exceptions are passed on.
-        is_final: whether a fact may be remembered.
+    was replaced by one of the same size and modification time is noticed. A ``kind`` of fact with another meaning needs
+    another name. ``compute`` makes a path a fact, which JSON can hold; it is called in threads, and its exceptions are
+    passed on. Only facts that are ``is_final`` are remembered.
     """
     index, packed, done = cache_dir() / "facts.sqlite", PathList.of(paths), 0
     try:
@@ -207,7 +194,7 @@ class _Failure(NamedTuple):
     final: bool
 
 
-Decode = Callable[[int], tuple[np.ndarray, ...]]
+Decode = Callable[..., tuple[np.ndarray, ...]]
 Entry = tuple[dict[str, np.ndarray], list[_Failure]]
 
 
@@ -217,10 +204,8 @@ def _fetch(
     """Read the arrays of a set of items from the cache, building the entry first if it is not there.
 
     ``files`` holds one path per item for each kind of file (image, mask), ``shapes`` the name and shape of one item's
-    arrays, in the order in which ``decode`` gives them; ``parameters`` are whatever else the arrays depend on.
-
-    Returns:
-        Read-only uint8 arrays (N, *shape) of the items that could be read, and their indices.
+    arrays, in the order in which ``decode`` gives them for its files; ``parameters`` are whatever else the arrays
+    depend on. Returns read-only uint8 arrays (N, *shape) of the items that could be read, and their indices.
     """
     count = len(files[0])
     if not count:
@@ -231,7 +216,7 @@ def _fetch(
 
     def attempt(place: int) -> tuple[np.ndarray, ...] | _Failure:
         try:
-            return decode(place)
+            return decode(*(paths[place] for paths in files))
         except UnreadableImage as error:
             which = "" if error.path == files[0][place] else f"its mask {error.path.name}: "
             # a file that was there when it was hashed and is not now may be there the next time
