@@ -14,37 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from segae import data
 from segae._io import read_json, show_messages
 from segae._settings import Config, make_config
 from segae.config import DEFAULT_ENCODER, FinetuneConfig, PretrainConfig
-from segae.data import (
-    CachedImageDataset,
-    CachedPairDataset,
-    CachedPairs,
-    CropAndFlip,
-    GPUImageDataset,
-    LazyImageDataset,
-    LazyPairDataset,
-    MildChange,
-    PairList,
-    PathList,
-    SegmentationDataset,
-    SkippedFiles,
-    cache_images,
-    cache_pairs,
-    choose_by_hash,
-    eval_transform,
-    find_pretraining_images,
-    is_stream,
-    label_subset,
-    open_stream,
-    pretrain_transform,
-    read_resized,
-    sample_stream,
-    train_transform,
-    train_val_split,
-    unique_names,
-)
 from segae.errors import SegaeError, argument_named
 from segae.methods import Method
 from segae.models import Encoder, EncoderInfo, create_encoder, published_name, set_gradient_checkpointing
@@ -134,7 +107,7 @@ def earlier_run(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
 
 def write_skipped(
     folder: Path,
-    skipped: SkippedFiles,
+    skipped: data.SkippedFiles,
     failures: Iterable[tuple[Any, str]] = (),
     excluded: Iterable[tuple[Path, str]] = (),
 ) -> None:
@@ -142,7 +115,7 @@ def write_skipped(
     for part in gather_objects(list(failures)):
         skipped.extend(part)
     skipped.report()
-    listed = SkippedFiles()
+    listed = data.SkippedFiles()
     listed.extend([*skipped.files, *excluded])
     run_on_main(lambda: listed.write(folder))
 
@@ -179,7 +152,7 @@ class _TrainingData:
 
     def failures(self) -> list[tuple[Path, str]]:
         """What could not be read while training, as (path, reason)."""
-        return [failure for data in (self.train, self.valid) for failure in getattr(data, "failures", ())]
+        return [failure for part in (self.train, self.valid) for failure in getattr(part, "failures", ())]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,24 +172,24 @@ class UnlabeledData(_TrainingData):
 
 
 def load_unlabeled(
-    config: PretrainConfig, info: EncoderInfo, method: Method, device: torch.device, skipped: SkippedFiles
+    config: PretrainConfig, info: EncoderInfo, method: Method, device: torch.device, skipped: data.SkippedFiles
 ) -> UnlabeledData:
     """Load the images of a pretraining, without the test images of data sets among them."""
     size, seed, look = config.image_size, config.trainer.seed, (config.image_size, info.mean, info.std)
-    augment, plain = pretrain_transform(*look, crop=not method.crops), eval_transform(*look)
-    if is_stream(config.roots):
+    augment, plain = data.pretrain_transform(*look, crop=not method.crops), data.eval_transform(*look)
+    if data.is_stream(config.roots):
         return _load_stream(config, augment, plain, skipped)
     if config.epoch_images is not None:
         raise SegaeError(f"epoch_images must be None where data are no stream, got {config.epoch_images}: use repeats")
     roots = [Path(root) for root in config.roots]
-    report = run_on_main(lambda: find_pretraining_images(roots, near_duplicates=config.near_duplicates))
-    paths = PathList.of(report.kept)
+    report = run_on_main(lambda: data.find_pretraining_images(roots, near_duplicates=config.near_duplicates))
+    paths = report.kept
     cache = choose_cache(config, 3 * size**2 * len(paths), device)
     if cache != "none":
-        cached = cache_images(paths, size, skipped)
+        cached = data.cache_images(paths, size, skipped)
         paths = cached.paths
-    names = unique_names(paths)
-    chosen = choose_by_hash(sorted(set(names)), config.val_fraction, seed, "validation")
+    names = data.unique_names(paths)
+    chosen = data.choose_by_hash(sorted(set(names)), config.val_fraction, seed, "validation")
     held_out = np.array([name in chosen for name in names])
     train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     clean = train[np.linspace(0, len(train) - 1, min(len(train), _CLEAN_IMAGES)).astype(int)]
@@ -225,24 +198,24 @@ def load_unlabeled(
     known["names"] = [path.name for path in paths]
     if cache == "none":
         # two lists: what replaces an unreadable training image must not be a validation image
-        known["train"] = LazyImageDataset(paths.take(train), size, augment, seed, config.repeats)
-        known["valid"] = LazyImageDataset(paths.take(valid), size, plain, seed) if len(valid) else None
-        known["clean"] = LazyImageDataset(paths.take(clean), size, plain, seed)
+        known["train"] = data.LazyImageDataset(paths.take(train), size, augment, seed, config.repeats)
+        known["valid"] = data.LazyImageDataset(paths.take(valid), size, plain, seed) if len(valid) else None
+        known["clean"] = data.LazyImageDataset(paths.take(clean), size, plain, seed)
         return UnlabeledData(pictures=_read_some(paths.take(shown), size), **known)
     images = cached.images
-    data: Any = CachedImageDataset(images, augment, seed, config.repeats)
-    unchanged: Any = CachedImageDataset(images, plain, seed)
+    first: Any = data.CachedImageDataset(images, augment, seed, config.repeats)
+    unchanged: Any = data.CachedImageDataset(images, plain, seed)
     known |= {"clean": Subset(unchanged, clean.tolist()), "pictures": images[shown[:_PICTURES]]}
     if cache == "gpu":
-        change = CropAndFlip(scale=(1.0, 1.0), ratio=(1.0, 1.0)) if method.crops else CropAndFlip()
-        data = GPUImageDataset(images, None, change, *look[1:], device=device, seed=seed, repeats=config.repeats)
-        unchanged = data.unchanged()
+        change = data.CropAndFlip(scale=(1.0, 1.0), ratio=(1.0, 1.0)) if method.crops else data.CropAndFlip()
+        first = data.GPUImageDataset(images, None, change, *look[1:], device=device, seed=seed, repeats=config.repeats)
+        unchanged = first.unchanged()
     indices = [place + turn * len(images) for turn in range(config.repeats) for place in train.tolist()]
     checked = Subset(unchanged, valid.tolist()) if len(valid) else None
-    return UnlabeledData(train=data, train_indices=indices, valid=checked, **known)
+    return UnlabeledData(train=first, train_indices=indices, valid=checked, **known)
 
 
-def _load_stream(config: PretrainConfig, augment: Any, plain: Any, skipped: SkippedFiles) -> UnlabeledData:
+def _load_stream(config: PretrainConfig, augment: Any, plain: Any, skipped: data.SkippedFiles) -> UnlabeledData:
     """Open shards; they have no validation images, and nothing distinguishes test images in them."""
     if config.trainer.cache not in ("auto", "none"):
         raise SegaeError(f"cache must be none for a stream, got {config.trainer.cache}")
@@ -254,10 +227,10 @@ def _load_stream(config: PretrainConfig, augment: Any, plain: Any, skipped: Skip
     opened: dict[str, Any] = {"size": config.image_size, "seed": config.trainer.seed, "epoch_images": images}
     with argument_named("data", instead_of="sources"):
         place = {"rank": rank(), "world_size": world_size()}
-        stream = open_stream(config.roots, transform=augment, skipped=skipped, **opened, **place)
+        stream = data.open_stream(config.roots, transform=augment, skipped=skipped, **opened, **place)
     count = config.epoch_images or stream.count or len(stream)
-    sample = sample_stream(stream, min(count, _CLEAN_IMAGES))
-    clean = CachedImageDataset(sample, plain, config.trainer.seed)
+    sample = data.sample_stream(stream, min(count, _CLEAN_IMAGES))
+    clean = data.CachedImageDataset(sample, plain, config.trainer.seed)
     known: dict[str, Any] = {"names": stream.sources, "count": count, "cache": "stream"}
     return UnlabeledData(train=stream, clean=clean, pictures=sample[:_PICTURES], **known)
 
@@ -267,7 +240,7 @@ def _read_some(paths: Sequence[Path], size: int) -> np.ndarray:
     found: list[np.ndarray] = []
     for path in paths:
         with contextlib.suppress(SegaeError):  # the datasets list it when they read it
-            found.append(read_resized(path, size))
+            found.append(data.read_resized(path, size))
         if len(found) == _PICTURES:
             break
     return np.stack(found) if found else np.zeros((0, size, size, 3), np.uint8)
@@ -277,52 +250,52 @@ def _read_some(paths: Sequence[Path], size: int) -> np.ndarray:
 class LabeledData(_TrainingData):
     """The images and masks of a fine-tuning."""
 
-    pairs: PairList  # the training pairs, where they are decoded once those that can be read
+    pairs: data.PairList  # the training pairs, where they are decoded once those that can be read
     labels: int  # training images that were asked for
-    sample: CachedPairs  # training pairs, decoded and unchanged; all of them unless they are decoded in every epoch
-    checked: CachedPairs | None  # the same of the validation pairs; None where there are none
+    sample: data.CachedPairs  # decoded, unchanged training pairs; all of them unless they are decoded in every epoch
+    checked: data.CachedPairs | None  # the same of the validation pairs; None where there are none
 
 
 def load_labeled(
     config: FinetuneConfig,
-    data: SegmentationDataset,
+    dataset: data.SegmentationDataset,
     info: EncoderInfo,
     image_size: int,
     device: torch.device,
-    skipped: SkippedFiles,
+    skipped: data.SkippedFiles,
 ) -> LabeledData:
     """Load the training and validation images of a data set; its test split stays closed."""
     size, seed, look = image_size, config.trainer.seed, (image_size, info.mean, info.std)
     with argument_named("labels", instead_of="count"):
-        train = label_subset(data.splits["train"], config.labels, seed)
-    if data.splits.get("val"):
-        valid = PairList.of(data.splits["val"])
-    else:
-        train, valid = train_val_split(train, config.val_fraction, seed)
+        train = data.label_subset(dataset.splits["train"], config.labels, seed)
+    valid = dataset.splits.get("val")
+    if not valid:
+        train, valid = data.train_val_split(train, config.val_fraction, seed)
     cache = choose_cache(config, 4 * size**2 * (len(train) + len(valid)), device)
     lazy = cache == "none"
     decoded = slice(_SAMPLE if lazy else None)
-    sample = cache_pairs(train[decoded], size, data.mask_values, skipped)
-    checked = cache_pairs(valid[decoded], size, data.mask_values, skipped, allow_empty=True) if valid else None
+    sample = data.cache_pairs(train[decoded], size, dataset.mask_values, skipped)
+    checked = data.cache_pairs(valid[decoded], size, dataset.mask_values, skipped, allow_empty=True) if valid else None
     if checked is not None and not checked.pairs:  # a handful of images, all of them unreadable
         checked, valid = None, valid[:0]
     known: dict[str, Any] = {"labels": len(train), "sample": sample, "checked": checked, "cache": cache}
-    augment, plain = (train_transform if config.augment else eval_transform)(*look), eval_transform(*look)
+    plain = data.eval_transform(*look)
+    augment = data.train_transform(*look) if config.augment else plain
     distinct = len(train) if lazy else len(sample.images)
     repeats = 1 if config.epoch_images is None else -(-config.epoch_images // distinct)
     first: Any
     second: Any = None
     if lazy:
-        first = LazyPairDataset(train, size, data.mask_values, augment, seed, repeats)
-        second = LazyPairDataset(valid, size, data.mask_values, plain, seed) if valid else None
+        first = data.LazyPairDataset(train, size, dataset.mask_values, augment, seed, repeats)
+        second = data.LazyPairDataset(valid, size, dataset.mask_values, plain, seed) if valid else None
     elif cache == "gpu":
         place: dict[str, Any] = {"device": device, "seed": seed}
-        change = MildChange() if config.augment else None
-        first = GPUImageDataset(sample.images, sample.masks, change, *look[1:], repeats=repeats, **place)
+        change = data.MildChange() if config.augment else None
+        first = data.GPUImageDataset(sample.images, sample.masks, change, *look[1:], repeats=repeats, **place)
         if checked is not None:
-            second = GPUImageDataset(checked.images, checked.masks, None, *look[1:], **place)
+            second = data.GPUImageDataset(checked.images, checked.masks, None, *look[1:], **place)
     else:
-        first = CachedPairDataset(sample.images, sample.masks, augment, seed, repeats)
+        first = data.CachedPairDataset(sample.images, sample.masks, augment, seed, repeats)
         if checked is not None:
-            second = CachedPairDataset(checked.images, checked.masks, plain, seed)
+            second = data.CachedPairDataset(checked.images, checked.masks, plain, seed)
     return LabeledData(train=first, valid=second, pairs=train if lazy else sample.pairs, **known)
