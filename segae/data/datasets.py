@@ -136,10 +136,8 @@ class ImageFolder(PathList):
 def open_dataset(root: Path, *, classes: Sequence[str] = (), merge: Sequence[str] = ()) -> SegmentationDataset:
     """Detect the format of a labeled data set and load its index: `SegmentationFolder` or `OxfordPets`.
 
-    Args:
-        root: the data set's folder.
-        classes: class names of an images/ + masks/ folder; left empty, its classes.txt or the masks decide.
-        merge: classes to be taken as one, such as ``["foreground=pet+border"]``; see `map_classes`.
+    ``classes`` name those of an images/ + masks/ folder; left empty, its classes.txt or the masks decide. ``merge``
+    takes several as one, such as ``["foreground=pet+border"]``; see `map_classes`.
 
     Raises:
         DataError: the folder is missing or has neither layout, its files are wrong, or ``merge`` is.
@@ -168,33 +166,24 @@ def open_dataset_like(
     model_classes: Sequence[str],
     model_mask_values: Sequence[int | Sequence[int]],
     model_merge: Sequence[str] = (),
-    model_name: str = "the model",
 ) -> SegmentationDataset:
     """Open a data set so that its classes are those of a trained model.
 
     Which value is which class is inferred where only names are given, so a data set that lacks a class may be read
     another way than the one that the model was trained on; its mask values are therefore read as the model's were.
-
-    Args:
-        root: the data set's folder.
-        classes: as in `open_dataset`.
-        merge: as in `open_dataset`; none takes what the model was trained with, if the data set needs it.
-        model_classes: class names of the model.
-        model_mask_values: raw mask values of its classes.
-        model_merge: the ``merge`` that it was trained with.
-        model_name: what messages call it.
+    Without ``merge`` that of the model is taken, if the data set needs it. The rest is as in `open_dataset`.
 
     Raises:
         DataError: as `open_dataset`, or the merged classes, the classes or the values are not the model's.
     """
     if merge and model_merge and parse_merge(merge) != parse_merge(model_merge):
-        raise DataError(f"merge must be empty or {list(model_merge)}, as {model_name} was trained, got {list(merge)}")
+        raise DataError(f"merge must be empty or {list(model_merge)}, as the model was trained, got {list(merge)}")
     dataset = open_dataset(root, classes=classes, merge=merge)
     if model_merge and not merge and dataset.classes != tuple(model_classes):  # it may have the classes without it
         dataset = map_classes(dataset, model_merge)
     if dataset.classes != tuple(model_classes):
         raise DataError(
-            f"classes must be {', '.join(model_classes)}, as {model_name} was trained, got "
+            f"classes must be {', '.join(model_classes)}, as the model was trained, got "
             f"{', '.join(dataset.classes)} from {root}. If they mean the same, name the model's."
         )
     model_values = tuple(value if isinstance(value, int) else tuple(value) for value in model_mask_values)
@@ -206,7 +195,7 @@ def open_dataset_like(
     if found <= set(_flat(dataset.mask_values)):  # another coding of the same classes, such as 0 and 255 for 0 and 1
         return dataset
     raise DataError(
-        f"The masks of {root} hold the values {few(sorted(found))}, and {model_name} was trained with "
+        f"The masks of {root} hold the values {few(sorted(found))}, and the model was trained with "
         f"{few(_flat(model_values))} for {', '.join(model_classes)}. Correct the masks."
     )
 

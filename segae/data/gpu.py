@@ -44,12 +44,9 @@ class CropAndFlip:
             width, height = torch.where(now, tried[0], width), torch.where(now, tried[1], height)
             fits |= now
         mirror = _mirror(self.flip, count, generator)
-        matrix = torch.zeros(count, 2, 3)
-        matrix[:, 0, 0] = width * mirror
-        matrix[:, 1, 1] = height
-        matrix[:, 0, 2] = (1 - width) * _uniform((-1, 1), count, generator)
-        matrix[:, 1, 2] = (1 - height) * _uniform((-1, 1), count, generator)
-        return matrix.flatten(1)
+        right, down = ((1 - side) * _uniform((-1, 1), count, generator) for side in (width, height))
+        zero = torch.zeros(count)
+        return torch.stack([width * mirror, zero, right, zero, height, down], dim=1)
 
 
 @dataclass(frozen=True)

@@ -101,10 +101,8 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     0..1, 0..255 or 0..65535, the first of these ranges to hold the largest value; of an animation the first frame
     counts; the EXIF orientation is applied.
 
-    Args:
-        path: a regular file of at most 1 GiB.
-        max_pixels: refuse an image of more pixels before it is decoded. Pillow's own limit of about 179 million pixels
-            holds too, unless ``PIL.Image.MAX_IMAGE_PIXELS`` is changed.
+    The path is that of a regular file of at most 1 GiB. An image of more than ``max_pixels`` is refused before it is
+    decoded; Pillow's own limit of about 179 million holds too, unless ``PIL.Image.MAX_IMAGE_PIXELS`` is changed.
 
     Raises:
         UnreadableImage: the file is missing, damaged, too large, of an unknown format, or has negative or non-finite
@@ -234,10 +232,8 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
 def to_class_indices(mask: np.ndarray, mask_values: Sequence[int | tuple[int, ...]], path: Path) -> np.ndarray:
     """Translate raw mask values, int32 (H, W), to class indices, uint8 (H, W).
 
-    Args:
-        mask: raw values.
-        mask_values: raw value of each class index, or a tuple of them where a class has several; at most 256 classes.
-        path: the mask's file, named in the DataError about a value that is not among ``mask_values``.
+    ``mask_values`` are the raw value of each class index, or a tuple of them where a class has several; at most 256
+    classes. Another value is a DataError that names the mask's ``path``.
     """
     groups = [value if isinstance(value, tuple) else (value,) for value in mask_values]
     values = np.array([value for group in groups for value in group])

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from segae._io import check_range
 from segae.data.datasets import choose_by_hash, find_images, hash_rank, held_out_images, walk_folders
 from segae.data.duplicates import find_duplicates
@@ -39,10 +41,8 @@ def label_subset(pairs: Sequence[Pair], count: int | float | None, seed: int) ->
 
     For one seed the budgets are nested: a smaller choice is the beginning of a larger one.
 
-    Args:
-        pairs: the training images.
-        count: how many to take, or their share as a float in (0, 1]; None takes all. SegaeError if it is out of range.
-        seed: another seed, another choice.
+    ``count`` is how many to take, or their share as a float in (0, 1]; None takes all. It is a SegaeError if that is
+    out of range.
     """
     packed = PairList.of(pairs)
     if isinstance(count, float):
@@ -60,20 +60,15 @@ def train_val_split(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[
     An image is in the validation part whenever its hash is below the fraction, whichever other images are there. So no
     label budget trains on an image that another budget validates on, and a smaller fraction is a part of a larger one.
 
-    Args:
-        pairs: the training images, two or more.
-        fraction: share to set aside, in [0, 1); 0 sets nothing aside. SegaeError if it is out of range.
-        seed: another seed, another choice.
+    The fraction is in [0, 1), and 0 sets nothing aside. Another one, or fewer than two pairs, is a SegaeError.
 
     Returns:
         Training and validation part, both in the order of ``pairs``.
     """
     packed = PairList.of(pairs)
     chosen = choose_by_hash(packed.names, fraction, seed, "validation")
-    parts: tuple[list[int], list[int]] = ([], [])
-    for place, name in enumerate(packed.names):
-        parts[name in chosen].append(place)
-    return packed.take(parts[0]), packed.take(parts[1])
+    held_out = np.array([name in chosen for name in packed.names], bool)
+    return packed.take(np.flatnonzero(~held_out)), packed.take(np.flatnonzero(held_out))
 
 
 def split_hash(names: Iterable[str]) -> str:
@@ -106,10 +101,7 @@ def exclude_test_images(
     named ``images`` (or a file in such a folder) may be the image folder of a data set, so its parent is looked at.
     Training images and images without masks stay, unless they repeat a test image.
 
-    Args:
-        paths: images for pretraining.
-        roots: the folders or files in which they were found.
-        near_duplicates: look for resized, mirrored and otherwise changed copies too, not only for copies of the files.
+    Without ``near_duplicates`` only copies of files are looked for, not those that were resized, mirrored or changed.
 
     Raises:
         DataError: nothing but test images is left, or a data set's splits cannot be read.
@@ -124,10 +116,8 @@ def exclude_test_images(
     reasons |= {duplicate.image: f"{duplicate.reason}, a test image" for duplicate in duplicates}
     kept = PathList(path for path in packed if path not in reasons)
     if reasons:
-        near = sum(not duplicate.exact for duplicate in duplicates)
-        kinds = (
-            f"{len(packed) - len(rest)} test images, {len(duplicates) - near} copies, {near} near-duplicates of them"
-        )
+        near, tests = sum(not duplicate.exact for duplicate in duplicates), len(packed) - len(rest)
+        kinds = f"{tests} test images, {len(duplicates) - near} copies, {near} near-duplicates of them"
         example = f", such as {duplicates[0]}" if duplicates else ""
         logger.warning("%d of %d images are left out of pretraining: %s%s", len(reasons), len(packed), kinds, example)
     if not kept:
