@@ -20,8 +20,7 @@ from segae.commands._data import takes_settings_of
 from segae.commands.evaluate import load_model
 from segae.commands.predict import color_mask, describe_prediction
 from segae.config import ServeConfig
-from segae.data import UnreadableImage, resize_image
-from segae.data.image_io import decode_image
+from segae.data import UnreadableImage, read_image, resize_image
 from segae.errors import SegaeError
 from segae.evaluation import denormalize, normalize, overlay
 from segae.models import Autoencoder, Segmenter, load_autoencoder
@@ -91,7 +90,7 @@ def make_app(
 
     def answer(data: bytes) -> dict[str, Any]:
         with lock:  # one image at a time: memory does not grow with the number of visitors
-            image = decode_image(data, Path("upload"), max_pixels=max_pixels)
+            image = read_image(Path("upload"), max_pixels=max_pixels, data=data)
             (found,) = predict_images(network, [image], image_size=info.image_size)
             pictures = {"overlay": Image.fromarray(overlay(image, found.mask, info.palette))}
             if autoencoder is not None:

@@ -358,10 +358,8 @@ def choose_by_hash(names: Sequence[str], fraction: float, seed: int, purpose: st
     """Choose about a fraction of unique names, each by its own seeded hash; at least one, and never all.
 
     Further names never change the choice among the first ones, and a smaller fraction is a part of a larger one.
-    ``purpose`` is mixed into the hash, so that choices for different purposes are independent.
-
-    Raises:
-        SegaeError: the fraction is outside [0, 1), or is above 0 with fewer than two names.
+    ``purpose`` is mixed into the hash, so that choices for different purposes are independent. The fraction is in
+    [0, 1); another one, or one above 0 of fewer than two names, is a SegaeError.
     """
     check_range("fraction", fraction, low=0, high=1, high_open=True)
     if fraction == 0:

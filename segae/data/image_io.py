@@ -94,15 +94,16 @@ class SkippedFiles:
         return folder / "skipped.csv"
 
 
-def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> np.ndarray:
     """Decode an image file of any usual format to upright 8-bit RGB: uint8 (H, W, 3).
 
     Transparency is laid over white; 16-bit values are divided by 257 (65535 becomes 255); float values are taken as
     0..1, 0..255 or 0..65535, the first of these ranges to hold the largest value; of an animation the first frame
     counts; the EXIF orientation is applied.
 
-    The path is that of a regular file of at most 1 GiB. An image of more than ``max_pixels`` is refused before it is
-    decoded; Pillow's own limit of about 179 million holds too, unless ``PIL.Image.MAX_IMAGE_PIXELS`` is changed.
+    The path is that of a regular file of at most 1 GiB; with ``data``, its contents, it is only named in the error. An
+    image of more than ``max_pixels`` is refused before it is decoded; Pillow's own limit of about 179 million holds
+    too, unless ``PIL.Image.MAX_IMAGE_PIXELS`` is changed.
 
     Raises:
         UnreadableImage: the file is missing, damaged, too large, of an unknown format, or has negative or non-finite
@@ -111,12 +112,7 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Example:
         ``read_image(Path("cat.jpg")).shape``
     """
-    return decode_image(read_bytes(path), path, max_pixels=max_pixels)
-
-
-def decode_image(data: bytes, path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """`read_image` for the contents of a file; ``path`` is named in the error."""
-    return _to_rgb(_decode(data, path, max_pixels), path)
+    return _to_rgb(_decode(path, max_pixels, data=data), path)
 
 
 def read_mask(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -129,7 +125,7 @@ def read_mask(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         UnreadableImage: the file is missing, damaged or too large.
         DataError: the file is a picture, not a mask: colors, transparency, or values that are not whole.
     """
-    decoded = _decode(read_bytes(path), path, max_pixels)
+    decoded = _decode(path, max_pixels)
     mode, values, problem = decoded.image.mode, np.asarray(_turned(decoded.image, decoded.turn)), ""
     if decoded.bits_dropped:
         problem = "color channels of 16 bits, whose lower half Pillow drops"
@@ -150,18 +146,13 @@ def read_mask(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return whole
 
 
-def read_resized(path: Path, size: int, *, reduced: bool = True) -> np.ndarray:
-    """Decode an image and resize it to a square: uint8 (size, size, 3), RGB, upright; UnreadableImage as `read_image`.
+def read_resized(path: Path, size: int, *, reduced: bool = True, data: bytes | None = None) -> np.ndarray:
+    """Decode an image as `read_image` does and resize it to a square: uint8 (size, size, 3), RGB, upright.
 
     With ``reduced`` a large JPEG is decoded at a half, a quarter or an eighth of its size. For a photograph of 2000
     pixels and a size of 128 this takes less than a fifth of the time; the result differs by about one gray level.
     """
-    return decode_resized(read_bytes(path), path, size, reduced=reduced)
-
-
-def decode_resized(data: bytes, path: Path, size: int, *, reduced: bool = True) -> np.ndarray:
-    """`read_resized` for the contents of a file; ``path`` is named in the error."""
-    return _squash(_decode(data, path, MAX_PIXELS, size if reduced else None), path, size)
+    return _squash(_decode(path, at_least=size if reduced else None, data=data), path, size)
 
 
 def read_pair(
@@ -175,7 +166,7 @@ def read_pair(
         UnreadableImage: one of the files cannot be read; its ``path`` says which.
         DataError: the mask has another size than its image or holds a value that is no class.
     """
-    decoded = _decode(read_bytes(image), image, MAX_PIXELS, size if reduced else None)
+    decoded = _decode(image, at_least=size if reduced else None)
     values = read_mask(mask)
     require_same_size(image, _upright(decoded.size, decoded.turn), mask, values.shape)
     indices = to_class_indices(values, mask_values, mask)
@@ -192,15 +183,11 @@ def image_size(path: Path) -> tuple[int, int]:
                 return _upright(image.size[::-1], _orientation(image))
     except Exception as error:
         raise UnreadableImage(path, _reason(error)) from error
-    return _decode(read_bytes(path), path, MAX_PIXELS).size
+    return _decode(path).size
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a regular file of at most 1 GiB whole; a FIFO would block, and a device never ends.
-
-    Raises:
-        UnavailableFile: there is no such file, or the disk fails, which a second try may mend.
-    """
+    """Read a regular file of at most 1 GiB whole, or raise UnavailableFile; a FIFO would block, a device never ends."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -278,8 +265,11 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)  # older Pillow has no AVIF
 
 
-def _decode(data: bytes, path: Path, max_pixels: int, at_least: int | None = None) -> _Decoded:
-    """Decode a file's contents; a JPEG at part of its size where no side gets shorter than ``at_least`` pixels."""
+def _decode(
+    path: Path, max_pixels: int = MAX_PIXELS, *, at_least: int | None = None, data: bytes | None = None
+) -> _Decoded:
+    """Decode a file; a JPEG at part of its size where no side gets shorter than ``at_least`` pixels."""
+    data = read_bytes(path) if data is None else data
     if not data:
         raise UnreadableImage(path, "the file is empty")
     try:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from segae._io import check_range
-from segae.data.image_io import SkippedFiles, UnreadableImage, decode_resized
+from segae.data.image_io import SkippedFiles, UnreadableImage, read_resized
 from segae.data.torch_datasets import SeededByEpoch, Transform
 from segae.errors import DataError, SegaeError
 
@@ -93,7 +93,7 @@ class StreamDataset(SeededByEpoch, IterableDataset[Tensor]):
         shuffle = _library("webdataset").shuffle(_SHUFFLE_BUFFER, initial=_SHUFFLE_BUFFER, rng=Random(order))
         for name, data in shuffle(contents):
             try:
-                yield decode_resized(data, Path(name), self._size)
+                yield read_resized(Path(name), self._size, data=data)
             except UnreadableImage as error:
                 self._failures.add(name, error.reason)
 
