@@ -277,25 +277,21 @@ def load_labeled(
     sample = data.cache_pairs(train[decoded], size, dataset.mask_values, skipped)
     checked = data.cache_pairs(valid[decoded], size, dataset.mask_values, skipped, allow_empty=True) if valid else None
     if checked is not None and not checked.pairs:  # a handful of images, all of them unreadable
-        checked, valid = None, valid[:0]
+        checked = None
     known: dict[str, Any] = {"labels": len(train), "sample": sample, "checked": checked, "cache": cache}
-    plain = data.eval_transform(*look)
-    augment = data.train_transform(*look) if config.augment else plain
     distinct = len(train) if lazy else len(sample.images)
     repeats = 1 if config.epoch_images is None else -(-config.epoch_images // distinct)
-    first: Any
-    second: Any = None
-    if lazy:
-        first = data.LazyPairDataset(train, size, dataset.mask_values, augment, seed, repeats)
-        second = data.LazyPairDataset(valid, size, dataset.mask_values, plain, seed) if valid else None
-    elif cache == "gpu":
-        place: dict[str, Any] = {"device": device, "seed": seed}
-        change = data.MildChange() if config.augment else None
-        first = data.GPUImageDataset(sample.images, sample.masks, change, *look[1:], repeats=repeats, **place)
-        if checked is not None:
-            second = data.GPUImageDataset(checked.images, checked.masks, None, *look[1:], **place)
-    else:
-        first = data.CachedPairDataset(sample.images, sample.masks, augment, seed, repeats)
-        if checked is not None:
-            second = data.CachedPairDataset(checked.images, checked.masks, plain, seed)
+
+    def make(pairs: data.PairList, decoded: data.CachedPairs, augment: bool, repeats: int = 1) -> Any:
+        transform = (data.train_transform if augment else data.eval_transform)(*look)
+        if lazy:
+            return data.LazyPairDataset(pairs, size, dataset.mask_values, transform, seed, repeats)
+        images, masks = decoded.images, decoded.masks
+        if cache == "disk":
+            return data.CachedPairDataset(images, masks, transform, seed, repeats)
+        change = data.MildChange() if augment else None
+        return data.GPUImageDataset(images, masks, change, *look[1:], device=device, seed=seed, repeats=repeats)
+
+    first = make(train, sample, config.augment, repeats)
+    second = None if checked is None else make(valid, checked, augment=False)
     return LabeledData(train=first, valid=second, pairs=train if lazy else sample.pairs, **known)

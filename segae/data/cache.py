@@ -27,7 +27,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from segae._io import cache_dir
-from segae.data.file_lists import Pair, PairList, PathList
+from segae.data.file_lists import Pair, PairList, PathList, Values
 from segae.data.image_io import SkippedFiles, UnavailableFile, UnreadableImage, read_bytes, read_pair, read_resized
 from segae.errors import DataError, SegaeError
 
@@ -35,7 +35,6 @@ logger = logging.getLogger("segae")
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Values = Sequence[int | tuple[int, ...]]
 Shapes = Mapping[str, tuple[int, ...]]
 
 _FORMAT = 2  # to be raised whenever the same files would give other arrays

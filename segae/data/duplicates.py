@@ -90,7 +90,8 @@ def find_duplicates(images: Sequence[Path], references: Sequence[Path], *, near:
     if not near:
         return list(found.values())
     left = [index for index in range(len(images)) if index not in found]
-    ours, theirs = _hashes(images.take(left)), _hashes(references)
+    facts = (remember_facts("phash16", paths, _hash_image) for paths in (images.take(left), references))
+    ours, theirs = ([bytes.fromhex(fact) for fact in each] for each in facts)
     same = {hashes[_PIXELS]: of for hashes, of in zip(reversed(theirs), reversed(references), strict=True) if hashes}
     for index, hashes in zip(left, ours, strict=True):
         if hashes[_PIXELS] in same:
@@ -107,12 +108,8 @@ def find_duplicates(images: Sequence[Path], references: Sequence[Path], *, near:
     return [found[index] for index in sorted(found)]
 
 
-def _hashes(paths: PathList) -> list[bytes]:
-    """Hashes of each picture, one after the other: _PIXELS, _LOOKS, _MIRRORED; cut off before what it has not."""
-    return [bytes.fromhex(fact) for fact in remember_facts("phash16", paths, _hash_image)]
-
-
 def _hash_image(path: Path) -> str:
+    """Hashes of a picture, one after the other: _PIXELS, _LOOKS, _MIRRORED; cut off before what it has not."""
     try:
         image = read_image(path)
     except UnreadableImage:

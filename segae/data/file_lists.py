@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 Item = TypeVar("Item")
+Values = Sequence[int | tuple[int, ...]]  # raw value of each class index in the mask files, or a tuple of several
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from segae._io import write_atomically
+from segae.data.file_lists import Values
 from segae.errors import DataError
 
 logger = logging.getLogger("segae")
@@ -156,7 +157,7 @@ def read_resized(path: Path, size: int, *, reduced: bool = True, data: bytes | N
 
 
 def read_pair(
-    image: Path, mask: Path, size: int, mask_values: Sequence[int | tuple[int, ...]], *, reduced: bool = False
+    image: Path, mask: Path, size: int, mask_values: Values, *, reduced: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read an image and its mask, resized to a square: uint8 (size, size, 3) RGB, uint8 (size, size) class indices.
 
@@ -216,7 +217,7 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def to_class_indices(mask: np.ndarray, mask_values: Sequence[int | tuple[int, ...]], path: Path) -> np.ndarray:
+def to_class_indices(mask: np.ndarray, mask_values: Values, path: Path) -> np.ndarray:
     """Translate raw mask values, int32 (H, W), to class indices, uint8 (H, W).
 
     ``mask_values`` are the raw value of each class index, or a tuple of them where a class has several; at most 256

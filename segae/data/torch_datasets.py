@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from segae._io import check_range
-from segae.data.file_lists import Pair, PairList, PathList
+from segae.data.file_lists import Pair, PairList, PathList, Values
 from segae.data.image_io import UnreadableImage, read_pair, read_resized
 from segae.errors import DataError
 
@@ -194,18 +194,11 @@ class LazyPairDataset(LazyImageDataset):
     """Images with masks for segmentation, decoded from their files each time, as `LazyImageDataset` does.
 
     A pair of which a file cannot be read is replaced by its neighbor. A mask with a value that is no class, or of
-    another size than its image, is an error. `mask_values` is the raw value of each class index in the mask files, or a
-    tuple of them where a class has several.
+    another size than its image, is an error. `mask_values` are as in `to_class_indices`.
     """
 
     def __init__(
-        self,
-        pairs: Sequence[Pair],
-        size: int,
-        mask_values: Sequence[int | tuple[int, ...]],
-        transform: Transform,
-        seed: int,
-        repeats: int = 1,
+        self, pairs: Sequence[Pair], size: int, mask_values: Values, transform: Transform, seed: int, repeats: int = 1
     ) -> None:
         self._pairs, self._mask_values = PairList.of(pairs), tuple(mask_values)
         super().__init__(self._pairs.images, size, transform, seed, repeats)
