@@ -41,8 +41,7 @@ def label_subset(pairs: Sequence[Pair], count: int | float | None, seed: int) ->
 
     For one seed the budgets are nested: a smaller choice is the beginning of a larger one.
 
-    ``count`` is how many to take, or their share as a float in (0, 1]; None takes all. It is a SegaeError if that is
-    out of range.
+    ``count`` is a number, or a share as a float in (0, 1]; None takes all. One that is out of range is a SegaeError.
     """
     packed = PairList.of(pairs)
     if isinstance(count, float):

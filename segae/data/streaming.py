@@ -129,17 +129,14 @@ def open_stream(
 ) -> StreamDataset:
     """Open tar shards or parquet files as a dataset of images for pretraining. Keep test images out of them.
 
-    Args:
-        sources: tar files, patterns such as `data/*.tar` or `train-{0000..0146}.tar`, and their https:// or hf://
-            addresses; or one parquet file, folder of parquet files or `hf://owner/name`, after which may follow
-            `?split=train&column=image&config=...&revision=...`.
-        size: side S in pixels to which each image is resized before the transform.
-        transform: from `segae.data.transforms`.
-        seed: of order and augmentation.
-        rank: of this process.
-        world_size: number of processes; each reads shards of its own.
-        epoch_images: images of an epoch, all ranks together; None: as many as the shards hold.
-        skipped: takes local tar files that cannot be counted; what is unreadable later is in the dataset's `failures`.
+    Sources are tar files, patterns such as `data/*.tar` or `train-{0000..0146}.tar`, and their https:// or hf://
+    addresses; or one parquet file, folder of parquet files or `hf://owner/name`, after which may follow
+    `?split=train&column=image&config=...&revision=...`.
+
+    Each image is resized to `size` pixels on both sides before the transform. The seed is that of order and
+    augmentation. Each of the `world_size` processes reads shards of its own. An epoch has `epoch_images`, all ranks
+    together; None: as many as the shards hold. `skipped` takes local tar files that cannot be counted; what is
+    unreadable later is in the dataset's `failures`.
 
     Raises:
         SegaeError: a source has another scheme or does not exist; a library is not installed; or the number of images
