@@ -56,7 +56,8 @@ class _Training(Config):
     """What pretraining and fine-tuning share."""
 
     encoder: str | None = None
-    """Any convolutional network of timm. Default: that of the weights file, else tf_efficientnet_lite0."""
+    """Any convolutional network of timm; or linear_64, dense_256_64, conv_16_8_4 and the like, for small images.
+    Default: that of the weights file, else tf_efficientnet_lite0."""
     weights: PathLike = "random"
     """Where the encoder starts: random, imagenet, an encoder.safetensors, or the name of a published encoder."""
     classes: tuple[str, ...] = ()
@@ -72,8 +73,10 @@ class _Training(Config):
 class PretrainSettings(Config):
     """Settings of a pretraining that do not depend on data, encoder or method."""
 
-    image_size: int = number(128, 32, 4096)
+    image_size: int = number(128, 8, 4096)
     """Side of the square input in pixels, a multiple of the encoder's stride (usually 32)."""
+    in_channels: int = number(3, 1, 3)
+    """Channels of random weights: 3, or 1 for gray images."""
     epochs: int = number(20, 1, 100_000)
     """Epochs; training can be resumed after each one."""
     batch_size: int = number(32, 1, 65_536)
@@ -101,6 +104,8 @@ class PretrainSettings(Config):
     """Share of the hidden patches, at the end of training, that are chosen where the loss is high."""
     skip_dropout: float = number(0.0, 0, 1)
     """Share of the images whose skip connections are cut while training."""
+    augment: bool = True
+    """Random crops and mirror images."""
     upsampling: Literal["nearest", "transposed"] = "nearest"
     """Upsampling of the plain decoder: nearest neighbor and convolution, or transposed convolution."""
     output_activation: Literal["none", "sigmoid", "tanh"] = "none"
@@ -325,8 +330,8 @@ class FeaturesConfig(_Inference):
     """A .npz, .parquet, .safetensors or .npy file; the last is a memory map, with the names beside it."""
     layer: int = number(-1, -5, 5)
     """Which feature map: 1 (stride 2) to 5 (stride 32), or -1 for the deepest."""
-    pool: Literal["avg", "max", "gem", "none"] = "avg"
-    """What is taken over all positions: mean, maximum, generalized mean; none keeps the dense map."""
+    pool: Literal["avg", "max", "gem", "flatten", "none"] = "avg"
+    """What is taken over all positions: mean, maximum, generalized mean, or all values; none keeps the dense map."""
     image_size: int | None = number(None, 32, 8192)
     """Side in pixels to which images are resized. Default: the encoder's own."""
     batch_size: int = number(64, 1, 65_536)
@@ -488,15 +493,16 @@ class ReportConfig(Config):
 
 
 class DownloadConfig(Config):
-    """Download a data set: pets is Oxford-IIIT Pets, 7,349 images with masks, about 800 MB.
+    """Download a data set: pets is Oxford-IIIT Pets, 7,349 images with masks, about 800 MB; fashion_mnist 70,000 small
+    images, 30 MB.
 
     Verifies checksums. Archives that arrived whole are kept, so that a repeated command goes on with the next one.
     """
 
-    name: Literal["pets"] = field(default="pets", kw_only=False)
+    name: Literal["pets", "fashion_mnist"] = field(default="pets", kw_only=False)
     """Which data set."""
-    root: PathLike = "data/pets"
-    """Folder for it."""
+    root: PathLike | None = None
+    """Folder for it. Default: data/<name>."""
 
 
 class DoctorConfig(Config):

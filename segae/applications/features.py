@@ -43,6 +43,7 @@ _POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda maps: maps.mean(dim=(2, 3)),
     "max": lambda maps: maps.amax(dim=(2, 3)),
     "gem": lambda maps: maps.clamp(min=1e-6).pow(_GEM_POWER).mean(dim=(2, 3)).pow(1 / _GEM_POWER),
+    "flatten": lambda maps: maps.flatten(1),
     "none": lambda maps: maps,
 }
 
@@ -158,7 +159,7 @@ def compute_features(
         encoder: is moved to the device, in channels_last layout, and runs in evaluation mode.
         images: files, or arrays uint8 (H, W, 3); each is resized to a square.
         layer: which feature map, 1 (stride 2) to 5 (stride 32), or -1 for the deepest.
-        pool: avg, max, gem (generalized mean with power 3, arXiv 1711.02512) or none.
+        pool: avg, max, gem (generalized mean with power 3, arXiv 1711.02512), flatten or none.
         image_size: side in pixels; None takes that of ``encoder.info``.
         batch_size: images per forward pass; features differ by rounding only.
         device: where to compute.

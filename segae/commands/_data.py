@@ -55,8 +55,11 @@ def load_start(config: PretrainConfig | FinetuneConfig) -> Encoder:
     """The encoder that a training starts from; a weights file brings its own architecture."""
     weights = str(config.weights)
     name = config.encoder or (DEFAULT_ENCODER if weights in ("random", "imagenet") else None)
+    more = {}
+    if weights == "random" and isinstance(config, PretrainConfig):
+        more = {"in_channels": config.in_channels, "image_size": config.image_size}
     with argument_named("encoder", instead_of="name"):
-        encoder = create_encoder(name, weights=weights)
+        encoder = create_encoder(name, weights=weights, **more)
     if weights not in ("random", "imagenet") and (published := published_name(weights)):
         encoder.info = replace(encoder.info, source=f"published weights {published}")
     return encoder
@@ -176,7 +179,8 @@ def load_unlabeled(
 ) -> UnlabeledData:
     """Load the images of a pretraining, without the test images of data sets among them."""
     size, seed, look = config.image_size, config.trainer.seed, (config.image_size, info.mean, info.std)
-    augment, plain = data.pretrain_transform(*look, crop=not method.crops), data.eval_transform(*look)
+    plain = data.eval_transform(*look)
+    augment = data.pretrain_transform(*look, crop=not method.crops) if config.augment else plain
     if data.is_stream(config.roots):
         return _load_stream(config, augment, plain, skipped)
     if config.epoch_images is not None:
@@ -207,7 +211,8 @@ def load_unlabeled(
     unchanged: Any = data.CachedImageDataset(images, plain, seed)
     known |= {"clean": Subset(unchanged, clean.tolist()), "pictures": images[shown[:_PICTURES]]}
     if cache == "gpu":
-        change = data.CropAndFlip(scale=(1.0, 1.0), ratio=(1.0, 1.0)) if method.crops else data.CropAndFlip()
+        change: Any = data.CropAndFlip(scale=(1.0, 1.0), ratio=(1.0, 1.0)) if method.crops else data.CropAndFlip()
+        change = change if config.augment else None
         first = data.GPUImageDataset(images, None, change, *look[1:], device=device, seed=seed, repeats=config.repeats)
         unchanged = first.unchanged()
     indices = [place + turn * len(images) for turn in range(config.repeats) for place in train.tolist()]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segae.commands._data import takes_settings_of
 from segae.config import DownloadConfig
-from segae.data import download_pets, open_dataset
+from segae.data import download_fashion_mnist, download_pets, open_dataset
 
 logger = logging.getLogger("segae")
 
@@ -25,7 +25,12 @@ def download(config: DownloadConfig) -> Path:
     Example:
         >>> pets = download("pets", root="data/pets")  # doctest: +SKIP
     """
-    folder = download_pets(Path(config.root))
+    root = Path(config.root or f"data/{config.name}")
+    if config.name == "fashion_mnist":
+        folder = download_fashion_mnist(root)
+        logger.info("%s: 60,000 images in train, 10,000 in test, a folder per class", folder)
+        return folder
+    folder = download_pets(root)
     splits = open_dataset(folder).splits
     logger.info("%s: %s", folder, ", ".join(f"{len(pairs)} {split} images" for split, pairs in splits.items()))
     return folder

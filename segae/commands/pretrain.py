@@ -87,18 +87,22 @@ class _Pretraining:
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         training.seed_everything(config.trainer.seed)
         encoder = load_start(config)
-        self.device, self.start = device, encoder.info
-        self.method = _create_method(config)
-        self.config = config = _resolve(config, self.start, self.method)
+        self.device, self.method = device, _create_method(config)
+        self.config = config = _resolve(config, encoder.info, self.method)
         size = config.image_size
         models.require_image_size(size, encoder.output_stride)
         models.require_decoder_size(str(config.decoder), size)
-        black = self.method.corrupt(torch.zeros(2, self.start.in_channels, size, size), torch.Generator())
+        black = self.method.corrupt(torch.zeros(2, encoder.info.in_channels, size, size), torch.Generator())
         training.seed_everything(config.trainer.seed)  # the decoder must not depend on where the encoder comes from
         choices = {name: getattr(config, name) for name in ("decoder", "bottleneck", "upsampling", "output_activation")}
         self.model = create_autoencoder(encoder, method=self.method, **choices)
+        self.start = self.model.encoder.info
         with models.evaluation_mode(self.model), torch.no_grad():  # refuses a patch that the encoder cannot mask
             self.model(black.image, black.mask)
+        if self.method.has_penalty:  # refuses a code that is too large
+            draw = "mean" if self.method.code == "gaussian" else None
+            code = self.model.bottleneck(self.model.encode(black.image)[-1])
+            self.method.penalty(code, partial(self.model.code, draw=draw), black.image)
         set_up_model(self.model.to(device), config)
         if self.method.needs_pretrained_encoder and not self.start.weights.pretrained:
             raise SegaeError(f"weights must be pretrained for {self.method}, which asks the encoder, got random")

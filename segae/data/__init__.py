@@ -23,6 +23,8 @@ from segae.data.datasets import parse_merge as parse_merge
 from segae.data.datasets import values_in_masks as values_in_masks
 from segae.data.duplicates import Duplicate as Duplicate
 from segae.data.duplicates import find_duplicates as find_duplicates
+from segae.data.fashion_mnist import download_fashion_mnist as download_fashion_mnist
+from segae.data.fashion_mnist import read_idx as read_idx
 from segae.data.file_lists import NameList as NameList
 from segae.data.file_lists import Pair as Pair
 from segae.data.file_lists import PairList as PairList
@@ -30,6 +32,7 @@ from segae.data.file_lists import PathList as PathList
 from segae.data.gpu import CropAndFlip as CropAndFlip
 from segae.data.gpu import GPUImageDataset as GPUImageDataset
 from segae.data.gpu import MildChange as MildChange
+from segae.data.image_io import GRAY as GRAY
 from segae.data.image_io import SkippedFiles as SkippedFiles
 from segae.data.image_io import UnavailableFile as UnavailableFile
 from segae.data.image_io import UnreadableImage as UnreadableImage

@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from segae._io import check_range
+from segae.data.image_io import GRAY
 
 _TRIES = 10  # of drawing a crop that fits, as in torchvision and albumentations
 _UPLOAD_BYTES = 64 * 2**20  # copied to the device at a time
@@ -90,6 +91,8 @@ def change_images(images: Tensor, changes: Tensor | None, mean: Tensor, std: Ten
     device: a copy here would make a GPU wait.
     """
     values = images.float()
+    if len(mean) == 1 and values.shape[1] == 3:  # as albumentations and normalize do
+        values = (values * values.new_tensor(GRAY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     if changes is not None:
         values = _resample(values, changes, "bilinear")
         if changes.shape[1] == 8:

@@ -25,6 +25,7 @@ from segae.errors import DataError
 logger = logging.getLogger("segae")
 
 MAX_PIXELS = 100_000_000
+GRAY = (0.299, 0.587, 0.114)  # shares of red, green and blue in the brightness, Rec. 601
 _MAX_BYTES = 1 << 30
 # EPS is not among them: Pillow would start Ghostscript
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")

@@ -1,8 +1,8 @@
 """Image and mask augmentation on the CPU; the only module that imports albumentations.
 
 Transforms take uint8 arrays, `image` (H, W, 3) and optionally `mask` (H, W), and return `image` as float32 tensor
-(3, S, S), normalized to (x / 255 - mean) / std, and `mask` as uint8 tensor (S, S), resampled by nearest pixel. `size`
-is the side S in pixels; `mean` and `std` are per channel, for values in [0, 1].
+(C, S, S), normalized to (x / 255 - mean) / std, and `mask` as uint8 tensor (S, S), resampled by nearest pixel. `size`
+is the side S in pixels; `mean` and `std` are per channel, for values in [0, 1]; one channel makes the image gray.
 """
 
 from __future__ import annotations
@@ -63,5 +63,7 @@ def _resize(size: int) -> albumentations.BasicTransform:
 def _compose(
     steps: list[albumentations.BasicTransform], mean: Sequence[float], std: Sequence[float]
 ) -> albumentations.Compose:
+    if len(mean) == 1:
+        steps = [*steps, albumentations.ToGray(num_output_channels=1, p=1.0)]
     normalize = albumentations.Normalize(tuple(mean), tuple(std), max_pixel_value=255.0)
     return albumentations.Compose([*steps, normalize, ToTensorV2()])

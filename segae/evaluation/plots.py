@@ -68,10 +68,11 @@ def overlay(
 
 
 def denormalize(image: Tensor | NDArray[np.floating], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
-    """Undo ``(x / 255 - mean) / std`` for an image (3, H, W): uint8 (H, W, 3), clipped to what a picture can show."""
+    """Undo ``(x / 255 - mean) / std`` for an image (C, H, W): uint8 (H, W, 3), clipped to what a picture can show."""
     image_hwc = torch.as_tensor(image).detach().float().cpu().numpy().transpose(1, 2, 0)
     restored = (image_hwc * np.asarray(std, np.float32) + np.asarray(mean, np.float32)) * 255
-    return np.clip(np.rint(restored), 0, 255).astype(np.uint8)
+    pixels = np.clip(np.rint(restored), 0, 255).astype(np.uint8)
+    return pixels if pixels.shape[2] != 1 else pixels.repeat(3, axis=2)
 
 
 def contact_sheet(

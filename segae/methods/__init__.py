@@ -19,12 +19,14 @@ from segae.methods.corruptions import (
     hide_patches,
     spread_patches,
 )
-from segae.methods.losses import pixel_loss
+from segae.methods.losses import CRITERIA, criterion_loss, pixel_loss
+from segae.methods.penalties import estimate_jacobian_norm, gaussian_kl, jacobian_norm, kl_to_rate
 from segae.methods.pseudo_masks import PseudoMasks, WeightedSums, cut_out, within_covariance
 
 __all__ = [
-    "TARGETS", "Corrupted", "Method", "PatchDifficulty", "PseudoMasks", "VisiblePatches", "WeightedSums",
-    "average_patches", "create_autoencoder", "create_method", "cut_out", "hide_patches", "list_methods",
-    "method_names", "method_table", "pixel_loss", "register_method", "setting", "spread_patches",
+    "CRITERIA", "TARGETS", "Corrupted", "Method", "PatchDifficulty", "PseudoMasks", "VisiblePatches", "WeightedSums",
+    "average_patches", "create_autoencoder", "create_method", "criterion_loss", "cut_out", "estimate_jacobian_norm",
+    "gaussian_kl", "hide_patches", "jacobian_norm", "kl_to_rate", "list_methods", "method_names", "method_table",
+    "pixel_loss", "register_method", "setting", "spread_patches",
     "within_covariance",
 ]  # fmt: skip

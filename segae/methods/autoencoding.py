@@ -33,35 +33,60 @@ class ImageMethod(Method):
         target: What the prediction is compared with: ``pixels``, ``patch_normalized`` (every patch brought to mean 0
             and variance 1), ``hog`` (pixels and histograms of oriented gradients) or ``frequency`` (pixels and their
             spectrum).
+        criterion: Loss of target ``pixels``: ``mse``, ``l1``, ``binary_cross_entropy`` or ``cross_entropy`` (of 16
+            intensities), ``ssim`` or ``ms_ssim``. The last four need images in [0, 1] and so an encoder with mean 0 and
+            standard deviation 1, as random weights get then; ``binary_cross_entropy`` also a sigmoid output.
     """
 
     judges_hidden: ClassVar[bool] = False
     target: str
+    criterion: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target != "pixels" and self.criterion != "mse":
+            raise SegaeError(f"criterion must be mse for target {self.target}, got {self.criterion}")
 
     @property
     def predicts_pixels(self) -> bool:
-        return self.target == "pixels"
+        return self.target == "pixels" and self.criterion != "cross_entropy"
+
+    @property
+    def unit_range(self) -> bool:
+        return self.criterion not in ("mse", "l1")
+
+    @property
+    def activation(self) -> str:
+        return "sigmoid" if self.criterion == "binary_cross_entropy" else "none"
 
     @property
     def mask_patch(self) -> int | None:
         return getattr(self, "patch_size", None)
 
     def out_channels(self, in_channels: int) -> int:
-        """Those of the image, and for target ``hog`` one more for each orientation."""
+        """Those of the image, each of the intensities' for ``cross_entropy``; and ``hog``'s orientations."""
+        if self.criterion == "cross_entropy":
+            return in_channels * losses.INTENSITY_BINS
         return in_channels + (losses.HOG_BINS if self.target == "hog" else 0)
 
     def loss(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         if self.judges_hidden and mask is None:
             raise SegaeError(f"mask must be given to method {self.name}, which judges hidden pixels, got None")
-        return _LOSSES[self.target](prediction, self._transformed(target), mask if self.judges_hidden else None)
+        mask = mask if self.judges_hidden else None
+        if self.criterion != "mse":
+            return losses.criterion_loss(self.criterion, prediction, target, mask)
+        return _LOSSES[self.target](prediction, self._transformed(target), mask)
 
     def squared_error(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return super().squared_error(prediction, self._transformed(target))
+        return super().squared_error(self._pixels(prediction, target), self._transformed(target))
 
     def to_image(self, prediction: Tensor, seen: Tensor, clean: Tensor) -> Tensor:
         """Compute the image that the prediction means; normalized patches get the clean image's contrast again."""
-        image = super().to_image(prediction, seen, clean)
+        image = super().to_image(self._pixels(prediction, clean), seen, clean)
         return losses.denormalize_patches(image, clean, self._target_patch) if self._target_patch else image
+
+    def _pixels(self, prediction: Tensor, image: Tensor) -> Tensor:
+        return losses.intensities(prediction, image.shape[1]) if self.criterion == "cross_entropy" else prediction
 
     @property
     def _target_patch(self) -> int:
@@ -71,15 +96,20 @@ class ImageMethod(Method):
         return losses.normalize_patches(target, self._target_patch) if self._target_patch else target
 
 
-@register_method("reconstruct")
-@dataclass(frozen=True)
-class Reconstruct(ImageMethod):
-    """Give back the image as it is (the plain autoencoder)."""
-
-    target: str = setting("pixels", choices=TARGETS)
+class CleanImageMethod(ImageMethod):
+    """A method that shows the image as it is."""
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
         return Corrupted(images)
+
+
+@register_method("reconstruct")
+@dataclass(frozen=True)
+class Reconstruct(CleanImageMethod):
+    """Give back the image as it is (the plain autoencoder)."""
+
+    target: str = setting("pixels", choices=TARGETS)
+    criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
 
 
 @register_method("denoise")
@@ -90,11 +120,12 @@ class Denoise(ImageMethod):
     Attributes:
         sigma: Standard deviation of the noise in normalized image space, > 0. 0.5 is 64 gray levels of 255 where an
             encoder divides by 0.5 (tf_efficientnet_lite0), and 29 where it divides by ImageNet's deviation.
-        target: See `ImageMethod`.
+        target: See `ImageMethod`, as for ``criterion``.
     """
 
     sigma: float = setting(0.5, low=0, low_open=True)
     target: str = setting("pixels", choices=TARGETS)
+    criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
         return Corrupted(corruptions.add_noise(images, generator, self.sigma))
@@ -116,6 +147,7 @@ class Inpaint(ImageMethod):
     patch_size: int = setting(16, low=1)
     mask_ratio: float = setting(0.6, low=0, high=1, low_open=True, high_open=True)
     target: str = setting("pixels", choices=TARGETS)
+    criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
         return hide_patches(images, generator, self.patch_size, self.mask_ratio, fill=self.fill, difficulty=difficulty)
@@ -176,6 +208,7 @@ class Mixture(ImageMethod):
     mask_ratio: float = setting(0.4, low=0, high=1, high_open=True)
     sigma: float = setting(0.22, low=0, low_open=True)
     target: str = setting("hog", choices=TARGETS)
+    criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
         """Apply all corruptions; three images of ten lose color, three sharpness, three resolution."""
@@ -185,6 +218,58 @@ class Mixture(ImageMethod):
         seen = corruptions.blur(seen, generator, 0.3, (0.5, 2.0))
         seen = corruptions.reduce_resolution(seen, generator, 0.3, (2, 4))
         return Corrupted(add_scaled_noise(seen, generator, self.sigma)[0], hidden.mask)
+
+
+@register_method("colorize")
+@dataclass(frozen=True)
+class Colorize(ImageMethod):
+    """Give a gray image its colors (arXiv 1603.08511); it is gray in the sense of Rec. 601's luminance."""
+
+    decoder: ClassVar[str] = "unet"
+    target: str = setting("pixels", choices=TARGETS)
+    criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
+
+    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
+        return Corrupted(corruptions.remove_color(images, generator, 1.0))
+
+
+@register_method("super_resolution")
+@dataclass(frozen=True)
+class SuperResolution(ImageMethod):
+    """Give an image the resolution that it lost (super-resolution, arXiv 1501.00092).
+
+    Attributes:
+        factor: how many pixels along each side were averaged to one, 2 to 16; the network sees the image enlarged
+            again, bilinearly.
+        target: See `ImageMethod`, as for ``criterion``.
+    """
+
+    decoder: ClassVar[str] = "unet"
+    factor: int = setting(4, low=2, high=16)
+    target: str = setting("pixels", choices=TARGETS)
+    criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
+
+    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
+        return Corrupted(corruptions.reduce_resolution(images, generator, 1.0, (self.factor,)))
+
+
+@register_method("sharpen")
+@dataclass(frozen=True)
+class Sharpen(ImageMethod):
+    """Undo a Gaussian blur.
+
+    Attributes:
+        sigma: Width of the blur in pixels, > 0.
+        target: See `ImageMethod`, as for ``criterion``.
+    """
+
+    decoder: ClassVar[str] = "unet"
+    sigma: float = setting(1.5, low=0, low_open=True)
+    target: str = setting("pixels", choices=TARGETS)
+    criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
+
+    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
+        return Corrupted(corruptions.blur(images, generator, 1.0, (self.sigma, self.sigma)))
 
 
 @register_method("ddep")

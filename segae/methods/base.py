@@ -8,7 +8,7 @@ import difflib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from torch import Generator, Tensor, nn
@@ -80,6 +80,21 @@ class Method(ABC):
         return self.family == "autoencoding"
 
     @property
+    def unit_range(self) -> bool:
+        """Whether images have to be in [0, 1] for the network, too."""
+        return False
+
+    @property
+    def activation(self) -> str:
+        """Output activation that the loss needs, or none."""
+        return "none"
+
+    @property
+    def code(self) -> str:
+        """How the bottleneck ends, see `build_autoencoder`; other than linear asks for decoder ``plain``."""
+        return "linear"
+
+    @property
     def mask_patch(self) -> int | None:
         """Side in pixels of the patches that `corrupt` hides; None where it hides none."""
         return None
@@ -97,6 +112,19 @@ class Method(ABC):
 
         The target is that of `Corrupted`, or the clean images where that is None; the mask is 1 where hidden.
         """
+
+    def penalty(self, code: Tensor, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor | None:
+        """Compute what is added to the loss, or None for nothing.
+
+        The code is (B, K, h, w), or the moments (B, 2K, h, w) of a Gaussian one; ``encode`` makes such codes of images
+        (B, C, H, W), each of its image alone; ``images`` are what the model saw.
+        """
+        return None
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the method judges the code, too."""
+        return type(self).penalty is not Method.penalty
 
     def squared_error(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Squared error of each value, float32, for the difficulty of patches."""
@@ -242,6 +270,18 @@ def create_autoencoder(
             f"output_activation must be none for {method!r}, which predicts no image, got {output_activation!r}"
         )
     encoder = create_encoder(encoder) if isinstance(encoder, str) else encoder
+    about = encoder.info
+    if method.unit_range and (any(about.mean) or {*about.std} != {1.0}):
+        if about.weights.pretrained:
+            raise SegaeError(
+                f"criterion must be mse or l1 for weights {about.weights}, whose images are not in [0, 1] but "
+                f"normalized by mean {about.mean} and std {about.std}, got {method}"
+            )
+        encoder.info = replace(about, mean=(0.0,) * about.in_channels, std=(1.0,) * about.in_channels)
+    if output_activation == "none":
+        output_activation = method.activation  # type: ignore[assignment]
+    elif method.activation not in ("none", output_activation):
+        raise SegaeError(f"output_activation must be {method.activation} for {method}, got {output_activation}")
     return build_autoencoder(
         encoder,
         out_channels=method.out_channels(encoder.info.in_channels),
@@ -250,4 +290,5 @@ def create_autoencoder(
         upsampling=upsampling,
         bottleneck=bottleneck,
         output_activation=output_activation,
+        code=method.code,
     )

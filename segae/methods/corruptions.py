@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from segae._io import check_range
+from segae.data import GRAY
 from segae.errors import SegaeError
 
 
@@ -81,7 +82,7 @@ def luminance(images: Tensor) -> Tensor:
     if images.shape[1] != 3:
         return images.mean(dim=1, keepdim=True)
     red, green, blue = images.split(1, dim=1)
-    return 0.299 * red + 0.587 * green + 0.114 * blue
+    return GRAY[0] * red + GRAY[1] * green + GRAY[2] * blue
 
 
 def add_noise(images: Tensor, generator: Generator, sigma: float) -> Tensor:

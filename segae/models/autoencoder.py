@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from segae._io import check_range
 from segae.errors import SegaeError
 from segae.models.checkpoint import Info, PathLike, load_described, load_strictly, save_described
+from segae.models.classic import is_classic
 from segae.models.decoders import (
     SMP_DECODERS,
     DeepestDecoder,
+    GaussianCode,
     HierarchicalDecoder,
     LinearDecoder,
     MaskTokens,
+    MirroredDecoder,
     PlainDecoder,
     build_smp,
     require_choice,
@@ -41,6 +44,7 @@ class AutoencoderInfo(Info):
         upsampling: of decoder `plain`: `nearest` or `transposed`.
         bottleneck: of decoder `plain`: channels after a 1x1 convolution; None for no bottleneck.
         output_activation: `none`, or `sigmoid` or `tanh`, which bound the output to images in [0, 1].
+        code: of decoder `plain`: `linear`, `relu`, `sigmoid`, or `gaussian`, of which training draws samples.
     """
 
     encoder: EncoderInfo
@@ -50,6 +54,7 @@ class AutoencoderInfo(Info):
     upsampling: str = "nearest"
     bottleneck: int | None = None
     output_activation: str = "none"
+    code: str = "linear"
 
     def __post_init__(self) -> None:
         require_choice("masking", self.masking, ("dense", "sparse", "token"))
@@ -59,8 +64,12 @@ class AutoencoderInfo(Info):
         check_range("out_channels", self.out_channels, low=1, high=4096, integer=True)
         if self.bottleneck is not None:
             check_range("bottleneck", self.bottleneck, low=1, high=1 << 16, integer=True)
-        if self.decoder != "plain" and (self.bottleneck, self.upsampling) != (None, "nearest"):
-            given = f"bottleneck={self.bottleneck} and upsampling={self.upsampling}"
+        require_choice("code", self.code, ("linear", "relu", "sigmoid", "gaussian"))
+        if is_classic(self.encoder.architecture) and (self.decoder, self.masking) != ("plain", "dense"):
+            given = f"decoder {self.decoder} and masking {self.masking}"
+            raise SegaeError(f"encoder must be a network of timm for {given}, got {self.encoder.architecture}")
+        if self.decoder != "plain" and (self.bottleneck, self.upsampling, self.code) != (None, "nearest", "linear"):
+            given = f"bottleneck={self.bottleneck}, upsampling={self.upsampling} and code={self.code}"
             raise SegaeError(f"decoder must be plain, which alone can have {given}, got {self.decoder}")
 
 
@@ -131,11 +140,41 @@ class Autoencoder(nn.Module):
     def decode(self, features: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
         """Predict (B, out_channels, H, W) from what `encode` returned for the same mask."""
         hierarchical = isinstance(self.decoder, HierarchicalDecoder) and self.masking == "sparse"
-        output = self.head(self.decoder(features, mask) if hierarchical else self.decoder(features))
+        return self._activate(self.head(self.decoder(features, mask) if hierarchical else self.decoder(features)))
+
+    def _activate(self, output: Any) -> Tensor:
         if self.info.output_activation == "none":
             return output
         pixels = output.sigmoid() if self.info.output_activation == "sigmoid" else (output.tanh() + 1) / 2
         return (pixels - self.mean_1c11) / self.std_1c11
+
+    @property
+    def bottleneck(self) -> nn.Module:
+        """The layer that makes the code; of a Gaussian code the one that makes its moments (B, 2K, h, w)."""
+        layer = self._without_skips().bottleneck
+        return layer.moments if isinstance(layer, GaussianCode) else layer
+
+    def code(self, images: Tensor, draw: str | None = None) -> Tensor:
+        """Compute the code (B, K, h, w) of normalized images (B, C, H, W): all that the decoder is given.
+
+        A variational autoencoder has two: ``draw`` is ``mean`` or ``sample``; of others it must be None.
+        """
+        layer, deepest = self._without_skips().bottleneck, self.encode(images)[-1]
+        allowed = ("mean", "sample") if isinstance(layer, GaussianCode) else (None,)
+        if draw not in allowed:
+            one = "variational " if isinstance(layer, GaussianCode) else ""
+            names = " or ".join(map(str, allowed))
+            raise SegaeError(f"draw must be {names} for the code of this {one}autoencoder, got {draw}")
+        return layer.draw(deepest, sample=draw == "sample") if isinstance(layer, GaussianCode) else layer(deepest)
+
+    def from_code(self, code: Tensor) -> Tensor:
+        """Predict (B, out_channels, H, W) from a code (B, K, h, w)."""
+        return self._activate(self._without_skips().from_code(code))
+
+    def _without_skips(self) -> DeepestDecoder:
+        if not isinstance(self.decoder, DeepestDecoder):
+            raise SegaeError(f"decoder must be plain or linear for a code, got {self.info.decoder}, which has skips")
+        return self.decoder
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Predict from whole normalized images (B, C, H, W), in evaluation mode and without gradients."""
@@ -178,10 +217,12 @@ def build_autoencoder(encoder: Encoder, **settings: Any) -> Autoencoder:
     decoder: nn.Module
     if info.decoder == "hierarchical":
         decoder = HierarchicalDecoder(channels, info.out_channels, tokens=info.masking == "sparse")
+    elif is_classic(encoder.info.architecture):
+        decoder = MirroredDecoder(encoder.info, info.out_channels, info.upsampling, info.bottleneck, info.code)
     elif info.decoder == "linear":
         decoder = LinearDecoder(channels, info.out_channels, stride)
     elif info.decoder == "plain":
-        decoder = PlainDecoder(channels, info.out_channels, stride, info.upsampling, info.bottleneck)
+        decoder = PlainDecoder(channels, info.out_channels, stride, info.upsampling, info.bottleneck, info.code)
     else:
         model: Any = build_smp(encoder.info.architecture, info.decoder, info.out_channels, encoder.info.in_channels)
         encoder = encoder.with_stride(model.encoder.output_stride)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torchvision.ops import Conv2dNormActivation
 
 from segae.errors import SegaeError, nearest
+from segae.models.classic import is_classic, mirrored_layers
 
 # Light on purpose: on a CPU a training step spends 40 % as long here as in tf_efficientnet_lite0 at 128 px.
 PLAIN_CHANNELS = (128, 64, 32, 16, 16)
@@ -32,25 +33,85 @@ def list_decoders() -> list[str]:
 class DeepestDecoder(nn.Module):
     """A decoder of the deepest feature map alone: without skip connections it cannot copy an uncorrupted input."""
 
-    layers: nn.Module
+    layers: nn.Sequential
+
+    @property
+    def bottleneck(self) -> nn.Module:
+        """What makes the code of the deepest feature map."""
+        return nn.Identity()
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Decode the last of the feature maps: (B, C, h, w) to (B, out_channels, stride h, stride w)."""
         return self.layers(features[-1])
 
+    def from_code(self, code: Tensor) -> Tensor:
+        """Decode what `bottleneck` made of the deepest feature map."""
+        return self.layers(code)
+
+
+class GaussianCode(nn.Module):
+    """A normal distribution for each number of a code (arXiv 1312.6114): in training a sample of it, else its mean."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.moments = nn.Conv2d(in_channels, 2 * channels, 1)  # means, then logarithms of the variances
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Make a code (B, K, h, w) of features (B, C, h, w)."""
+        return self.draw(features, sample=self.training)
+
+    def draw(self, features: Tensor, *, sample: bool) -> Tensor:
+        """Make a code, the mean or a sample."""
+        mean, log_variance = self.moments(features).chunk(2, dim=1)
+        return mean + torch.randn_like(mean) * (log_variance / 2).exp() if sample else mean
+
+
+def make_bottleneck(in_channels: int, channels: int | None, code: str) -> nn.Module:
+    """Build what makes the code of the deepest map: a 1x1 convolution if it has ``channels``, and an activation."""
+    if code == "gaussian":
+        return GaussianCode(in_channels, channels or in_channels)
+    reduce = nn.Conv2d(in_channels, channels, 1) if channels else nn.Identity()
+    return reduce if code == "linear" else nn.Sequential(reduce, nn.ReLU() if code == "relu" else nn.Sigmoid())
+
 
 class PlainDecoder(DeepestDecoder):
-    """Upsampling stages, by nearest neighbor or transposed convolution; first a 1x1 bottleneck unless that is None."""
+    """Upsampling stages, by nearest neighbor or transposed convolution; first a bottleneck, see `make_bottleneck`."""
 
     def __init__(
-        self, encoder_channels: Sequence[int], out_channels: int, stride: int, upsampling: str, bottleneck: int | None
+        self,
+        encoder_channels: Sequence[int],
+        out_channels: int,
+        stride: int,
+        upsampling: str,
+        bottleneck: int | None,
+        code: str = "linear",
     ) -> None:
         super().__init__()
         deepest = encoder_channels[-1]
-        first = nn.Conv2d(deepest, bottleneck, 1) if bottleneck else nn.Identity()
         widths = (bottleneck or deepest, *PLAIN_CHANNELS[-(stride.bit_length() - 1) :])
         blocks = [_upsampling_block(inside, outside, upsampling) for inside, outside in pairwise(widths)]
-        self.layers = nn.Sequential(first, nn.Sequential(*blocks, nn.Conv2d(widths[-1], out_channels, 3, padding=1)))
+        rest = nn.Sequential(*blocks, nn.Conv2d(widths[-1], out_channels, 3, padding=1))
+        self.layers = nn.Sequential(make_bottleneck(deepest, bottleneck, code), rest)
+
+    @property
+    def bottleneck(self) -> nn.Module:
+        """The first layer."""
+        return self.layers[0]
+
+    def from_code(self, code: Tensor) -> Tensor:
+        """Decode a code (B, K, h, w)."""
+        return self.layers[1](code)
+
+
+class MirroredDecoder(PlainDecoder):
+    """The layers of a small network in reverse, after a bottleneck."""
+
+    def __init__(self, info: Any, out_channels: int, upsampling: str, bottleneck: int | None, code: str) -> None:
+        DeepestDecoder.__init__(self)
+        deepest = int(info.architecture.rpartition("_")[2])
+        shape = (info.architecture, info.in_channels, info.image_size, out_channels, bottleneck or deepest)
+        first = make_bottleneck(deepest, bottleneck, code)
+        self.layers = nn.Sequential(first, mirrored_layers(*shape, upsampling))
 
 
 class LinearDecoder(DeepestDecoder):
@@ -136,6 +197,8 @@ def _upsampling_block(in_channels: int, out_channels: int, upsampling: str = "ne
 
 def build_smp(architecture: str, decoder: str, num_classes: int, in_channels: int) -> nn.Module:
     """Build smp's random model, with attributes `encoder`, `decoder` and `segmentation_head`, or raise SegaeError."""
+    if is_classic(architecture):
+        raise SegaeError(f"decoder must be plain for encoder {architecture}, a small network, got {decoder}")
     try:
         return smp.create_model(
             decoder,

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from segae._io import check_range, write_json
 from segae.errors import CheckpointError, SegaeError, nearest
 from segae.models.checkpoint import Info, PathLike, find_weights, is_file, load_described, load_strictly, save_described
+from segae.models.classic import DEFAULT_SIZE, ClassicLayers, is_classic
 from segae.models.hub import CONFIG_FILE, MODEL_FILE, HubModel, whole_network
 from segae.models.imagenet import load_imagenet, select_from_whole
 
@@ -145,12 +146,27 @@ class Encoder(TimmUniversalEncoder, HubModel):
 
     _from_file = classmethod(lambda _, path: load_encoder(path))
 
-    def __init__(self, architecture: str, in_channels: int = 3, output_stride: int = 32) -> None:
+    def __init__(
+        self, architecture: str, in_channels: int = 3, output_stride: int = 32, image_size: int | None = None
+    ) -> None:
+        if is_classic(architecture):
+            self._make_classic(architecture, in_channels, image_size or DEFAULT_SIZE)
+            return
         super().__init__(architecture, pretrained=False, in_channels=in_channels, output_stride=output_stride)
         config = timm.get_pretrained_cfg(architecture)
         mean, std = (_fit_channels(values, in_channels) for values in (config.mean, config.std))
         size = int(config.input_size[-1])
         self.info = EncoderInfo(architecture, in_channels, mean, std, size, source="random initialization")
+
+    def _make_classic(self, architecture: str, in_channels: int, image_size: int) -> None:
+        nn.Module.__init__(self)
+        self.model, self.name = ClassicLayers(architecture, in_channels, image_size), architecture
+        self._out_channels = self.model.channels
+        # whole images only: a stride of one image
+        self._in_channels, self._depth, self._output_stride = in_channels, len(self._out_channels) + 16, image_size
+        self._is_channel_last = self._is_transformer_style = self._is_vgg_style = False
+        zeros, ones = (0.0,) * in_channels, (1.0,) * in_channels
+        self.info = EncoderInfo(architecture, in_channels, zeros, ones, image_size, source="random initialization")
 
     def with_stride(self, output_stride: int) -> Encoder:
         """Return this encoder, or where its stride is another one a copy that is dilated; draws no random number."""
@@ -176,14 +192,20 @@ def _fit_channels(rgb: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 
 def create_encoder(
-    name: str | None = None, *, weights: PathLike | None = None, in_channels: int | None = None
+    name: str | None = None,
+    *,
+    weights: PathLike | None = None,
+    in_channels: int | None = None,
+    image_size: int | None = None,
 ) -> Encoder:
     """Build an encoder with random, ImageNet or pretrained weights.
 
     Args:
-        name: a timm name, such as `tf_efficientnet_lite0` or `resnet18`; a file has its own, with which it must agree.
+        name: a timm name, such as `tf_efficientnet_lite0` or `resnet18`, or a small network of `segae.models.classic`,
+            such as `conv_16_8_4`; a file has its own, with which it must agree.
         weights: None or `random`, `imagenet`, an encoder's .safetensors file, or a published name.
         in_channels: channels of an input image; None for 3, or those of the file.
+        image_size: side in pixels for which a small network is made; None for 28.
 
     Raises:
         SegaeError: timm has no such network, it is no convolutional one, its weights cannot be had, or the file holds
@@ -196,7 +218,7 @@ def create_encoder(
     """
     start = "random" if weights is None else str(weights)
     if start in ("random", "imagenet"):
-        encoder = make_encoder(str(name), 3 if in_channels is None else in_channels)
+        encoder = make_encoder(str(name), 3 if in_channels is None else in_channels, image_size=image_size)
         if start == "imagenet":
             source = load_imagenet(encoder, encoder.info.architecture, encoder.info.in_channels)
             encoder.info = replace(encoder.info, weights=Weights("imagenet"), source=source)
@@ -210,9 +232,15 @@ def create_encoder(
     return encoder
 
 
-def make_encoder(name: str, in_channels: int, info: EncoderInfo | None = None) -> Encoder:
-    """Build a random encoder, with another info if one is given; it must give maps of stride 4 to 32 at any size."""
+def make_encoder(
+    name: str, in_channels: int, info: EncoderInfo | None = None, image_size: int | None = None
+) -> Encoder:
+    """Build a random encoder, with another info if one is given; one of timm gives maps of stride 4 to 32."""
     check_range("in_channels", in_channels, low=1, high=1024, integer=True)
+    if is_classic(name):
+        encoder = Encoder(name, in_channels, image_size=info.image_size if info else image_size)
+        encoder.info = info or encoder.info
+        return encoder
     if not timm.is_model(name):
         hint = nearest(name, timm.list_models(), count=4, cutoff=0.5)
         raise SegaeError(f"name must be a network of timm, such as tf_efficientnet_lite0, got {name[:100]!r}{hint}")

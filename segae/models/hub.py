@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_down
 from pandas import json_normalize
 
 from segae.errors import SegaeError
+from segae.models.classic import is_classic
 from segae.models.imagenet import names_in_whole, read_imagenet
 
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -59,6 +60,8 @@ def whole_network(encoder: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     timm then loads feature maps and new classifiers, and refuses pooled features, which random layers would make.
     """
     info, own = encoder.info, encoder.state_dict()
+    if is_classic(info.architecture):
+        raise SegaeError(f"model must have an encoder of timm to be exported, got {info.architecture}")
     with torch.random.fork_rng(devices=[]):
         network = timm.create_model(info.architecture, num_classes=0, in_chans=info.in_channels)
     state = network.state_dict()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segae._io import check_range
-from segae.data.image_io import resize_image
+from segae.data.image_io import GRAY, resize_image
 from segae.errors import SegaeError
 from segae.models.encoder import evaluation_mode
 
@@ -29,15 +29,19 @@ def normalize(
     """Compute ``(x / 255 - mean) / std`` on the device, which is sent bytes, a quarter of the traffic of floats.
 
     From uint8 (B, H, W, C), RGB, to float32 (B, C, H, W); channels_last in memory on a CPU, where convolutions are
-    faster so. ``mean`` and ``std`` of each channel are on the scale 0-1.
+    faster so. One channel makes the images gray. ``mean`` and ``std`` of each channel are on the scale 0-1.
     """
     if images.ndim != 4 or images.dtype != np.uint8:
         raise SegaeError(f"images must be a uint8 array (N, H, W, C), got {images.dtype} {images.shape}")
-    if len(mean) != images.shape[-1]:
+    gray = len(mean) == 1 and images.shape[-1] == 3
+    if len(mean) != images.shape[-1] and not gray:
         raise SegaeError(f"images must have {len(mean)} channels as the model's mean, got {images.shape[-1]}")
     device = torch.device(device)
     writable = np.require(images, requirements=["C", "W"])  # a copy of a memory map or a mirrored image only
     image_bchw = torch.from_numpy(writable).to(device).permute(0, 3, 1, 2).float()
+    if gray:
+        weights = torch.tensor(GRAY, device=device).reshape(1, 3, 1, 1)
+        image_bchw = (image_bchw * weights).sum(dim=1, keepdim=True)
     mean_1c11, std_1c11 = (torch.tensor(part, device=device).reshape(1, -1, 1, 1) for part in (mean, std))
     normalized_bchw = image_bchw.div_(255).sub_(mean_1c11).div_(std_1c11)
     return normalized_bchw if device.type == "cpu" else normalized_bchw.contiguous()

@@ -95,6 +95,8 @@ def pretraining_learner(
         raise SegaeError(f"model must use {method.masking} masking for method {method.name}, got {masking}")
     corrupt = pretraining_callbacks.CorruptInput(method, network, seed, hard_mask_fraction, skip_dropout)
     callbacks = [corrupt, pretraining_callbacks.RankMeMonitor(), pretraining_callbacks.BottleneckDiagnostics()]
+    if method.has_penalty:
+        callbacks.append(pretraining_callbacks.CodePenalty(method))
     if patience is not None:
         callbacks.append(pretraining_callbacks.EarlyStopping(patience))
     if probe is not None:

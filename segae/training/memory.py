@@ -102,7 +102,8 @@ def trial_step(learner: Learner, count: int, image_size: int) -> None:
     try:
         moments += [torch.empty_like(weight) for weight in model.parameters() if weight.requires_grad for _ in range(2)]
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            _trial_loss(learner, torch.zeros(count, 3, image_size, image_size, device=device)).backward()
+            channels = getattr(getattr(model.encoder, "info", None), "in_channels", 3)
+            _trial_loss(learner, torch.zeros(count, channels, image_size, image_size, device=device)).backward()
     finally:
         moments.clear()
         model.zero_grad()

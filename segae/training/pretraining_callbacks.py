@@ -111,6 +111,42 @@ class CorruptInput(Callback):
         return torch.where(average_patches(trial.mask.float(), patch) > 0, mean, float("nan"))[:, 0]
 
 
+class CodePenalty(Callback):
+    """Adds the method's penalty on the code to the loss; column ``penalty`` is its part in the validation loss."""
+
+    order = 1  # after BottleneckDiagnostics, which compares losses without it
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    def before_fit(self) -> None:
+        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            self.code = output
+
+        self.handle = get_model(self.learn.model).bottleneck.register_forward_hook(keep)
+
+    def after_fit(self) -> None:
+        self.handle.remove()
+
+    def before_validate(self) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64)
+
+    def after_loss(self) -> None:
+        code, model, images = self.code, get_model(self.learn.model), self.learn.xb[0]
+        with evaluation_mode(model):  # each code of its image alone: without the statistics of a batch
+            penalty = self.method.penalty(code, model.code, images)
+        if penalty is not None:
+            self.learn.loss_grad = self.learn.loss_grad + penalty
+            self.learn.loss = self.learn.loss_grad.detach().clone()
+            if not self.learn.training:
+                self.sums += torch.tensor([float(penalty) * len(images), len(images)], dtype=torch.float64)
+
+    def after_validate(self) -> None:
+        total, count = all_reduce(self.sums).tolist()
+        if count:
+            self.learn.epoch_clock.extra["penalty"] = float(f"{total / count:.4g}")
+
+
 class DistancePenalty(Callback):
     """Holds the encoder near its start: L2-SP (arXiv 1802.01483).
 

@@ -31,7 +31,11 @@ from segae.methods.losses import mask_classes, normalize_patches, oriented_gradi
 from segae.models import Weights, create_encoder
 from tests.methods.scenes import disc, drawing
 
-AUTOENCODING = ("reconstruct", "denoise", "inpaint", "spark", "a2mim", "mixture", "ddep")
+AUTOENCODING = (
+    *("reconstruct", "denoise", "inpaint", "spark", "a2mim", "mixture", "colorize", "super_resolution", "sharpen"),
+    *("sparse", "contractive", "variational", "ddep"),
+)
+NOT_DRAWN = ("reconstruct", "colorize", "super_resolution", "sharpen", "sparse", "contractive", "variational")
 TARGETS = ("pixels", "patch_normalized", "hog", "frequency")
 MASKED = ("inpaint", "spark", "a2mim")
 SOURCES = ("color", "features", "brightness")
@@ -74,12 +78,13 @@ def test_the_table_lists_every_method_with_a_line_and_its_own_settings() -> None
         assert family == ("pseudo_masks" if name == "pseudo_masks" else "autoencoding")
         assert summary == summary.rstrip(".") + "."
         assert create_method(name, **settings) == create_method(name)
-    assert rows["reconstruct"].settings == {"target": "pixels"}
-    assert rows["denoise"].settings == {"sigma": 0.5, "target": "pixels"}
-    assert rows["inpaint"].settings == {"patch_size": 16, "mask_ratio": 0.6, "target": "pixels"}
-    assert rows["spark"].settings == {"patch_size": 32, "mask_ratio": 0.6, "target": "patch_normalized"}
-    assert rows["a2mim"].settings == {"patch_size": 32, "mask_ratio": 0.6, "target": "frequency"}
-    assert rows["mixture"].settings == {"patch_size": 16, "mask_ratio": 0.4, "sigma": 0.22, "target": "hog"}
+    mse = {"criterion": "mse"}
+    assert rows["reconstruct"].settings == {"target": "pixels", **mse}
+    assert rows["denoise"].settings == {"sigma": 0.5, "target": "pixels", **mse}
+    assert rows["inpaint"].settings == {"patch_size": 16, "mask_ratio": 0.6, "target": "pixels", **mse}
+    assert rows["spark"].settings == {"patch_size": 32, "mask_ratio": 0.6, "target": "patch_normalized", **mse}
+    assert rows["a2mim"].settings == {"patch_size": 32, "mask_ratio": 0.6, "target": "frequency", **mse}
+    assert rows["mixture"].settings == {"patch_size": 16, "mask_ratio": 0.4, "sigma": 0.22, "target": "hog", **mse}
     assert rows["ddep"].settings == {"sigma": 0.22}
     assert rows["pseudo_masks"].settings == {"source": "color", "boundary": None}
 
@@ -92,7 +97,9 @@ def test_a_value_after_the_name_is_the_first_setting() -> None:
 
 def test_every_method_brings_its_learning_rate_masking_and_decoder() -> None:
     own = {"spark": ("sparse", "hierarchical"), "a2mim": ("token", "linear")}
-    own |= dict.fromkeys(("mixture", "ddep", "pseudo_masks"), ("dense", "unet"))
+    own |= dict.fromkeys(
+        ("mixture", "colorize", "super_resolution", "sharpen", "ddep", "pseudo_masks"), ("dense", "unet")
+    )
     for name in list_methods():
         method = create_method(name)
         assert method.name == name
@@ -109,8 +116,8 @@ def test_every_method_brings_its_learning_rate_masking_and_decoder() -> None:
     [
         ("denoize", {}, r"method .*reconstruct.*got 'denoize' \(did you mean denoise\?\)"),
         (None, {}, "method .*got None"),
-        ("reconstruct", {"sigma": 0.5}, "reconstruct must be one of target, got sigma=0.5"),
-        ("denoise", {"patch_size": 16}, "denoise must be one of sigma, target, got patch_size=16"),
+        ("reconstruct", {"sigma": 0.5}, "reconstruct must be one of target, criterion, got sigma=0.5"),
+        ("denoise", {"patch_size": 16}, "denoise must be one of sigma, target, criterion, got patch_size=16"),
         ("pseudo_masks", {"target": "pixels"}, "pseudo_masks must be one of source, boundary, got target='pixels'"),
         ("inpaint", {"target": "gradient"}, "target must be one of pixels.*got 'gradient'"),
         ("inpaint", {"target": ["pixels"]}, "target must be one of pixels"),
@@ -152,7 +159,7 @@ def test_every_method_can_be_met_and_draws_from_the_generator_alone(name: str, s
     assert torch.equal(corrupted.image, again.image)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(clean, images(method))
-    assert name == "reconstruct" or not torch.equal(corrupted.image, other.image)
+    assert torch.equal(corrupted.image, other.image) == (name in NOT_DRAWN)
     target = clean if corrupted.target is None else corrupted.target
     best = best_prediction(method, target)
     assert best.shape[1] == method.out_channels(3)
