@@ -24,7 +24,6 @@ from segae.data.datasets import values_in_masks as values_in_masks
 from segae.data.duplicates import Duplicate as Duplicate
 from segae.data.duplicates import find_duplicates as find_duplicates
 from segae.data.fashion_mnist import download_fashion_mnist as download_fashion_mnist
-from segae.data.fashion_mnist import read_idx as read_idx
 from segae.data.file_lists import NameList as NameList
 from segae.data.file_lists import Pair as Pair
 from segae.data.file_lists import PairList as PairList

@@ -1,72 +1,32 @@
 """Fashion-MNIST (arXiv 1708.07747): 70,000 gray images of 28 x 28 pixels in ten classes, as folders of PNG files."""
 
-from __future__ import annotations
-
-import gzip
-import struct
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
-import numpy as np
-import pooch
+from PIL import Image
+from torchvision.datasets import FashionMNIST
 
 from segae.errors import DataError
 
-FASHION_CLASSES = (
-    *("t-shirt", "trouser", "pullover", "dress", "coat"),
-    *("sandal", "shirt", "sneaker", "bag", "ankle-boot"),
-)
-_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-_ARCHIVES = {
-    "train-images-idx3-ubyte.gz": "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-    "train-labels-idx1-ubyte.gz": "md5:25c81989df183df01b3e8a0aad5dffbe",
-    "t10k-images-idx3-ubyte.gz": "md5:bef4ecab320f06d8554ea6380940ec79",
-    "t10k-labels-idx1-ubyte.gz": "md5:bb300cfdad3c16e7a12a480ee83cd310",
-}
 
+def download_fashion_mnist(root: Path) -> Path:
+    """Write Fashion-MNIST as ``root``/train|test/<class>/<number>.png and return ``root``.
 
-def download_fashion_mnist(root: Path, *, base_url: str = _URL, archives: Mapping[str, str] = _ARCHIVES) -> Path:
-    """Fetch the four idx files unless they are in ``root``, and write ``root``/train|test/<class>/<number>.png.
-
-    Files that are there, gzipped or not, are taken as they are.
-
-    Args:
-        root: gets the archives (30 MB) and the images (300 MB on most disks).
-        base_url: where the archives are.
-        archives: names and checksums of the images and labels of train and test.
-
-    Raises:
-        DataError: no connection, a wrong checksum, a damaged archive, or a folder that cannot be written to.
+    The four idx files are downloaded (30 MB) unless they are in ``root``/FashionMNIST/raw, unpacked.
+    DataError if there is no connection, a checksum is wrong, a file is damaged, or nothing can be written.
     """
     done = root / ".images.unpacked"
     if done.is_file():
         return root
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        files = []
-        for name, checksum in archives.items():
-            here = [path for path in (root / name, root / name.removesuffix(".gz")) if path.is_file()]
-            how = {"fname": name, "path": root, "progressbar": sys.stderr.isatty()}
-            files.append(here[0] if here else pooch.retrieve(base_url + name, checksum, **how))
-        for split, images, labels in (("train", *files[:2]), ("test", *files[2:])):
-            for name in FASHION_CLASSES:
-                (root / split / name).mkdir(parents=True, exist_ok=True)
-            for number, (image, label) in enumerate(zip(read_idx(images), read_idx(labels), strict=True)):
-                if not cv2.imwrite(str(root / split / FASHION_CLASSES[label] / f"{number:05d}.png"), image):
-                    raise OSError(f"{root} cannot be written to")
-    except (OSError, ValueError, EOFError, IndexError, struct.error) as error:  # a wrong checksum is a ValueError
-        raise DataError(f"Fashion-MNIST could not be put into {root}: {error}. Check connection and space.") from error
+        for split in ("train", "test"):
+            found = FashionMNIST(root, train=split == "train", download=True)
+            folders = [root / split / name.lower().replace("/top", "").replace(" ", "-") for name in found.classes]
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            for number, (image, label) in enumerate(zip(found.data.numpy(), found.targets.tolist(), strict=True)):
+                Image.fromarray(image).save(folders[label] / f"{number:05d}.png")
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:  # the last is torchvision's of a damaged file
+        advice = "Check the connection and the free space, or put the unpacked idx files into FashionMNIST/raw there."
+        raise DataError(f"Fashion-MNIST could not be put into {root}: {error!r}. {advice}") from error
     done.touch()  # last: it says that every image is on the disk
     return root
-
-
-def read_idx(path: Path | str) -> np.ndarray:
-    """Read an idx file of bytes, gzipped or not: uint8 in the shape that its header gives."""
-    with gzip.open(path) if str(path).endswith(".gz") else Path(path).open("rb") as file:
-        zeros, kind, dimensions = struct.unpack(">HBB", file.read(4))
-        if zeros or kind != 8:
-            raise ValueError(f"{path} must be an idx file of bytes, got the type {kind}")
-        shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
-        return np.frombuffer(file.read(), np.uint8).reshape(shape)

@@ -39,8 +39,8 @@ class ImageMethod(Method):
     """
 
     judges_hidden: ClassVar[bool] = False
-    target: str
-    criterion: str
+    target: str = "pixels"
+    criterion: str = "mse"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -226,7 +226,6 @@ class Colorize(ImageMethod):
     """Give a gray image its colors (arXiv 1603.08511); it is gray in the sense of Rec. 601's luminance."""
 
     decoder: ClassVar[str] = "unet"
-    target: str = setting("pixels", choices=TARGETS)
     criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
@@ -241,12 +240,11 @@ class SuperResolution(ImageMethod):
     Attributes:
         factor: how many pixels along each side were averaged to one, 2 to 16; the network sees the image enlarged
             again, bilinearly.
-        target: See `ImageMethod`, as for ``criterion``.
+        criterion: See `ImageMethod`.
     """
 
     decoder: ClassVar[str] = "unet"
     factor: int = setting(4, low=2, high=16)
-    target: str = setting("pixels", choices=TARGETS)
     criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
@@ -260,12 +258,11 @@ class Sharpen(ImageMethod):
 
     Attributes:
         sigma: Width of the blur in pixels, > 0.
-        target: See `ImageMethod`, as for ``criterion``.
+        criterion: See `ImageMethod`.
     """
 
     decoder: ClassVar[str] = "unet"
     sigma: float = setting(1.5, low=0, low_open=True)
-    target: str = setting("pixels", choices=TARGETS)
     criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:

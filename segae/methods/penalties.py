@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from segae.errors import SegaeError
-from segae.methods.autoencoding import TARGETS, CleanImageMethod
+from segae.methods.autoencoding import CleanImageMethod
 from segae.methods.base import register_method, setting
 from segae.methods.losses import CRITERIA
 
@@ -71,13 +71,12 @@ class Sparse(CleanImageMethod):
         penalty_kind: ``l1``: mean absolute value of the code after ReLU; ``kl``: see `kl_to_rate`, after a sigmoid.
         weight: of the penalty beside the loss, >= 0.
         rate: mean activation that ``kl`` asks for, in (0, 1).
-        target: See `ImageMethod`, as for ``criterion``.
+        criterion: See `ImageMethod`.
     """
 
     penalty_kind: str = setting("l1", choices=("l1", "kl"))
     weight: float = setting(0.01, low=0)
     rate: float = setting(0.05, low=0, high=1, low_open=True, high_open=True)
-    target: str = setting("pixels", choices=TARGETS)
     criterion: str = setting("mse", choices=tuple(CRITERIA))
 
     @property
@@ -98,12 +97,11 @@ class Contractive(CleanImageMethod):
     Attributes:
         jacobian: ``estimate``, from one random direction per image and step, or ``exact``, for small codes.
         weight: of the penalty beside the loss, >= 0.
-        target: See `ImageMethod`, as for ``criterion``.
+        criterion: See `ImageMethod`.
     """
 
     jacobian: str = setting("estimate", choices=("estimate", "exact"))
     weight: float = setting(0.01, low=0)
-    target: str = setting("pixels", choices=TARGETS)
     criterion: str = setting("mse", choices=tuple(CRITERIA))
 
     def penalty(self, code: Tensor, encode: Encode, images: Tensor) -> Tensor:
@@ -121,11 +119,10 @@ class Variational(CleanImageMethod):
 
     Attributes:
         beta: weight of the divergence, >= 0; other than 1 makes a beta-VAE (Higgins et al., ICLR 2017).
-        target: See `ImageMethod`, as for ``criterion``.
+        criterion: See `ImageMethod`.
     """
 
     beta: float = setting(1.0, low=0)
-    target: str = setting("pixels", choices=TARGETS)
     criterion: str = setting("mse", choices=tuple(CRITERIA))
 
     @property
