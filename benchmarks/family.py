@@ -82,11 +82,19 @@ def pca_error(train: torch.Tensor, test: torch.Tensor, components: int) -> tuple
 def linear(args: argparse.Namespace) -> list[Row]:
     train, test = fashion(args, "train"), fashion(args, "test")
     model, seconds = pretrain(
-        args, "linear_32", args.fashion / "train", encoder="linear_32", method="reconstruct", epochs=args.epochs, lr=2e-3
+        args,
+        "linear_32",
+        args.fashion / "train",
+        encoder="linear_32",
+        method="reconstruct",
+        epochs=args.epochs,
+        lr=2e-3,
     )
     pca, best = pca_error(train, test, 32)
     with torch.no_grad():
-        spanned = (model.from_code(torch.eye(32)[:, :, None, None]) - model.from_code(torch.zeros(1, 32, 1, 1))).flatten(1)
+        spanned = (
+            model.from_code(torch.eye(32)[:, :, None, None]) - model.from_code(torch.zeros(1, 32, 1, 1))
+        ).flatten(1)
     angles = np.degrees(subspace_angles(spanned.T.numpy(), pca.components_.T))
     own, shared = error(model, test), {"dataset": "fashion-mnist", "seeds": 1, "seconds": seconds}
     return [
@@ -111,19 +119,21 @@ def small(args: argparse.Namespace) -> list[Row]:
 
 def bottleneck(args: argparse.Namespace) -> list[Row]:
     test, rows = fashion(args, "test", 2000), []
-    trained = partial(pretrain, args, images=args.fashion / "train" / "bag", epochs=args.epochs)
-    del trained
     folder = args.fashion / "train"
     for channels in (1, 2, 4, 8, 16):
         settings = {"encoder": "conv_32_32_16", "method": "reconstruct", "bottleneck": channels, "lr": 3e-3}
         model, seconds = pretrain(args, f"bottleneck-{channels}", folder, epochs=args.short, **settings)
-        rows.append({"model": f"conv_32_32_16, code {16 * channels}", "seconds": seconds, **interval(error(model, test))})
+        rows.append(
+            {"model": f"conv_32_32_16, code {16 * channels}", "seconds": seconds, **interval(error(model, test))}
+        )
     for name, settings in {
         "reconstruct": {"method": "reconstruct"},
         "denoise": {"method": "denoise", "method_args": {"sigma": 0.3}},
         "sparse": {"method": "sparse", "method_args": {"weight": 0.05}},
     }.items():
-        model, seconds = pretrain(args, f"over-{name}", folder, epochs=args.short, encoder="linear_1024", lr=1e-3, **settings)
+        model, seconds = pretrain(
+            args, f"over-{name}", folder, epochs=args.short, encoder="linear_1024", lr=1e-3, **settings
+        )
         noise = torch.rand(500, 1, 28, 28, generator=torch.Generator().manual_seed(0))
         for what, images in (("mse", test), ("mse_of_noise", noise)):
             row = {"model": f"linear_1024 {name}", "metric": what, "seconds": seconds}
@@ -163,7 +173,10 @@ def psnr(made: np.ndarray, clean: np.ndarray, mask: np.ndarray | None = None) ->
 
 def chroma_error(made: np.ndarray, clean: np.ndarray) -> np.ndarray:
     """Root mean squared distance in the a, b plane of CIELAB of each image."""
-    both = [np.stack([cv2.cvtColor(np.clip(one, 0, 255).astype(np.uint8), cv2.COLOR_RGB2LAB) for one in part]) for part in (made, clean)]
+    both = [
+        np.stack([cv2.cvtColor(np.clip(one, 0, 255).astype(np.uint8), cv2.COLOR_RGB2LAB) for one in part])
+        for part in (made, clean)
+    ]
     difference = both[0][..., 1:].astype(np.float64) - both[1][..., 1:]
     return np.sqrt(np.square(difference).sum(axis=-1).mean(axis=(1, 2)))
 
@@ -194,41 +207,51 @@ def restore(args: argparse.Namespace) -> list[Row]:
         made = torch.cat([model.reconstruct(batch) for batch in corrupted.image.split(64)])
         made = method.to_image(made, corrupted.image, clean)
         seen, own = (
-            ((part.permute(0, 2, 3, 1).numpy() * std + mean) * 255).astype(np.float64) for part in (corrupted.image, made)
+            ((part.permute(0, 2, 3, 1).numpy() * std + mean) * 255).astype(np.float64)
+            for part in (corrupted.image, made)
         )
         hidden = None if corrupted.mask is None else corrupted.mask[:, 0].numpy()
         metric, score = ("chroma_error", chroma_error) if task == "colorize" else ("psnr", partial(psnr, mask=hidden))
-        peers = baselines(task, seen, hidden, mean_chroma)
+        peers = baselines(task, seen, test, hidden, mean_chroma)
         shared = {"dataset": PETS, "metric": f"{task}_{metric}", "seeds": 1}
         rows.append({**shared, "model": f"resnet18+unet {task}", "seconds": seconds, **interval(score(own, test))})
         for name, images in {"corrupted": seen, **peers}.items():
             rows.append({**shared, "model": name, "baseline": True, **interval(score(images, test))})
             gain = score(own, test) - score(images, test)
-            rows.append({**shared, "model": f"resnet18+unet {task}", "metric": f"{task}_{metric}_over_{name}", **interval(gain)})
+            rows.append(
+                {**shared, "model": f"resnet18+unet {task}", "metric": f"{task}_{metric}_over_{name}", **interval(gain)}
+            )
     return rows
 
 
-def baselines(task: str, seen: np.ndarray, hidden: np.ndarray | None, mean_chroma: np.ndarray) -> dict[str, np.ndarray]:
+def baselines(
+    task: str, seen: np.ndarray, clean: np.ndarray, hidden: np.ndarray | None, mean_chroma: np.ndarray
+) -> dict[str, np.ndarray]:
     """What classical methods make of the corrupted images, float64 (N, H, W, 3) in [0, 255]."""
     if task == "denoise":
-        def clean(image: np.ndarray) -> np.ndarray:
+
+        def average(image: np.ndarray) -> np.ndarray:
             sigma = float(np.mean(estimate_sigma(image / 255, channel_axis=-1)))
             how = {"patch_size": 5, "patch_distance": 6, "fast_mode": True, "sigma": sigma, "channel_axis": -1}
             return 255 * denoise_nl_means(image / 255, h=0.8 * sigma, **how)
 
-        return {"non-local means": np.stack([clean(image) for image in seen])}
+        return {"non-local means": np.stack([average(image) for image in seen])}
     as_bytes = np.clip(np.rint(seen), 0, 255).astype(np.uint8)
     if task == "inpaint" and hidden is not None:
         masks = (hidden * 255).astype(np.uint8)
         flags = {"OpenCV telea": cv2.INPAINT_TELEA, "OpenCV navier-stokes": cv2.INPAINT_NS}
-        return {name: np.stack([cv2.inpaint(*pair, 3, flag) for pair in zip(as_bytes, masks, strict=True)]).astype(float) for name, flag in flags.items()}
+        return {
+            name: np.stack([cv2.inpaint(*pair, 3, flag) for pair in zip(as_bytes, masks, strict=True)]).astype(float)
+            for name, flag in flags.items()
+        }
     if task == "colorize":
         gray = np.array([0.299, 0.587, 0.114])
         return {"gray": seen, "mean chroma": seen + (mean_chroma - mean_chroma @ gray)}
     if task == "super_resolution":
-        small = np.stack([cv2.resize(one, None, fx=1 / 4, fy=1 / 4, interpolation=cv2.INTER_AREA) for one in seen])
-        del small
-        return {}
+        factor = {"fx": 1 / 4, "fy": 1 / 4, "interpolation": cv2.INTER_AREA}
+        small = [cv2.resize(one, None, **factor) for one in clean.astype(np.float32)]
+        large = [cv2.resize(one, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC) for one in small]
+        return {"bicubic": np.stack(large).astype(float)}
     blurred = np.stack([cv2.GaussianBlur(one, (0, 0), 1.5) for one in seen])
     return {"unsharp masking": seen + 1.0 * (seen - blurred)}
 
