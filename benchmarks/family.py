@@ -102,6 +102,7 @@ def linear(args: argparse.Namespace) -> list[Row]:
         {**shared, "model": "PCA 32", "baseline": True, "metric": "mse", **interval(best)},
         {**shared, "model": "linear_32", "metric": "mse_over_pca", "value": own.mean() / best.mean()},
         {**shared, "model": "linear_32", "metric": "largest_angle_degrees", "value": angles.max()},
+        {**shared, "model": "linear_32", "metric": "second_angle_degrees", "value": np.sort(angles)[-2]},
         {**shared, "model": "linear_32", "metric": "mean_angle_degrees", "value": angles.mean()},
     ]
 

@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
         (PretrainConfig, "lr", 0),
         (PretrainConfig, "distance_penalty", float("nan")),
         (PretrainConfig, "image_size", 1_000_000),
-        (PretrainConfig, "image_size", 16),
+        (PretrainConfig, "image_size", 7),
         (PretrainConfig, "epochs", 0),
         (PretrainConfig, "epochs", "three"),
         (PretrainConfig, "epochs", 2.5),
