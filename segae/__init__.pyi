@@ -11,6 +11,7 @@ from . import training as training
 from .applications import Features as Features
 from .applications import pca_colors as pca_colors
 from .applications import select_images as select_images
+from .applications.detection import create_detector as create_detector
 from .bench import statistics as statistics
 from .bench.report import report as report
 from .bench.runner import BenchResult as BenchResult
@@ -43,11 +44,13 @@ from .methods import create_method as create_method
 from .methods import list_methods as list_methods
 from .methods import register_method as register_method
 from .models import Autoencoder as Autoencoder
+from .models import Classifier as Classifier
 from .models import Encoder as Encoder
 from .models import EncoderInfo as EncoderInfo
 from .models import Segmenter as Segmenter
 from .models import SegmenterInfo as SegmenterInfo
 from .models import Weights as Weights
+from .models import create_classifier as create_classifier
 from .models import create_encoder as create_encoder
 from .models import create_segmenter as create_segmenter
 from .models import list_decoders as list_decoders

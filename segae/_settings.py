@@ -199,11 +199,12 @@ def require_labeled(name: str, root: PathLike) -> None:
     path = Path(root)
     if not path.is_dir():
         raise DataError(f"{name} must be an existing folder with a labeled data set, got {path}{_sibling(path)}")
-    if not (path / "masks").is_dir() and not (path / "annotations").is_dir():
+    folders = {child.name for child in path.iterdir() if child.is_dir()}  # of classes, where there are several
+    if not folders & {"masks", "annotations", "train"} and len(folders) < 2:
         found = ", ".join(sorted(child.name for child in path.iterdir())[:5]) or "nothing"
         raise DataError(
             f"{name} must be a folder with images/ and masks/ (files of equal names), or the Oxford-IIIT Pets layout "
-            f"with images/ and annotations/; {path} holds {found}"
+            f"with images/ and annotations/, or with a folder per class; {path} holds {found}"
         )
 
 

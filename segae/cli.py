@@ -192,7 +192,9 @@ def _read_settings(path: Path, name: str) -> dict[str, Any]:
         raise SegaeError(f"config must be a JSON or YAML file, got {path}: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise SegaeError(f"config must hold settings by name, got {type(content).__name__} in {path}")
-    if (task := content.pop("task", name)) != name:
+    task, _, kind = str(content.pop("task", name)).partition(" ")  # such as "finetune classify"
+    content |= {"task": kind} if kind else {}
+    if task != name:
         raise SegaeError(f"config must be of segae {name}, got that of segae {task} in {path}")
     content.pop("run", None)
     try:

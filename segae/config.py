@@ -155,7 +155,7 @@ class PretrainConfig(_Training, PretrainSettings):
 class FinetuneSettings(Config):
     """Settings of a fine-tuning that do not depend on data, encoder, decoder or length."""
 
-    image_size: int | None = number(None, 32, 4096)
+    image_size: int | None = number(None, 8, 4096)
     """Side of the square input in pixels. Default: the encoder's own (the size of its pretraining)."""
     batch_size: int = number(16, 1, 65_536)
     """Images per optimizer step, over all processes."""
@@ -174,6 +174,8 @@ class FinetuneSettings(Config):
     """Start with a head fitted to the frozen features (LP-FT, arXiv 2202.10054) instead of a random one."""
     epoch_images: int | None = number(None, 1, 10**9)
     """Images per epoch, drawn with repetition if there are fewer. Default: each training image once."""
+    reconstruction_weight: float = number(0.0, 0, 1e6)
+    """Multi-task training: also reconstruct the images, with this weight of the mean squared error in the loss."""
     loss: Literal["cross_entropy", "dice"] = "cross_entropy"
     """Cross-entropy of each pixel, or one minus the Dice score of each class over a batch."""
     class_weights: tuple[float, ...] | None = number(None, 0, 1e6)
@@ -185,20 +187,23 @@ class FinetuneSettings(Config):
 
 
 class FinetuneConfig(_Training, FinetuneSettings):
-    """Fine-tune a segmenter on labeled images: one epoch with the encoder frozen, then everything.
+    """Fine-tune a segmenter or a classifier on labeled images: one epoch with the encoder frozen, then everything.
 
     Writes model.safetensors, log.csv, curves.png, sheet.png and metrics.json into the run folder. The test split is not
     scored: `segae evaluate` does that.
     """
 
     MAIN = (
-        *("data", "weights", "out", "encoder", "decoder", "labels"),
+        *("data", "task", "weights", "out", "encoder", "decoder", "labels"),
         *("image_size", "freeze_epochs", "epochs", "batch_size", "lr", "resume"),
     )
     INPUTS: ClassVar = {"data": require_labeled, "weights": require_weights}
 
     data: PathLike = field(kw_only=False)
-    """A labeled data set: a folder with images/ and masks/, or the Oxford-IIIT Pets layout."""
+    """A labeled data set: a folder with images/ and masks/, or the Oxford-IIIT Pets layout; to classify, a folder for
+    each class, or train/ (and val/, test/) with such folders."""
+    task: Literal["segment", "classify"] = "segment"
+    """What is predicted: a class for each pixel, or one for each image."""
     out: PathLike = "runs/finetune"
     """Run folder."""
     decoder: str = "unet"
@@ -229,9 +234,9 @@ class _Inference(Config):
 
 
 class EvaluateConfig(_Inference):
-    """Score a trained segmenter on a split of a labeled data set.
+    """Score a trained segmenter or classifier on a split of a labeled data set.
 
-    Writes metrics.json, per_image.csv, confusion.csv, confusion.png and sheet.png.
+    Writes metrics.json, per_image.csv, confusion.csv, confusion.png and, of masks, sheet.png.
     """
 
     MAIN = ("data", "model", "split", "out", "resolution", "batch_size", "device", "overwrite")
@@ -258,7 +263,8 @@ class EvaluateConfig(_Inference):
 class PredictConfig(_Inference):
     """Segment images: one mask per image, an index PNG at the image's own size; predictions.csv describes them.
 
-    Subfolders are kept. Images that cannot be read are skipped and listed in skipped.csv.
+    Subfolders are kept. Images that cannot be read are skipped and listed in skipped.csv. Of a classifier there is
+    predictions.csv alone, with the class and its probability.
     """
 
     MAIN = ("images", "model", "out", "tile", "tta", "overlay", "probabilities", "batch_size", "device", "overwrite")

@@ -88,6 +88,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_pets(root / "pets", 34, 6)
     make_images(root / "photos", 12)
     save(draw(np.random.default_rng(0))[0], root / "cat.jpg")
+    for place, name in enumerate(("rose", "tulip")):
+        make_images(root / "flowers" / name, 10, seed=place)
     segae.save_encoder(segae.create_encoder("tf_efficientnet_lite0"), root / "encoder.safetensors")
     return root
 

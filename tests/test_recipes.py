@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,39 @@ def test_export(out: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     found = dict(line.split("  differs by ") for line in capsys.readouterr().out.splitlines() if " differs by " in line)
     assert [name.strip() for name in found] == ["timm", "smp", "onnx"]
     assert all(float(value.split()[0]) < 1e-4 for value in found.values())
+
+
+def test_classify(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    for split, names in (("train", range(8)), ("test", range(8, 12))):
+        for place, image in ((place, sorted((pets / "unlabeled").iterdir())[place]) for place in names):
+            folder = pets.parent / "classes" / split / ("cat", "dog")[place % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(image, folder)
+    given = ("--weights", out / "encoder.safetensors", *TINY, "--out", out / "classify")
+    run(monkeypatch, "15_classify.py", pets.parent / "classes", *given)
+    assert {"accuracy", "accuracy_cat", "accuracy_dog"} <= set(capsys.readouterr().out.split())
+
+
+def test_multitask(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    given = ("--weights", out / "encoder.safetensors", "--labels", "4", *TINY, "--out", out / "tasks")
+    run(monkeypatch, "16_multitask.py", pets, *given)
+    assert [line[:11] for line in capsys.readouterr().out.splitlines() if "joint: " in line or "alone: " in line] == [
+        "alone: mIoU",
+        "joint: mIoU",
+    ]
+
+
+def test_detect(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    folder = pets / "annotations" / "xmls"
+    folder.mkdir()
+    box = "".join(
+        f"<{side}>{value}</{side}>"
+        for side, value in zip(("xmin", "ymin", "xmax", "ymax"), (8, 8, 40, 48), strict=True)
+    )
+    for image in sorted((pets / "images").iterdir())[:6]:
+        (folder / f"{image.stem}.xml").write_text(f"<annotation><object><bndbox>{box}</bndbox></object></annotation>")
+    run(monkeypatch, "17_detect.py", pets, "--weights", out / "encoder.safetensors", *TINY)
+    assert "map_50" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Score a trained segmenter on a split of a labeled data set."""
+"""Score a trained segmenter or classifier on a split of a labeled data set."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from segae.commands._data import takes_settings_of, write_skipped
 from segae.config import EvaluateConfig
 from segae.errors import CheckpointError, DataError
 from segae.evaluation import (
-    SegmentationScores,
     confusion_figure,
     evaluate_at_mask_size,
+    evaluate_classifier,
     evaluate_model,
     predict_masks,
     segmentation_sheet,
 )
-from segae.models import Segmenter, fingerprint, load_segmenter
+from segae.models import Classifier, Segmenter, fingerprint, load
 from segae.training import choose_device, limit_threads, open_result_folder, provenance
 
 logger = logging.getLogger("segae")
@@ -35,11 +35,11 @@ _SHEET_ROWS = 8  # at most: evenly spaced ranks from the worst image to the best
 
 
 @takes_settings_of(EvaluateConfig)
-def evaluate(config: EvaluateConfig) -> SegmentationScores:
-    """Score a trained segmenter, a file or one in memory; all settings are those of ``segae.config.EvaluateConfig``.
+def evaluate(config: EvaluateConfig) -> Any:
+    """Score a segmenter or classifier, a file or one in memory; all settings are those of ``EvaluateConfig``.
 
     Results of a model file are written beside it unless ``out`` names a folder; those of a model in memory only if it
-    does.
+    does. Returns ``SegmentationScores`` or ``ClassificationScores``.
 
     Raises:
         SegaeError: an unknown or empty split, classes that are not the model's, no readable image, or a bad model file.
@@ -48,29 +48,37 @@ def evaluate(config: EvaluateConfig) -> SegmentationScores:
         >>> scores = evaluate("runs/finetune/model.safetensors", "pets", split="test")  # doctest: +SKIP
     """
     with limit_threads(config.threads):
-        model = load_model(config.model, config.device)
-        info = model.info
-        dataset = data.open_dataset_like(
-            Path(config.data),
-            classes=config.classes,
-            merge=config.merge,
-            model_classes=info.classes,
-            model_mask_values=info.mask_values,
-            model_merge=info.training.get("merge", ()),
-        )
+        model = load_model(config.model, config.device, Segmenter | Classifier)
+        info, classify = model.info, isinstance(model, Classifier)
+        dataset: Any
+        if classify:
+            dataset = data.ClassFolders(Path(config.data))
+        else:
+            dataset = data.open_dataset_like(
+                Path(config.data),
+                classes=config.classes,
+                merge=config.merge,
+                model_classes=info.classes,
+                model_mask_values=info.mask_values,
+                model_merge=info.training.get("merge", ()),
+            )
+        if dataset.classes != info.classes or (classify and config.resolution != "model"):
+            raise DataError(f"data must have the classes {info.classes} at resolution model, got {dataset.classes}")
         if not (pairs := dataset.splits.get(config.split)):
             sizes = ", ".join(f"{name} ({len(members)} images)" for name, members in dataset.splits.items())
             raise DataError(f"split must be one with images, of {dataset.root} {sizes}, got {config.split!r}")
         out = _open_folder(config, model, dataset)
         skipped = data.SkippedFiles()
         cached = data.cache_pairs(pairs, info.image_size, dataset.mask_values, skipped)
+        scores: Any
         how: dict[str, Any] = {"batch_size": config.batch_size, "names": [pair.name for pair in cached.pairs]}
         if config.resolution == "original":
             files = (pair.mask for pair in cached.pairs)
             masks = (data.to_class_indices(data.read_mask(file), dataset.mask_values, file) for file in files)
             scores = evaluate_at_mask_size(model, cached.images, masks, **how)
         else:
-            scores = evaluate_model(model, cached.images, cached.masks, **how)
+            score: Any = evaluate_classifier if classify else evaluate_model
+            scores = score(model, cached.images, cached.masks, **how)
         if out is not None:
             _write_numbers(config, out, scores, model, dataset)
             _write_pictures(out, scores, model, cached)
@@ -83,22 +91,26 @@ def evaluate(config: EvaluateConfig) -> SegmentationScores:
     return scores
 
 
-def load_model(model: Any, device: str) -> Segmenter:
-    """A segmenter on its device: a file on the chosen one, a model in memory where it is, unless one is named."""
-    if isinstance(model, Segmenter) and device == "auto":
+def load_model(model: Any, device: str, kinds: Any = Segmenter) -> Any:
+    """A model on its device: a file on the chosen one, a model in memory where it is, unless one is named."""
+    if isinstance(model, kinds) and device == "auto":
         return model
     if str(model).endswith(".onnx"):
         raise CheckpointError(f"model must be a .safetensors file, got {model}, which segae predict alone takes")
-    return (model if isinstance(model, Segmenter) else load_segmenter(model)).to(choose_device(device))
+    found = load(model) if isinstance(model, str | os.PathLike) else model
+    if not isinstance(found, kinds):
+        wanted = " or ".join(kind.__name__.lower() for kind in getattr(kinds, "__args__", (kinds,)))
+        raise CheckpointError(f"model must be a {wanted}, got {model}, which is of kind {type(found).__name__.lower()}")
+    return found.to(choose_device(device))
 
 
 def name_model(model: Any) -> str:
     """The path of a model, or a text that identifies a model in memory by its weights."""
-    return f"weights {fingerprint(model.state_dict())}" if isinstance(model, Segmenter) else os.fspath(model)
+    return f"weights {fingerprint(model.state_dict())}" if hasattr(model, "state_dict") else os.fspath(model)
 
 
-def _open_folder(config: EvaluateConfig, model: Segmenter, dataset: data.SegmentationDataset) -> Path | None:
-    if config.out is None and isinstance(config.model, Segmenter):
+def _open_folder(config: EvaluateConfig, model: Any, dataset: data.SegmentationDataset) -> Path | None:
+    if config.out is None and hasattr(config.model, "state_dict"):
         return None
     parts = ["evaluate", config.split]
     parts += [config.resolution] if config.resolution != "model" else []
@@ -110,9 +122,9 @@ def _open_folder(config: EvaluateConfig, model: Segmenter, dataset: data.Segment
 
 
 def _write_numbers(
-    config: EvaluateConfig, out: Path, scores: SegmentationScores, model: Segmenter, dataset: data.SegmentationDataset
+    config: EvaluateConfig, out: Path, scores: Any, model: Any, dataset: data.SegmentationDataset
 ) -> None:
-    info, in_memory = model.info, isinstance(config.model, Segmenter)
+    info, in_memory = model.info, hasattr(config.model, "state_dict")
     names = list(scores.per_image["name"])
     content = {
         # JSON has no NaN: the score of a class that is nowhere is null
@@ -122,7 +134,8 @@ def _write_numbers(
         **{"images": len(names), "split_hash": data.split_hash(names)},
         "model": name_model(config.model),
         "model_sha256": "" if in_memory else hashlib.sha256(Path(config.model).read_bytes()).hexdigest(),
-        **{"encoder": info.encoder.architecture, "decoder": info.decoder, "image_size": info.image_size},
+        **{"encoder": info.encoder.architecture, "image_size": info.image_size},
+        "decoder": getattr(info, "decoder", ""),
         "training": info.training,
         **provenance(next(model.parameters()).device),
     }
@@ -133,8 +146,10 @@ def _write_numbers(
         write_atomically(out / name, text.encode("utf-8", "backslashreplace"))
 
 
-def _write_pictures(out: Path, scores: SegmentationScores, model: Segmenter, cached: data.CachedPairs) -> None:
+def _write_pictures(out: Path, scores: Any, model: Any, cached: data.CachedPairs) -> None:
     confusion_figure(scores.confusion, scores.classes, out / "confusion.png")
+    if isinstance(model, Classifier):
+        return
     miou = scores.per_image["miou"].to_numpy()
     ranks = np.unique(np.linspace(0, len(miou) - 1, min(_SHEET_ROWS, len(miou))).round().astype(int))
     shown = np.argsort(miou, kind="stable")[ranks]

@@ -1,4 +1,4 @@
-"""Fine-tune a segmenter on labeled images: freeze the encoder for one epoch, then train everything."""
+"""Fine-tune a segmenter or a classifier on labeled images: freeze the encoder for one epoch, then train everything."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from segae.config import FinetuneConfig, FinetuneSettings
 from segae.data import (
     CachedImageDataset,
     CachedPairDataset,
+    ClassFolders,
     SkippedFiles,
     check_masks,
     eval_transform,
@@ -38,7 +39,8 @@ from segae.data import (
     split_hash,
 )
 from segae.errors import SegaeError
-from segae.evaluation import SegmentationScores, draw_curves, evaluate_model, predict_masks, segmentation_sheet
+from segae.evaluation import draw_curves, evaluate_model, predict_masks, segmentation_sheet
+from segae.evaluation.classification import evaluate_classifier
 from segae.methods import create_method, method_names
 from segae.training.run import RESUME_FILE
 
@@ -52,17 +54,17 @@ class FinetuneResult:
     """What a fine-tuning made.
 
     Attributes:
-        model: the trained segmenter, as after the last epoch.
+        model: the trained segmenter or classifier, as after the last epoch.
         path: model.safetensors in the run folder.
         log: one row per epoch.
-        scores: of the validation images; None where there are none. Test images are neither trained on nor
-            scored; only their masks are checked.
+        scores: of the validation images, as from ``evaluate``; None where there are none. Test images are neither
+            trained on nor scored; only their masks are checked.
     """
 
-    model: models.Segmenter
+    model: Any
     path: Path
     log: pd.DataFrame
-    scores: SegmentationScores | None
+    scores: Any
 
 
 @takes_settings_of(FinetuneConfig)
@@ -84,7 +86,12 @@ class _Finetuning:
     """One fine-tuning, built and checked before any image is decoded or anything is written."""
 
     def __init__(self, config: FinetuneConfig, device: torch.device) -> None:
-        self.dataset = open_dataset(Path(config.data), classes=config.classes, merge=config.merge)
+        self.classify, root = config.task == "classify", Path(config.data)
+        chosen = {"classes": config.classes, "merge": config.merge}
+        refused = {**chosen, "lpft_head": config.lpft_head, "transfer": config.transfer.partition("+")[2]}
+        if self.classify and any(refused.values()):
+            raise SegaeError(f"{', '.join(refused)} must be left out where task is classify, got {refused}")
+        self.dataset = ClassFolders(root) if self.classify else open_dataset(root, **chosen)
         training.seed_everything(config.trainer.seed)
         encoder = load_start(config)
         weights = replace(encoder.info.weights, transfer=config.transfer)
@@ -94,16 +101,21 @@ class _Finetuning:
         models.require_image_size(size, encoder.output_stride)
         models.require_decoder_size(config.decoder, size)
         self.phases = training.freeze_finetune_phases(**settings_taken_by(training.freeze_finetune_phases, config))
-        check_masks(self.dataset)
+        if not self.classify:
+            check_masks(self.dataset)
         training.seed_everything(config.trainer.seed)  # the decoder must not depend on where the encoder comes from
-        self.model = models.create_segmenter(
-            encoder,
-            num_classes=self.dataset.classes,
-            decoder=config.decoder,
-            decoder_weights=models.decoder_file(config.weights) if config.transfer == "encoder+decoder" else None,
-            palette=self.dataset.palette,
-            mask_values=self.dataset.mask_values,
-            image_size=size,
+        self.model: Any = (
+            models.create_classifier(encoder, num_classes=self.dataset.classes, image_size=size)
+            if self.classify
+            else models.create_segmenter(
+                encoder,
+                num_classes=self.dataset.classes,
+                decoder=config.decoder,
+                decoder_weights=models.decoder_file(config.weights) if config.transfer == "encoder+decoder" else None,
+                palette=self.dataset.palette,
+                mask_values=self.dataset.mask_values,
+                image_size=size,
+            )
         ).to(device)
         set_up_model(self.model, config)
 
@@ -115,7 +127,9 @@ class _Finetuning:
         folder = Path(config.out)
         how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
         settings = asdict(replace(config, encoder=start.architecture))
-        with training.open_run_folder(folder, settings, task="finetune", **how) as run:
+        kind = settings.pop("task")  # config.json has the command under this name
+        how["task"] = f"finetune {kind}" if self.classify else "finetune"
+        with training.open_run_folder(folder, settings, **how) as run:
             images = split_hash(pair.name for pair in data.pairs)
             source = run.start(device, images=images, weights=os.fspath(config.weights), cache=data.cache)
             write_skipped(folder, skipped)
@@ -130,25 +144,30 @@ class _Finetuning:
             with training.measure_cost(device) as cost:
                 log = training.fit(learner, self.phases, resume=run.resume, **files)  # type: ignore[arg-type]
             write_skipped(folder, skipped, data.failures())
+            if config.reconstruction_weight:
+                learner.reconstruction_task.detach()
             details = self.describe(data, source, learner)
             model.info = replace(model.info, encoder=start, training=details)
             path = folder / "model.safetensors"
             if training.rank() != 0:
                 return FinetuneResult(model, path, log, None)
             checked, scores = data.checked, None
-            models.save_segmenter(model, path)
             if checked is not None:
-                scores = evaluate_model(model, checked.images, checked.masks, device=device)
+                score: Any = evaluate_classifier if self.classify else evaluate_model
+                scores = score(model, checked.images, checked.masks, device=device)
+            (models.save_classifier if self.classify else models.save_segmenter)(model, path)
+            if checked is not None and not self.classify:
                 TrustScore.fit(model, data.sample.images, checked.images).save(folder / TRUST_FILE)
                 if (count := len(checked.images)) < 20:
                     logger.info(
                         "segae predict cannot warn of strange images: that takes 20 validation images, not %d", count
                     )
-            shown = data.sample if checked is None else checked
-            pictures, truths = shown.images[:_SHEET_ROWS], shown.masks[:_SHEET_ROWS]
-            sheet = partial(segmentation_sheet, classes=model.info.classes, palette=model.info.palette)
-            masks = predict_masks(model, pictures, device=device)
-            sheet(list(pictures), list(truths), list(masks), folder / "sheet.png")
+            if not self.classify:
+                shown = data.sample if checked is None else checked
+                pictures, truths = shown.images[:_SHEET_ROWS], shown.masks[:_SHEET_ROWS]
+                sheet = partial(segmentation_sheet, classes=model.info.classes, palette=model.info.palette)
+                masks = predict_masks(model, pictures, device=device)
+                sheet(list(pictures), list(truths), list(masks), folder / "sheet.png")
             draw()
             run.write_metrics(
                 {
@@ -198,7 +217,7 @@ class _Finetuning:
             **{"dataset": dataset.name, "labels": data.labels, "training_images": len(data.pairs)},
             "label_fraction": data.labels / len(dataset.splits["train"]),
             "split_hash": split_hash(pair.name for pair in data.pairs),
-            **{"encoder": self.start.architecture, "decoder": config.decoder},
+            **{"encoder": self.start.architecture, "decoder": "" if self.classify else config.decoder},
             **{"freeze_epochs": config.freeze_epochs, "epochs": config.epochs, "steps": learner.epoch_clock.steps},
             **{one.name: getattr(config, one.name) for one in fields(FinetuneSettings)},
             **{"image_size": self.size, "val_fraction": config.val_fraction, "merge": list(config.merge)},

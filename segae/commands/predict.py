@@ -1,4 +1,4 @@
-"""Segment images: arrays of masks, or mask files at the images' own sizes."""
+"""Segment or classify images: arrays of masks, or mask files at the images' own sizes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import cv2
 import lazy_loader
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from segae._io import require_package, show_messages, write_atomically
 from segae._settings import PathLike, make_config
+from segae.applications import compute_features
 from segae.applications.trust import FLAGGED_BELOW, TrustScore
 from segae.commands._data import write_skipped
 from segae.commands.evaluate import load_model, name_model
@@ -37,7 +39,7 @@ from segae.data.video import VIDEO_SUFFIXES, read_frames, write_video
 from segae.errors import DataError, SegaeError
 from segae.evaluation import overlay
 from segae.exporters.predictor import OnnxPredictor
-from segae.models import Segmenter, SegmenterInfo
+from segae.models import Classifier, Segmenter, SegmenterInfo
 from segae.models.inference import Network, Prediction, augment_network, make_network, predict_images
 from segae.training import limit_threads, open_result_folder
 
@@ -66,7 +68,7 @@ class _Result(NamedTuple):
 
 
 def predict(
-    model: Segmenter | PathLike,
+    model: Segmenter | Classifier | PathLike,
     images: Any,
     *,
     out: PathLike | None = None,
@@ -84,14 +86,15 @@ def predict(
     threads: int | None = None,
     overwrite: bool = False,
 ) -> Any:
-    """Segment images with a trained model, a file or one in memory; the settings are those of `PredictConfig`.
+    """Segment or classify images with a model, a file or one in memory; the settings are those of `PredictConfig`.
 
     ``images`` are an image, a folder or a video, or several; without ``out`` images, also as arrays uint8 (H, W, 3).
     ``overlap`` is a share of the side ``tile`` in pixels. Settings about files have no effect without ``out``.
 
     Returns:
         Paths of the mask files, index PNGs at the images' own sizes; without ``out`` uint8 (H, W) class indices, with
-        ``probabilities`` float32 (K, H, W), a list of them for several images.
+        ``probabilities`` float32 (K, H, W), a list of them for several images. With a classifier the path of
+        predictions.csv; without ``out`` what `Classifier.predict` gives.
 
     Raises:
         SegaeError: no readable image, results that would overwrite an image or other files, or a bad model file.
@@ -104,7 +107,9 @@ def predict(
     if out is None:
         with limit_threads(threads):
             how: dict[str, Any] = {"tile": tile, "overlap": overlap, "tta": tta, "batch_size": batch_size}
-            return load_model(model, device).predict(images, return_probabilities=probabilities, **how)
+            found = load_model(model, device, Segmenter | Classifier)
+            how = {"batch_size": batch_size} if isinstance(found, Classifier) else how
+            return found.predict(images, return_probabilities=probabilities, **how)
     settings = {name: value for name, value in locals().items() if name in PredictConfig.__dataclass_fields__}
     with show_messages(), limit_threads(threads):
         return _predict_files(make_config(PredictConfig, **settings))
@@ -124,8 +129,34 @@ def color_mask(mask: NDArray[np.uint8], info: SegmenterInfo) -> Image.Image:
     return picture
 
 
+def _classify_files(config: PredictConfig, model: Classifier) -> list[Path]:
+    """Write the class of each image, and its probability, into predictions.csv."""
+    for name in ("tile", "tta", "probabilities", "confidence", "geotiff"):
+        if value := getattr(config, name):
+            raise SegaeError(f"{name} must be left out for a classifier, got {value}")
+    device = next(model.parameters()).device
+    roots = [Path(root) for root in config.images]  # type: ignore[union-attr]
+    table, skipped, rows, paths = "predictions.csv", SkippedFiles(), list[Any](), find_images(roots)
+    settings: dict[str, Any] = {"model": name_model(config.model), "images": roots}
+    how: dict[str, Any] = {"files": [table, "skipped.csv"], "inputs": "images", "overwrite": config.overwrite}
+    out = open_result_folder(Path(config.out), settings, task="predict", **how)
+    how = {"pool": model.pool, "image_size": model.info.image_size, "batch_size": config.batch_size, "device": device}
+    for batch in compute_features(model.encoder, paths, skipped=skipped, **how):
+        found = model.head(torch.from_numpy(batch.values).to(device)).softmax(dim=1).max(dim=1)
+        names = [model.info.classes[place] for place in found.indices]
+        rows += zip([paths[place] for place in batch.places], names, found.values.tolist(), strict=True)
+    text = pd.DataFrame(rows, columns=["image", "class", "probability"]).round(4).to_csv(index=False)
+    write_atomically(out / table, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+    (out / "skipped.csv").unlink(missing_ok=True)
+    write_skipped(out, skipped)
+    logger.info("wrote %s", out / table)
+    return [out / table]
+
+
 def _predict_files(config: PredictConfig) -> list[Path]:
-    network, info, watching = _open_model(config)
+    if isinstance(opened := _open_model(config), Classifier):
+        return _classify_files(config, opened)
+    network, info, watching = opened
     roots = [Path(path) for path in config.images]  # type: ignore[union-attr]
     videos = [root for root in roots if root.suffix.lower() in VIDEO_SUFFIXES and root.is_file()]
     extras = {("av", "video"): videos, ("pycocotools", "coco"): config.coco != "none"}
@@ -210,8 +241,8 @@ def _write_tables(out: Path, results: Sequence[_Result], classes: Sequence[str],
         write_atomically(out / "coco.json", json.dumps(content).encode())
 
 
-def _open_model(config: PredictConfig) -> tuple[Network, SegmenterInfo, Any]:
-    """The network of a model, what it is, and a context that gives a function for trust scores, or None."""
+def _open_model(config: PredictConfig) -> tuple[Network, SegmenterInfo, Any] | Classifier:
+    """A classifier; else the network of a model, its info, and a context that gives a function for trust, or None."""
     if str(config.model).endswith(".onnx"):
         predictor = OnnxPredictor(config.model, threads=config.threads or 0)
         if predictor.metadata["task"] != "segmentation" or (config.tta and not predictor.metadata["stride"]):
@@ -219,7 +250,9 @@ def _open_model(config: PredictConfig) -> tuple[Network, SegmenterInfo, Any]:
             raise SegaeError(f"model must be {what}, got {config.model} for {predictor.metadata['task']}")
         info = TypeAdapter(SegmenterInfo).validate_python(predictor.metadata["info"])
         return lambda images: torch.from_numpy(predictor.run(images)["logits"]), info, nullcontext()
-    model = load_model(config.model, config.device)
+    model = load_model(config.model, config.device, Segmenter | Classifier)
+    if isinstance(model, Classifier):
+        return model
     trust = TrustScore.find(config.model, model)
     return make_network(model), model.info, trust.watch(model) if trust else nullcontext()
 

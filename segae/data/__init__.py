@@ -7,6 +7,7 @@ from segae.data.cache import cache_pairs as cache_pairs
 from segae.data.cache import content_hashes as content_hashes
 from segae.data.datasets import PETS_CLASSES as PETS_CLASSES
 from segae.data.datasets import PETS_PALETTE as PETS_PALETTE
+from segae.data.datasets import ClassFolders as ClassFolders
 from segae.data.datasets import ImageFolder as ImageFolder
 from segae.data.datasets import OxfordPets as OxfordPets
 from segae.data.datasets import SegmentationDataset as SegmentationDataset

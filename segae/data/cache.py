@@ -53,7 +53,7 @@ class CachedImages:
 
 @dataclass(frozen=True)
 class CachedPairs:
-    """Labeled images: ``images`` uint8 (N, S, S, 3), ``masks`` uint8 (N, S, S) class indices, their ``pairs``."""
+    """Labeled images uint8 (N, S, S, 3), class indices ``masks``, uint8 (N, S, S) or int64 (N,); their ``pairs``."""
 
     images: np.ndarray
     masks: np.ndarray
@@ -69,11 +69,7 @@ def cache_images(paths: Sequence[Path], size: int, skipped: SkippedFiles) -> Cac
         SegaeError: none of the images can be read, or the disk is full or refuses writing.
     """
     packed = PathList.of(paths)
-
-    def decode(path: Path) -> tuple[np.ndarray]:
-        return (read_resized(path, size, reduced=False),)
-
-    arrays, kept = _fetch([packed], (), {"images": (size, size, 3)}, decode, skipped, False)
+    arrays, kept = _fetch([packed], (), {"images": (size, size, 3)}, _decoder(size), skipped, False)
     return CachedImages(arrays["images"], packed.take(kept))
 
 
@@ -82,21 +78,31 @@ def cache_pairs(
 ) -> CachedPairs:
     """Resize images and masks to squares of ``size`` pixels, masks as class indices.
 
-    ``mask_values`` are as in `to_class_indices`. ``skipped`` receives the image of each pair of which a file cannot be
-    read; the others are returned. With ``allow_empty`` it is no error that none can be read.
+    ``mask_values`` are as in `to_class_indices`, or the names of class folders; ``masks`` are then int64 (N,), a class
+    for each image. ``skipped`` receives the image of each pair of which a file cannot be read; the others are returned.
+    With ``allow_empty`` it is no error that none can be read.
 
     Raises:
         SegaeError: a mask holds a value that is no class, or has another size than its image; there are no classes or
             more than 256; none of the pairs can be read; the disk is full or refuses writing.
     """
+    packed, classes = PairList.of(pairs), list(mask_values)
+    if isinstance(classes[0] if classes else None, str):
+        found = _fetch([packed.images], (), {"images": (size, size, 3)}, _decoder(size), skipped, allow_empty)
+        kept = packed.take(found[1])
+        labels = [classes.index(folder.name) for folder in kept.masks]  # type: ignore[arg-type]
+        return CachedPairs(found[0]["images"], np.array(labels, np.int64), kept)
     if not 1 <= len(mask_values) <= 256:
         raise DataError(f"mask_values must name 1 to 256 classes, got {len(mask_values)}")
-    packed = PairList.of(pairs)
 
     files, shapes = [packed.images, packed.masks], {"images": (size, size, 3), "masks": (size, size)}
     decode = functools.partial(read_pair, size=size, mask_values=mask_values)
-    arrays, kept = _fetch(files, tuple(mask_values), shapes, decode, skipped, allow_empty)
-    return CachedPairs(arrays["images"], arrays["masks"], packed.take(kept))
+    arrays, places = _fetch(files, tuple(mask_values), shapes, decode, skipped, allow_empty)
+    return CachedPairs(arrays["images"], arrays["masks"], packed.take(places))
+
+
+def _decoder(size: int) -> Decode:
+    return lambda path: (read_resized(path, size, reduced=False),)
 
 
 def content_hashes(paths: Sequence[Path]) -> list[str]:

@@ -52,7 +52,7 @@ class SegmentationDataset:
         root: its folder.
         classes: names, in the order of the class indices.
         palette: one RGB color (0..255) per class.
-        mask_values: the raw value in a mask file of each class, or a tuple of them where a class has several.
+        mask_values: the raw value in a mask file of each class, or a tuple of them; of class folders the names.
         splits: "train", "test" and, where the data set has one, "val": disjoint lists of pairs.
         missing: number of names that a split file lists and that are not on the disk.
     """
@@ -61,7 +61,7 @@ class SegmentationDataset:
     root: Path
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
-    mask_values: tuple[int | tuple[int, ...], ...]
+    mask_values: tuple[Any, ...]
     splits: Mapping[str, PairList]
     missing: int = 0
 
@@ -124,6 +124,34 @@ class OxfordPets(SegmentationDataset):
             logger.warning("%s: using %d of %d listed images, %d missing", root, there, count, count - there)
         name = root.resolve().name
         super().__init__(name, root, PETS_CLASSES, PETS_PALETTE, _TRIMAP_VALUES, splits, count - there)
+
+
+class ClassFolders(SegmentationDataset):
+    """Images in a folder for each class, for classification; the ``mask`` of a pair is its folder.
+
+    ``root`` holds the class folders, of which a hash of the names sets a fifth of the images aside for the test; or
+    train/ with class folders in it, and maybe val/ and test/ with some of the same. What is wrong is a DataError.
+    """
+
+    def __init__(self, root: Path) -> None:
+        given = [split for split in ("train", "val", "test") if (root / split).is_dir()]
+        splits = {split: _match_classes(root, root / split) for split in given} or {"train": _match_classes(root, root)}
+        found = {split: {folder.name for folder in pairs.masks} for split, pairs in splits.items()}
+        classes, pairs = tuple(sorted(found.get("train", ()))), splits.get("train", PairList())
+        if len(classes) < 2 or set().union(*found.values()) > set(classes):
+            what = "a folder of images for each of 2 or more classes, all of them in train/ if there is one"
+            raise DataError(f"{root} must hold {what}, got {few(classes) or 'none'}")
+        if not given:
+            test = np.isin(pairs.names, list(choose_by_hash(pairs.names, 0.2, 0, "test")))
+            splits = {"train": pairs.take(np.flatnonzero(~test)), "test": pairs.take(np.flatnonzero(test))}
+        super().__init__(root.resolve().name, root, classes, make_palette(len(classes)), classes, splits)
+
+
+def _match_classes(root: Path, place: Path) -> PairList:
+    """The images in each folder at a place, named by their paths below ``root``."""
+    folders = [one for one in sorted(place.iterdir()) if any(files for _, _, files in walk_folders(one))]
+    found = ((path, folder) for folder in folders for path in find_images([folder]))
+    return PairList(Pair(path.relative_to(root).as_posix(), path, folder) for path, folder in found)
 
 
 class ImageFolder(PathList):

@@ -17,7 +17,7 @@ Values = Sequence[int | tuple[int, ...]]  # raw value of each class index in the
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One labeled image: its name (unique in the data set), the image file and the mask file."""
+    """One labeled image: its name (unique in the data set), the image file, and the mask file or the class folder."""
 
     name: str
     image: Path

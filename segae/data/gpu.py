@@ -103,6 +103,7 @@ def change_images(images: Tensor, changes: Tensor | None, mean: Tensor, std: Ten
 def change_masks(masks: Tensor, changes: Tensor | None) -> Tensor:
     """Augment masks uint8 (B, H, W) in step with their images, by nearest pixel; return int64 (B, H, W)."""
     # float32 holds every class index exactly, and nearest never mixes them
+    changes = changes if masks.ndim > 1 else None
     return masks.long() if changes is None else _resample(masks[:, None].float(), changes, "nearest")[:, 0].long()
 
 
@@ -128,7 +129,7 @@ class GPUImageDataset(Dataset[tuple[Tensor, ...]]):
 
     Args:
         images: uint8 (N, S, S, 3), RGB; a memory map is copied in parts, so it takes little memory of the host.
-        masks: uint8 (N, S, S), class indices; None for unlabeled images.
+        masks: class indices, uint8 (N, S, S), or int64 (N,), one of each image; None for unlabeled images.
         change: `CropAndFlip()`, `MildChange()`; None only normalizes.
         mean, std: per channel, for values in [0, 1].
         device: takes N * S * S * 3 bytes (4 with masks) of its memory.
@@ -199,7 +200,7 @@ class GPUImageDataset(Dataset[tuple[Tensor, ...]]):
 
 def _upload(array: np.ndarray, device: torch.device) -> Tensor:
     """Copy a uint8 array, often a map of a file, to a device, in parts."""
-    tensor = torch.empty(array.shape, dtype=torch.uint8, device=device)
+    tensor = torch.empty(array.shape, dtype=torch.from_numpy(array[:0].copy()).dtype, device=device)
     rows = max(_UPLOAD_BYTES * len(array) // max(tensor.nbytes, 1), 1)
     for start in range(0, len(array), rows):
         # a copy: the map may be read-only, which torch must not be given

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from segae._io import check_range
 from segae.data.datasets import choose_by_hash, find_images, hash_rank, held_out_images, walk_folders
@@ -39,7 +40,8 @@ class ExclusionReport:
 def label_subset(pairs: Sequence[Pair], count: int | float | None, seed: int) -> PairList:
     """Choose the labeled images of a label budget, in a seeded order.
 
-    For one seed the budgets are nested: a smaller choice is the beginning of a larger one.
+    For one seed the budgets are nested: a smaller choice is the beginning of a larger one. Of class folders the choice
+    is stratified: one image of each, then equal shares.
 
     ``count`` is a number, or a share as a float in (0, 1]; None takes all. One that is out of range is a SegaeError.
     """
@@ -50,7 +52,12 @@ def label_subset(pairs: Sequence[Pair], count: int | float | None, seed: int) ->
     elif count is not None:
         check_range("count", count, low=1, high=len(packed), integer=True)
     names = packed.names
-    return packed.take(sorted(range(len(packed)), key=lambda place: hash_rank(names[place], seed, "labels"))[:count])
+    order = np.array(sorted(range(len(packed)), key=lambda place: hash_rank(names[place], seed, "labels")), np.intp)
+    if len(packed) and packed.masks[0].is_dir():
+        folders = pd.Series([packed.masks[place] for place in order])
+        groups = folders.groupby(folders)
+        order = order[(groups.cumcount() / groups.transform("size")).argsort(kind="stable")]
+    return packed.take(order[:count])
 
 
 def train_val_split(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[PairList, PairList]:

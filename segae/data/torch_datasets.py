@@ -120,7 +120,11 @@ class _AugmentedDataset(SeededByEpoch, Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         position = range(len(self))[index]  # its IndexError ends an iteration
-        result = self._transformed(int(self._epoch[0]), position, **self._arrays(position % self.distinct))
+        arrays = self._arrays(position % self.distinct)
+        label = [arrays.pop("mask")] if "mask" in arrays and not arrays["mask"].ndim else []  # of the whole image
+        result = self._transformed(int(self._epoch[0]), position, **arrays)
+        if label:
+            return result["image"], *label
         return (result["image"], result["mask"].long()) if "mask" in result else result["image"]
 
     def _arrays(self, place: int) -> dict[str, np.ndarray]:
@@ -140,7 +144,7 @@ class CachedImageDataset(_AugmentedDataset):
 
 
 class CachedPairDataset(CachedImageDataset):
-    """Images uint8 (N, S, S, 3) with masks uint8 (N, S, S), class indices, for segmentation."""
+    """Images uint8 (N, S, S, 3) with class indices: masks uint8 (N, S, S), or int64 (N,), a class for each image."""
 
     def __init__(
         self, images: np.ndarray, masks: np.ndarray, transform: Transform, seed: int, repeats: int = 1
@@ -194,7 +198,7 @@ class LazyPairDataset(LazyImageDataset):
     """Images with masks for segmentation, decoded from their files each time, as `LazyImageDataset` does.
 
     A pair of which a file cannot be read is replaced by its neighbor. A mask with a value that is no class, or of
-    another size than its image, is an error. `mask_values` are as in `to_class_indices`.
+    another size than its image, is an error. `mask_values` are as in `to_class_indices`, or names of class folders.
     """
 
     def __init__(
@@ -205,5 +209,7 @@ class LazyPairDataset(LazyImageDataset):
 
     def _read(self, place: int) -> dict[str, np.ndarray]:
         pair = self._pairs[place]
+        if pair.mask.is_dir():
+            return super()._read(place) | {"mask": np.array(self._mask_values.index(pair.mask.name))}
         image, mask = read_pair(pair.image, pair.mask, self._size, self._mask_values, reduced=True)
         return {"image": image, "mask": mask}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from segae.evaluation.classification import ClassificationScores, evaluate_classifier
 from segae.evaluation.metrics import SegmentationMetrics, SegmentationScores, confusion_matrix, mean_iou
 from segae.evaluation.plots import (
     colorize,
@@ -19,8 +20,9 @@ from segae.evaluation.segmentation import evaluate_at_mask_size, evaluate_model,
 from segae.models.inference import argmax_classes, normalize, predict_logits, resize_logits
 
 __all__ = [
-    "SegmentationMetrics", "SegmentationScores", "argmax_classes", "colorize", "confusion_figure", "confusion_matrix",
-    "contact_sheet", "denormalize", "draw_comparison", "draw_curves", "evaluate_at_mask_size", "evaluate_model",
-    "feature_std", "linear_probe", "mean_iou", "normalize", "overlay", "pooled_features", "predict_logits",
-    "predict_masks", "rankme", "reconstruction_sheet", "resize_logits", "segmentation_sheet",
+    "ClassificationScores", "SegmentationMetrics", "SegmentationScores", "argmax_classes", "colorize",
+    "confusion_figure", "confusion_matrix", "contact_sheet", "denormalize", "draw_comparison", "draw_curves",
+    "evaluate_at_mask_size", "evaluate_classifier", "evaluate_model", "feature_std", "linear_probe", "mean_iou",
+    "normalize", "overlay", "pooled_features", "predict_logits", "predict_masks", "rankme", "reconstruction_sheet",
+    "resize_logits", "segmentation_sheet",
 ]  # fmt: skip

@@ -45,6 +45,7 @@ MAX_LINES = 6  # in one figure; more cannot be followed
 _CELL, _GAP = 1.8, 0.08  # inches: side of a picture of a contact sheet, and the space between two
 _SCORES = {  # columns of a log with a panel of their own: title, color, upper end of the scale
     "miou": ("mean IoU (validation)", "green", 1.0),
+    "accuracy": ("accuracy (validation)", "green", 1.0),
     "probe_miou": ("mean IoU of a linear probe", "purple", 1.0),
     "rankme": ("effective rank of the features (RankMe)", "orange", math.inf),
     "r2": ("R\N{SUPERSCRIPT TWO} of the prediction (validation)", "sky", 1.0),
@@ -174,7 +175,8 @@ def draw_curves(log: Log, path: Path) -> None:
     """Draw a run's losses and, each in a panel of its own, the scores in its log over the epochs, as PNG.
 
     ``log`` is a table or CSV file, one row per epoch, with ``epoch`` and ``train_loss``. Where they exist,
-    ``valid_loss``, ``miou``, ``probe_miou``, ``rankme`` and ``r2`` are drawn, and from ``phase`` the unfreezing.
+    ``valid_loss``, ``miou``, ``accuracy``, ``probe_miou``, ``rankme`` and ``r2`` are drawn, and from ``phase`` the
+    unfreezing.
     """
     table = _read_log(log, "train_loss")
     scores = [column for column in _SCORES if column in table and table[column].notna().any()]

@@ -17,6 +17,7 @@ from segae.models.checkpoint import (
     read_header,
     save_decoder,
 )
+from segae.models.classifier import Classifier, create_classifier, load_classifier, save_classifier
 from segae.models.decoders import SMP_DECODERS, list_decoders, require_decoder_size
 from segae.models.encoder import (
     Encoder,
@@ -33,15 +34,16 @@ from segae.models.encoder import (
 from segae.models.segmenter import Segmenter, SegmenterInfo, create_segmenter, load_segmenter, save_segmenter
 
 __all__ = [
-    "SMP_DECODERS", "Autoencoder", "AutoencoderInfo", "Encoder", "EncoderInfo", "Segmenter", "SegmenterInfo", "Weights",
-    "build_autoencoder", "create_encoder", "create_segmenter", "decoder_file", "evaluation_mode", "find_weights",
-    "fingerprint", "list_decoders", "list_encoders", "load", "load_autoencoder", "load_decoder_into", "load_encoder",
-    "load_segmenter", "published_name", "published_weights", "require_decoder_size", "require_image_size",
-    "save_autoencoder", "save_decoder", "save_encoder", "save_segmenter", "set_gradient_checkpointing",
+    "SMP_DECODERS", "Autoencoder", "AutoencoderInfo", "Classifier", "Encoder", "EncoderInfo", "Segmenter",
+    "SegmenterInfo", "Weights", "build_autoencoder", "create_classifier", "create_encoder", "create_segmenter",
+    "decoder_file", "evaluation_mode", "find_weights", "fingerprint", "list_decoders", "list_encoders", "load",
+    "load_autoencoder", "load_decoder_into", "load_encoder", "load_segmenter", "published_name", "published_weights",
+    "require_decoder_size", "require_image_size", "save_autoencoder", "save_classifier", "save_decoder", "save_encoder",
+    "save_segmenter", "set_gradient_checkpointing",
 ]  # fmt: skip
 
 
-def load(path: PathLike) -> Encoder | Segmenter | Autoencoder:
+def load(path: PathLike) -> Encoder | Segmenter | Autoencoder | Classifier:
     """Load any model from its file alone; the header says which kind it is.
 
     Raises:
@@ -49,6 +51,7 @@ def load(path: PathLike) -> Encoder | Segmenter | Autoencoder:
     """
     file = find_weights(path)
     loaders: dict[str, Any] = {"encoder": load_encoder, "segmenter": load_segmenter, "autoencoder": load_autoencoder}
+    loaders |= {"classifier": load_classifier}
     kind = read_header(file).get("kind", "")
     if kind not in loaders:
         raise CheckpointError(f"path must be a file of {', '.join(loaders)}, got kind {kind!r} in {file}")

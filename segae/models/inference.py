@@ -221,5 +221,6 @@ def resize_logits(logits: Tensor, height: int, width: int) -> Tensor:
 
 
 def argmax_classes(logits: Tensor) -> Tensor:
-    """Return the most probable class: logits (..., K, H, W) to int64 class indices (..., H, W)."""
-    return logits.max(dim=-3).indices  # argmax over this axis is twelve times slower on a CPU
+    """Return the most probable class: logits (..., K, H, W) to int64 indices (..., H, W), or (B, K) to (B,)."""
+    axis = -3 if logits.ndim > 2 else -1
+    return logits.max(dim=axis).indices  # argmax over this axis is twelve times slower on a CPU

@@ -15,12 +15,15 @@ from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
 from fastai.metrics import Metric
 from fastai.torch_core import find_bs, get_model
+from torch import nn
+from torch.nn import functional
 from tqdm import tqdm
 
 from segae._io import check_range, write_atomically
 from segae.data.loaders import set_epoch
 from segae.errors import SegaeError
 from segae.evaluation.metrics import confusion_matrix, mean_iou
+from segae.models import build_autoencoder
 from segae.models.inference import argmax_classes
 from segae.training.cost import peak_memory_mb
 from segae.training.distributed import all_reduce, rank, run_on_main, world_size
@@ -236,7 +239,8 @@ class EpochLog(Callback):
 
 def epoch_line(row: dict[str, Any]) -> str:
     """Describe a finished epoch, a row of the log, in one line."""
-    names = {"train_loss": "train loss", "valid_loss": "valid loss", "miou": "mIoU", "probe_miou": "probe mIoU"}
+    names = {"train_loss": "train loss", "valid_loss": "valid loss", "miou": "mIoU"}
+    names |= {"accuracy": "accuracy", "probe_miou": "probe mIoU"}
     parts = [f"{name} {row[column]:.4f}" for column, name in names.items() if column in row]
     speed = f"{row['images_per_second']:.0f} images/s  {row['peak_memory_mb']:.0f} MB"
     return "  ".join([f"epoch {row['epoch']:3d} {row['phase']:<8}", *parts, speed])
@@ -264,7 +268,7 @@ class DrawPictures(Callback):
 class MeanIoU(Metric):
     """Mean IoU over the whole validation set as a fastai metric; classes from the logits."""
 
-    name = "miou"
+    name, score = "miou", staticmethod(mean_iou)
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -279,4 +283,55 @@ class MeanIoU(Metric):
 
     @property
     def value(self) -> float:
-        return mean_iou(all_reduce(self.confusion.cpu()))
+        return self.score(all_reduce(self.confusion.cpu()))
+
+
+class Accuracy(MeanIoU):
+    """Share of the images whose class is right, over the whole validation set, as a fastai metric."""
+
+    name, score = "accuracy", staticmethod(lambda confusion: float(confusion.trace() / confusion.sum()))
+
+
+class ReconstructionTask(Callback):
+    """Multi-task training: adds ``weight`` times the mean squared error of a reconstruction (Le et al., NeurIPS 2018).
+
+    A head predicts the normalized image: from the output of a segmenter's decoder a 3x3 convolution, from a
+    classifier's maps the plain decoder of an autoencoder. It is a part of the model, and of a resume file, from the
+    making of the Learner to the end of training; the model that is saved has none. The validation loss is the task's.
+    """
+
+    order, spans_phases, run_valid = 1, True, False
+
+    def __init__(self, weight: float) -> None:
+        check_range("reconstruction_weight", weight, low=0)
+        self.weight = weight
+
+    def after_create(self) -> None:
+        model, channels = self.learn.model, self.learn.model.encoder.info.in_channels
+        last: Any = next(iter(getattr(model, "segmentation_head", nn.Identity()).children()), None)
+        if hasattr(model, "segmentation_head") and last is None:
+            raise SegaeError(f"decoder must be one of smp for reconstruction_weight, got {model.info.decoder}")
+        self.source = "encoder" if last is None else "decoder"
+        head: nn.Module = build_autoencoder(model.encoder, out_channels=channels).decoder
+        head = head if last is None else nn.Conv2d(last.in_channels, channels, 3, padding=1)
+        model.reconstruction = head.to(self.learn.dls.device).to(memory_format=torch.channels_last)
+
+    def before_fit(self) -> None:
+        source = get_model(self.learn.model).get_submodule(self.source)
+        self.handle = source.register_forward_hook(lambda _module, _inputs, output: setattr(self, "features", output))
+
+    def after_loss(self) -> None:
+        images = self.learn.xb[0]
+        with self.learn.autocast():
+            made = get_model(self.learn.model).reconstruction(self.features)
+        made = functional.interpolate(made.float(), images.shape[-2:], mode="bilinear")  # some decoders end at stride 4
+        self.learn.loss_grad = self.learn.loss_grad + self.weight * functional.mse_loss(made, images)
+        self.learn.loss = self.learn.loss_grad.detach().clone()
+
+    def after_fit(self) -> None:
+        self.handle.remove()
+        self.detach()
+
+    def detach(self) -> None:
+        """Remove the head, also where no epoch was left to train."""
+        get_model(self.learn.model)._modules.pop("reconstruction", None)

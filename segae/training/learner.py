@@ -22,11 +22,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from segae._io import check_range
 from segae.errors import SegaeError
 from segae.methods import Method, create_autoencoder, create_method
-from segae.models import Autoencoder, PathLike, Segmenter, create_segmenter
+from segae.models import Autoencoder, Classifier, PathLike, Segmenter, create_segmenter
 from segae.models.decoders import require_choice
 from segae.models.inference import argmax_classes
+from segae.training import callbacks as common
 from segae.training import pretraining_callbacks
-from segae.training.callbacks import EncoderMode, EpochClock, MeanIoU, StopAfterSteps, StopOnNaN, spans_phases
+from segae.training.callbacks import EncoderMode, EpochClock, StopAfterSteps, StopOnNaN, spans_phases
 from segae.training.dataloaders import check_masks, prepare
 from segae.training.distributed import AverageGradients, all_reduce, sync_batchnorm, world_size
 from segae.training.schedule import BatchNormMode, parameter_groups
@@ -125,16 +126,18 @@ def segmentation_learner(
     loss: str = "cross_entropy",
     class_weights: Sequence[float] | None = None,
     max_steps: int | None = None,
+    reconstruction_weight: float = 0.0,
     **fastai: Any,
 ) -> Learner:
-    """Make a fastai Learner that fine-tunes a segmenter.
+    """Make a fastai Learner that fine-tunes a segmenter or a classifier.
 
-    Batches are (image (B, C, H, W), mask (B, H, W) of class indices). An encoder, a name or a file, as in
-    ``pretraining_learner``, becomes a segmenter with ``decoder`` and the classes and image size of fastai's ``dls``; a
-    module has an ``encoder`` and returns logits (B, K, H, W). ``num_classes`` (K) is that of ``dls`` or ``model`` where
-    it is None, ``bn_mode`` is a ``BatchNormMode``, and ``loss`` "cross_entropy", with ``class_weights`` (K,) where
-    given, or "dice" (``SoftDice``). Other arguments are as in ``pretraining_learner``. Run it with ``segae.fit``;
-    fastai's own ``fine_tune`` works too, with fastai's learning-rate ratio.
+    Batches are (image (B, C, H, W), mask (B, H, W) of class indices), of a ``Classifier`` (image, class index (B,)). An
+    encoder, a name or a file, as in ``pretraining_learner``, becomes a segmenter with ``decoder`` and the classes and
+    image size of fastai's ``dls``; a module has an ``encoder`` and returns logits (B, K, H, W). ``num_classes`` (K) is
+    that of ``dls`` or ``model`` where it is None, ``bn_mode`` is a ``BatchNormMode``, and ``loss`` "cross_entropy",
+    with ``class_weights`` (K,) where given, or "dice" (``SoftDice``); ``reconstruction_weight`` is that of a
+    ``ReconstructionTask``. Other arguments are as in ``pretraining_learner``. Run it with ``segae.fit``; fastai's own
+    ``fine_tune`` works too, with fastai's learning-rate ratio.
     """
     require_choice("bn_mode", bn_mode, get_args(BatchNormMode))
     names = tuple(map(str, getattr(getattr(dls.train, "after_item", None), "vocab", ())))  # of MaskBlock(codes)
@@ -143,17 +146,20 @@ def segmentation_learner(
     num_classes = num_classes or getattr(network, "num_classes", None) or len(names)
     if not num_classes or len(names) not in (0, num_classes):
         raise SegaeError(f"num_classes must be that of the codes in dls, {names}, or given, got {num_classes}")
+    whole = isinstance(network, Classifier)
     check_masks(dls, num_classes)
-    require_choice("loss", loss, ("cross_entropy", "dice"))
+    require_choice("loss", loss, ("cross_entropy", "dice")[: 2 - whole])
     weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32, device=dls.device)
     if weights is not None and (loss == "dice" or len(weights) != num_classes or not weights.sum() > 0):
         raise SegaeError(f"class_weights must be {num_classes} numbers for cross_entropy, got {class_weights}, {loss}")
     criterion: Any = _Loss(SoftDice()) if loss == "dice" else nn.CrossEntropyLoss(weights)
     # what fastai asks of a loss to make probabilities and masks of logits
     criterion.activation, criterion.decodes = partial(torch.softmax, dim=1, dtype=torch.float32), argmax_classes
-    fastai["metrics"] = [*([MeanIoU(num_classes)] if len(dls.valid) else []), *L(fastai.get("metrics"))]
+    metric = (common.Accuracy if whole else common.MeanIoU)(num_classes)
+    fastai["metrics"] = [*([metric] if len(dls.valid) else []), *L(fastai.get("metrics"))]
+    tasks = [common.ReconstructionTask(reconstruction_weight)] if reconstruction_weight else []
     shared = (weight_decay, precision, seed, bn_mode, accumulate, max_steps)
-    return _make_learner(_AsyncLearner, dls, network, criterion, [], shared, train_bn=bn_mode == "train", **fastai)
+    return _make_learner(_AsyncLearner, dls, network, criterion, tasks, shared, train_bn=bn_mode == "train", **fastai)
 
 
 def _make_learner(

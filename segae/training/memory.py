@@ -120,4 +120,6 @@ def _trial_loss(learner: Learner, images: Tensor) -> Tensor:
         corrupted = corrupt.method.corrupt(images, torch.Generator(images.device).manual_seed(0))
         inputs, named, targets = corrupt.arguments(corrupted, images)
     with learner.autocast():
-        return learner.loss_func(learner.model(*inputs, **named), *targets)
+        prediction = learner.model(*inputs, **named)
+        targets = (targets[0][:, 0, 0],) if prediction.ndim == 2 else targets  # a class for each image
+        return learner.loss_func(prediction, *targets)

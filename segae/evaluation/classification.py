@@ -1,0 +1,40 @@
+"""Score a classifier on arrays of images: accuracy, also of each class, and the confusion matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from segae.evaluation.metrics import confusion_matrix
+from segae.models import Classifier
+from segae.models.inference import predict_logits
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationScores:
+    """Image counts ``confusion`` (K, K), rows truth, columns prediction, of ``classes``; ``per_image`` has the rows."""
+
+    classes: tuple[str, ...]
+    confusion: np.ndarray
+    per_image: pd.DataFrame
+
+    def as_row(self) -> dict[str, float]:
+        """Return ``accuracy``, and ``accuracy_<class>`` of each class, NaN where it has no image."""
+        shares = pd.Series(self.confusion.diagonal(), self.classes) / self.confusion.sum(axis=1)
+        accuracy = float(self.confusion.trace() / self.confusion.sum())
+        return {"accuracy": accuracy, **shares.add_prefix("accuracy_").to_dict()}
+
+
+def evaluate_classifier(
+    model: Classifier, images: np.ndarray, labels: np.ndarray, *, names: Any = None, **how: Any
+) -> ClassificationScores:
+    """Score a classifier on images uint8 (N, S, S, 3) with class indices (N,); ``how`` is as in `predict_logits`."""
+    found = torch.cat([logits.softmax(dim=1).cpu() for logits in predict_logits(model, images, **how)]).max(dim=1)
+    confusion = confusion_matrix(found.indices, torch.from_numpy(labels), model.num_classes).numpy()
+    rows = pd.DataFrame({"name": names or "", "truth": labels, "class": found.indices, "probability": found.values})
+    rows[["truth", "class"]] = np.array(model.info.classes)[rows[["truth", "class"]]]
+    return ClassificationScores(model.info.classes, confusion, rows)

@@ -1,0 +1,94 @@
+"""Classifiers: an encoder, a pooling and one fully connected layer; they know their classes and image size."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segae._io import check_range
+from segae.data.image_io import read_image, resize_image
+from segae.errors import SegaeError
+from segae.models.checkpoint import Info, PathLike, load_described, load_strictly, save_described
+from segae.models.classic import is_classic
+from segae.models.encoder import Encoder, EncoderInfo, evaluation_mode, make_encoder, require_image_size
+from segae.models.inference import predict_logits
+
+
+@dataclass(frozen=True)
+class ClassifierInfo(Info):
+    """What a classifier is, stored in the header of its file; the fields mean what those of `SegmenterInfo` do."""
+
+    encoder: EncoderInfo
+    classes: tuple[str, ...]
+    image_size: int
+    training: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+class Classifier(nn.Module):
+    """An encoder, the mean of its deepest map (of small encoders all values), and a fully connected layer."""
+
+    def __init__(self, encoder: Encoder, info: ClassifierInfo) -> None:
+        super().__init__()
+        check_range("num_classes", len(info.classes), low=2, integer=True)
+        require_image_size(info.image_size, encoder.output_stride)
+        self.encoder, self.info, self.num_classes = encoder, info, len(info.classes)
+        self.pool = "flatten" if is_classic(info.encoder.architecture) else "avg"
+        self.head: nn.Module = nn.Identity()
+        with evaluation_mode(self), torch.no_grad():
+            pooled = self(torch.zeros(1, info.encoder.in_channels, info.image_size, info.image_size))
+        self.head = nn.Linear(pooled.shape[1], self.num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalized images (B, C, H, W) to logits (B, K)."""
+        deepest = self.encoder(images)[-1]
+        return self.head(deepest.flatten(1) if self.pool == "flatten" else deepest.mean((2, 3)))
+
+    def predict(self, images: Any, *, return_probabilities: bool = False, batch_size: int = 64) -> Any:
+        """Name the class of an image, or of each in a list: files, arrays uint8 (H, W, 3) or PIL images.
+
+        With ``return_probabilities`` softmax values instead, float32 (K,), or (N, K). The model stays on its device.
+        """
+        if not isinstance(images, list | tuple):
+            return self.predict([images], return_probabilities=return_probabilities)[0]
+        arrays = [read_image(Path(one)) if isinstance(one, str | Path) else np.asarray(one) for one in images]
+        if wrong := [f"{one.dtype} {one.shape}" for one in arrays if one.dtype != np.uint8 or one.shape[2:] != (3,)]:
+            raise SegaeError(f"images must be uint8 (H, W, 3), got {wrong[0]}")
+        squares = np.array([resize_image(one, self.info.image_size) for one in arrays])
+        found = [logits.softmax(dim=1).cpu() for logits in predict_logits(self, squares, batch_size=batch_size)]
+        values = torch.cat([torch.empty(0, self.num_classes), *found])
+        return values.numpy() if return_probabilities else [self.info.classes[best] for best in values.argmax(dim=1)]
+
+
+def create_classifier(
+    encoder: Encoder, *, num_classes: int | Sequence[str], image_size: int | None = None
+) -> Classifier:
+    """Build a classifier on a copy of an encoder; its classes are a number, 2 or more, or names.
+
+    Example:
+        >>> model = create_classifier(make_encoder("test_resnet", 3), num_classes=["cat", "dog"], image_size=64)
+        >>> model.predict(np.zeros((48, 80, 3), np.uint8)) in ("cat", "dog")
+        True
+    """
+    classes = [f"class_{place}" for place in range(num_classes)] if isinstance(num_classes, int) else num_classes
+    info = ClassifierInfo(encoder.info, tuple(classes), image_size or encoder.info.image_size)
+    return Classifier(copy.deepcopy(encoder), info)
+
+
+def save_classifier(model: Classifier, path: PathLike) -> Path:
+    """Write a classifier with its info as `segae.models.save_encoder` does."""
+    return save_described(path, "classifier", model.state_dict(), model.info)
+
+
+def load_classifier(path: PathLike) -> Classifier:
+    """Rebuild a classifier from its file alone, every tensor checked; errors as in `segae.models.load_encoder`."""
+    state, info = load_described(path, "classifier", ClassifierInfo)
+    model = Classifier(make_encoder(info.encoder.architecture, info.encoder.in_channels, info.encoder), info)
+    load_strictly(model, state, str(path))
+    return model
