@@ -8,8 +8,13 @@ from . import integrations as integrations
 from . import methods as methods
 from . import models as models
 from . import training as training
+from .applications import AnomalyDetector as AnomalyDetector
 from .applications import Features as Features
+from .applications import ImageIndex as ImageIndex
+from .applications import cluster as cluster
+from .applications import load as load
 from .applications import pca_colors as pca_colors
+from .applications import project as project
 from .applications import select_images as select_images
 from .applications.detection import create_detector as create_detector
 from .bench import statistics as statistics
@@ -28,6 +33,11 @@ from .commands import predict as predict
 from .commands import pretrain as pretrain
 from .commands import serve as serve
 from .commands import suggest as suggest
+from .commands.discovery import cluster_images as cluster_images
+from .commands.discovery import fit_anomaly_detector as fit_anomaly_detector
+from .commands.discovery import map_images as map_images
+from .commands.discovery import score_anomalies as score_anomalies
+from .commands.discovery import search_images as search_images
 from .config import TrainerConfig as TrainerConfig
 from .errors import CheckpointError as CheckpointError
 from .errors import DataError as DataError
@@ -55,7 +65,6 @@ from .models import create_encoder as create_encoder
 from .models import create_segmenter as create_segmenter
 from .models import list_decoders as list_decoders
 from .models import list_encoders as list_encoders
-from .models import load as load
 from .models import load_encoder as load_encoder
 from .models import load_segmenter as load_segmenter
 from .models import save_encoder as save_encoder

@@ -56,6 +56,13 @@ COMMANDS = {
     "serve": _Command(config.ServeConfig, "serve", "runs/finetune/model.safetensors"),
     "features": _Command(config.FeaturesConfig, "extract_features", "photos --encoder pets_pseudo_masks"),
     "suggest": _Command(config.SuggestConfig, "suggest", "photos --labeled pets --count 50"),
+    "anomaly fit": _Command(config.AnomalyFitConfig, "fit_anomaly_detector", "good"),
+    "anomaly score": _Command(
+        config.AnomalyScoreConfig, "score_anomalies", "new --detector runs/anomaly-fit/detector.safetensors"
+    ),
+    "search": _Command(config.SearchConfig, "search_images", "cat.jpg --images photos"),
+    "cluster": _Command(config.ClusterConfig, "cluster_images", "photos --k 10"),
+    "map": _Command(config.MapConfig, "map_images", "photos --how pca"),
     "export": _Command(config.ExportConfig, "export", "runs/finetune/model.safetensors --to onnx"),
     "bench": _Command(config.BenchConfig, "benchmark", "pets --labels 0.1 1.0 --seeds 3"),
     "report": _Command(config.ReportConfig, "report", "runs/bench/bench.csv"),
@@ -63,7 +70,7 @@ COMMANDS = {
     "doctor": _Command(config.DoctorConfig, "doctor", ""),
     "quickstart": _Command(config.BenchConfig, "benchmark", "", _QUICK),
 }
-_PLACES = {"data": "FOLDER", "images": "IMAGE", "model": "MODEL", "rows": "CSV", "name": "NAME"}
+_PLACES = {"data": "FOLDER", "images": "IMAGE", "query": "IMAGE", "model": "MODEL", "rows": "CSV", "name": "NAME"}
 _IN_PARALLEL = ("pretrain", "finetune")
 _ABOUT = {"quickstart": "See everything in minutes: a small benchmark on drawn pets, or on a data set of your own."}
 _MORE = """
@@ -79,9 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # a file name may be no text
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     words = [word for word in given if word not in ("-v", "--verbose")]
+    verbose = len(words) < len(given)
+    words[:2] = [" ".join(words[:2])] if " ".join(words[:2]) in COMMANDS else words[:2]
     name = words.pop(0) if words else "--help"
     try:
-        with _quiet(verbose=len(words) + 1 < len(given)), _terminate_like_interrupt():
+        with _quiet(verbose=verbose), _terminate_like_interrupt():
             _run(name, words)
     except SegaeError as error:
         _fail(_explain(error, name, words), 2)
@@ -115,7 +124,7 @@ def _run(name: str, words: list[str]) -> None:
             "usage: segae COMMAND [SETTINGS]\n\nPretrain encoders on unlabeled images, fine-tune segmenters, compare.\n"
         )
         for one, about in COMMANDS.items():
-            print(f"  {one:<11} {_ABOUT.get(one) or (about.config.__doc__ or '').splitlines()[0]}")
+            print(f"  {one:<13} {_ABOUT.get(one) or (about.config.__doc__ or '').splitlines()[0]}")
         print("", *(f"  segae {one} {COMMANDS[one].example}" for one in list(COMMANDS)[:4]), _MORE, sep="\n", end="")
     elif name == "--version":
         print(f"segae {importlib.metadata.version('segae')}")

@@ -319,36 +319,45 @@ class ServeConfig(Config):
     """auto, cpu, cuda, cuda:1 or mps."""
 
 
-class FeaturesConfig(_Inference):
+class _Frozen(_Inference):
+    """What commands share that compute features with a frozen encoder."""
+
+    INPUTS: ClassVar = {"images": require_images}
+
+    images: PathLike | Sequence[PathLike] = field(kw_only=False)
+    """Images, or folders that are searched recursively."""
+    encoder: Any = "imagenet"
+    """What makes the features: a model file of segae, a published name, imagenet, or timm:NAME."""
+    image_size: int | None = number(None, 8, 8192)
+    """Side in pixels to which images are resized. Default: the encoder's own."""
+    batch_size: int = number(64, 1, 65_536)
+    """Images per forward pass."""
+    out: PathLike | None = None
+    """Folder for the results. Default: runs/ and the name of the command."""
+
+
+class FeaturesConfig(_Frozen):
     """Compute features of images with a frozen encoder: a vector or a dense map per image, with the file names.
 
     Images that cannot be read are reported and have no row. The same command continues after an interruption.
     """
 
     MAIN = ("images", "encoder", "out", "layer", "pool", "image_size", "batch_size", "device", "overwrite")
-    INPUTS: ClassVar = {"images": require_images}
 
-    images: PathLike | Sequence[PathLike] = field(kw_only=False)
-    """Images, or folders that are searched recursively."""
     encoder: Any = "imagenet"
     """A model file of segae, a published name, imagenet, timm:NAME for its ImageNet weights, or an exported .onnx."""
     out: PathLike = "runs/features.npz"
     """A .npz, .parquet, .safetensors or .npy file; the last is a memory map, with the names beside it."""
     layer: int = number(-1, -5, 5)
     """Which feature map: 1 (stride 2) to 5 (stride 32), or -1 for the deepest."""
-    pool: Literal["avg", "max", "gem", "flatten", "none"] = "avg"
-    """What is taken over all positions: mean, maximum, generalized mean, or all values; none keeps the dense map."""
-    image_size: int | None = number(None, 32, 8192)
-    """Side in pixels to which images are resized. Default: the encoder's own."""
-    batch_size: int = number(64, 1, 65_536)
-    """Images per forward pass."""
+    pool: Literal["auto", "avg", "max", "gem", "flatten", "none"] = "auto"
+    """What is taken over all positions: mean, maximum, generalized mean, or all values; none keeps the dense map; auto
+    is flatten for small networks and maps of under 32 channels, else avg."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the values."""
-    overwrite: bool = False
-    """Replace the file."""
 
 
-class SuggestConfig(_Inference):
+class SuggestConfig(_Frozen):
     """Choose the images of a pool to label next: they cover the pool in feature space, beside what is labeled.
 
     Writes suggestions.csv, files.txt, label_studio.json for import, and a contact sheet.
@@ -369,14 +378,80 @@ class SuggestConfig(_Inference):
     """What makes the features, as in segae features. Default: that of the model, else imagenet."""
     out: PathLike = "runs/suggest"
     """Folder for the lists and the sheet."""
-    image_size: int | None = number(None, 32, 8192)
+    image_size: int | None = number(None, 8, 8192)
     """Side in pixels to which images are resized for the features. Default: the model's, else the encoder's."""
-    batch_size: int = number(64, 1, 65_536)
-    """Images per forward pass."""
     seed: int = number(0, 0, 2**32 - 1)
     """Of the draw of 4,096 images that are to be covered, where there are more."""
-    overwrite: bool = False
-    """Replace the suggestions of other settings in the folder."""
+
+
+class AnomalyFitConfig(_Frozen):
+    """Learn from normal images alone which images are anomalies; writes detector.safetensors."""
+
+    MAIN = ("images", "model", "encoder", "false_alarm_rate", "held_out", "out", "overwrite")
+    INPUTS: ClassVar = {"images": require_images, "model": require_file}
+
+    model: Any = None
+    """An autoencoder.safetensors, not trained on these images, to score by its reconstruction error. Default: score by
+    the distance of the encoder's features."""
+    false_alarm_rate: float = number(0.01, 0, 1, open_low=True, open_high=True)
+    """Share of normal images that may be called anomalies, in (0, 1)."""
+    held_out: float = number(0.2, 0, 1, open_high=True)
+    """Share of the images that is not learned from and sets the threshold; with a model all of them set it."""
+
+
+class AnomalyScoreConfig(_Inference):
+    """Rank images by how anomalous they are; writes scores.csv, heatmaps/ of the first ones and a contact sheet."""
+
+    MAIN = ("images", "detector", "out", "device", "overwrite")
+    INPUTS: ClassVar = {"images": require_images, "detector": require_file}
+
+    images: PathLike | Sequence[PathLike] = field(kw_only=False)
+    """Images, or folders that are searched recursively."""
+    detector: Any
+    """The detector.safetensors that segae anomaly fit wrote."""
+    batch_size: int = number(64, 1, 65_536)
+    """Images per forward pass."""
+    out: PathLike | None = None
+    """Folder for the results. Default: runs/anomaly-score."""
+
+
+class SearchConfig(_Frozen):
+    """Find the images most like each query image; writes hits.csv and a contact sheet."""
+
+    MAIN = ("query", "images", "index", "encoder", "k", "out", "overwrite")
+    INPUTS: ClassVar = {"query": require_images, "images": require_images, "index": require_file}
+
+    query: PathLike | Sequence[PathLike] = field(kw_only=False)
+    """Images, or folders that are searched recursively."""
+    images: PathLike | Sequence[PathLike] = ()
+    """Images to search in, or folders of them."""
+    index: Any = None
+    """In place of images: the file that segae features wrote with the same encoder."""
+    k: int = number(10, 1, 10_000)
+    """Images to find for each query."""
+
+
+class ClusterConfig(_Frozen):
+    """Group images by their features; writes clusters.csv and a contact sheet for each cluster."""
+
+    MAIN = ("images", "encoder", "k", "out", "overwrite")
+
+    k: int | None = number(None, 1, 10_000)
+    """Number of clusters. Default: HDBSCAN finds it, and leaves images out that are in none."""
+
+
+class MapConfig(_Frozen):
+    """Draw images as points where similar ones are near; the folder of an image is its class.
+
+    Writes map.html, one file that needs no network, and map.csv.
+    """
+
+    MAIN = ("images", "encoder", "how", "count", "out", "overwrite")
+
+    how: Literal["pca", "tsne", "umap"] = "tsne"
+    """Reduction to two numbers; umap needs segae[map]."""
+    count: int = number(2000, 3, 100_000)
+    """Images on the map; of more some are drawn. The page takes about 3 kB each."""
 
 
 class ExportConfig(Config):

@@ -88,6 +88,20 @@ def test_features(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert all(Path(name).is_file() for name in (out / "to_label.txt").read_text().splitlines())
 
 
+def test_anomaly(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--encoder", out / "encoder.safetensors", "--image-size", "64", "--out", out)
+    run(monkeypatch, "10_anomaly.py", pets / "unlabeled", pets / "images", *given)
+    assert "heat map (64, 64)" in capsys.readouterr().out
+    assert segae.load(out / "detector.safetensors").info.held_out == 2
+
+
+def test_discover(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--encoder", out / "encoder.safetensors", "--image-size", "64", "--out", out)
+    run(monkeypatch, "11_discover.py", pets / "unlabeled", *given)
+    assert "images in each cluster" in capsys.readouterr().out
+    assert np.loadtxt(out / "map.csv", delimiter=",", skiprows=1).shape == (12, 3)
+
+
 def test_export(out: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     run(monkeypatch, "7_export.py", "--model", out / "encoder.safetensors", "--out", out / "export")
     found = dict(line.split("  differs by ") for line in capsys.readouterr().out.splitlines() if " differs by " in line)

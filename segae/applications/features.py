@@ -26,16 +26,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from segae._io import check_range, read_json, require_package, write_atomically, write_json
-from segae.data import PathList, SkippedFiles, UnreadableImage, read_resized, resize_image
+from segae.data import PathList, SkippedFiles, UnreadableImage, find_images, read_resized, resize_image
 from segae.errors import DataError, SegaeError, argument_named
 from segae.evaluation import normalize
 from segae.models import Encoder, create_encoder, evaluation_mode, fingerprint, load, require_image_size
+from segae.models.classic import is_classic
 
 pyarrow = lazy_loader.load("pyarrow")  # an extra, for Parquet
 
 FORMATS = (".npz", ".parquet", ".safetensors", ".npy")
 _DEFAULT = "tf_efficientnet_lite0"
 _GEM_POWER = 3.0
+_FEW = 32  # channels, below which a mean over positions says little
 _READERS = 8
 _ROWS = 4096  # that are copied at a time
 _DAMAGED = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, safetensors.SafetensorError)
@@ -135,10 +137,26 @@ def check_format(file: Path, argument: str = "out", *, dense: bool = False) -> N
 def require_layer(encoder: Encoder, layer: int) -> int:
     """Return how many channels a feature map has; refuse one that the encoder does not have."""
     check_range("layer", layer, low=-5, high=5, integer=True)
-    if layer == 0 or not encoder.out_channels[layer]:
-        known = [place for place, channels in enumerate(encoder.out_channels) if place and channels]
+    known = [place for place, channels in enumerate(encoder.out_channels) if place and channels]
+    if layer % len(encoder.out_channels) not in known or layer >= len(encoder.out_channels):
         raise SegaeError(f"layer must be one of {', '.join(map(str, known))} or -1, got {layer}")
     return encoder.out_channels[layer]
+
+
+def default_pool(encoder: Encoder, layer: int) -> str:
+    """Return flatten for small networks and maps of few channels, where position matters, avg for others."""
+    few = require_layer(encoder, layer) < _FEW or is_classic(encoder.info.architecture)
+    return "flatten" if few else "avg"
+
+
+def list_images(images: Any) -> Sequence[Any]:
+    """Return the files of images and folders, or arrays as they are; one or several."""
+    alone = isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim == 3)
+    listed: Any = [images] if alone else images
+    arrays = [image for image in listed if isinstance(image, np.ndarray)]
+    if arrays and len(arrays) < len(listed):
+        raise SegaeError(f"images must be all files or all arrays, got {len(arrays)} arrays of {len(listed)}")
+    return arrays or find_images([Path(root) for root in listed])
 
 
 def compute_features(
@@ -146,7 +164,7 @@ def compute_features(
     images: Sequence[Path | NDArray[np.uint8]],
     *,
     layer: int = -1,
-    pool: str = "avg",
+    pool: str = "auto",
     image_size: int | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
@@ -159,7 +177,8 @@ def compute_features(
         encoder: is moved to the device, in channels_last layout, and runs in evaluation mode.
         images: files, or arrays uint8 (H, W, 3); each is resized to a square.
         layer: which feature map, 1 (stride 2) to 5 (stride 32), or -1 for the deepest.
-        pool: avg, max, gem (generalized mean with power 3, arXiv 1711.02512), flatten or none.
+        pool: auto (see ``default_pool``), avg, max, gem (generalized mean with power 3, arXiv 1711.02512), flatten or
+            none.
         image_size: side in pixels; None takes that of ``encoder.info``.
         batch_size: images per forward pass; features differ by rounding only.
         device: where to compute.
@@ -172,11 +191,12 @@ def compute_features(
     size = encoder.info.image_size if image_size is None else image_size
     require_image_size(size, encoder.output_stride)
     check_range("batch_size", batch_size, low=1, integer=True)
+    pool = default_pool(encoder, layer) if pool == "auto" else pool
     require_layer(encoder, layer)
     if not len(images):
         raise DataError("images must be one or more, got none")
     if pool not in _POOLS:
-        raise SegaeError(f"pool must be one of {', '.join(_POOLS)}, got {pool}")
+        raise SegaeError(f"pool must be one of auto, {', '.join(_POOLS)}, got {pool}")
 
     def load(place: int) -> NDArray[np.uint8] | UnreadableImage:
         image = images[place]

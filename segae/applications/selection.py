@@ -45,7 +45,7 @@ def select_images(
     if uncertainty is not None and (uncertainty.shape != (len(pool),) or not (uncertainty >= 0).all()):
         raise SegaeError(f"uncertainty must be {len(pool)} numbers of at least 0, got {uncertainty.shape}")
     mean = np.asarray(pool).mean(axis=0, dtype=np.float64)
-    vectors, known = (_unit(part, mean) for part in (pool, pool[:0] if labeled is None else labeled))
+    vectors, known = (unit_vectors(part, mean) for part in (pool, pool[:0] if labeled is None else labeled))
     drawn = np.random.default_rng(seed).permutation(len(pool))[:_REFERENCES]
     weight = np.ones(len(drawn), np.float32) if uncertainty is None else uncertainty[drawn].astype(np.float32)
     similar, covered = vectors @ vectors[drawn].T, np.zeros(len(drawn), np.float32)
@@ -61,6 +61,7 @@ def select_images(
     return np.array(chosen)
 
 
-def _unit(features: NDArray[np.floating], mean: NDArray[np.float64]) -> NDArray[np.float32]:
+def unit_vectors(features: NDArray[np.floating], mean: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Subtract the mean and bring each row to length 1."""
     centered = features.astype(np.float32) - mean.astype(np.float32)
     return centered / np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), 1e-12)

@@ -19,6 +19,7 @@ from segae._io import read_json, show_messages
 from segae._settings import Config, make_config
 from segae.config import DEFAULT_ENCODER, FinetuneConfig, PretrainConfig
 from segae.errors import SegaeError, argument_named
+from segae.evaluation import contact_sheet
 from segae.methods import Method
 from segae.models import Encoder, EncoderInfo, create_encoder, published_name, set_gradient_checkpointing
 from segae.training.distributed import gather_objects, rank, run_on_main, world_size
@@ -33,6 +34,7 @@ _MAX_GPU_SHARE = 0.25  # of the free GPU memory, for decoded images
 _CLEAN_IMAGES = 2048  # enough for BatchNorm statistics; all of millions would cost an epoch
 _SAMPLE = 256  # training pairs that are decoded once although the others are decoded in every epoch
 _PICTURES = 5  # of a sheet of reconstructions
+_COLUMNS = 8  # of a sheet of pictures
 
 
 def takes_settings_of(kind: Callable[P, C]) -> Callable[[Callable[[C], R]], Callable[P, R]]:
@@ -121,6 +123,14 @@ def write_skipped(
     listed = data.SkippedFiles()
     listed.extend([*skipped.files, *excluded])
     run_on_main(lambda: listed.write(folder))
+
+
+def picture_sheet(pictures: Sequence[np.ndarray], path: Path) -> None:
+    """Draw pictures of one size row by row, numbered, as PNG."""
+    wide = min(_COLUMNS, len(pictures))
+    filled = [*pictures, *[np.full_like(pictures[0], 255)] * (-len(pictures) % wide)]
+    ranks = [f"{start + 1} -" for start in range(0, len(filled), wide)]
+    contact_sheet({f"+ {place}": filled[place::wide] for place in range(wide)}, path, row_labels=ranks)
 
 
 def choose_cache(config: PretrainConfig | FinetuneConfig, need: int, device: torch.device) -> str:

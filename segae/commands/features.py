@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from segae._io import show_messages
 from segae._settings import PathLike, make_config
-from segae.applications import check_format, collect_features, open_encoder, write_features
+from segae.applications import check_format, collect_features, list_images, open_encoder, write_features
 from segae.config import FeaturesConfig
-from segae.data import SkippedFiles, find_images
+from segae.data import SkippedFiles
 from segae.errors import SegaeError
 from segae.exporters.onnx import OnnxEncoder
 from segae.models import Encoder
@@ -28,7 +25,7 @@ def extract_features(
     encoder: Encoder | PathLike = "imagenet",
     *,
     layer: int = -1,
-    pool: str = "avg",
+    pool: str = "auto",
     image_size: int | None = None,
     batch_size: int = 64,
     dtype: str = "float32",
@@ -65,7 +62,7 @@ def extract_features(
     how: dict[str, Any] = {"layer": layer, "pool": pool, "image_size": image_size, "batch_size": batch_size}
     with show_messages(), limit_threads(threads), ExitStack() as ending:
         ending.callback(skipped.report)
-        found = _find(images)
+        found: Any = list_images(images)
         exported = str(encoder).endswith(".onnx")
         opened: Any = OnnxEncoder(str(encoder), threads or 0) if exported else open_encoder(encoder)
         how |= {"dtype": dtype, "device": choose_device(device), "skipped": skipped}
@@ -75,13 +72,3 @@ def extract_features(
         write_features(opened, found, Path(out), **how)
         logger.info("wrote features of %d images to %s", len(found) - len(skipped), out)
         return Path(out)
-
-
-def _find(images: Any) -> Any:
-    """The arrays that are given, or the image files."""
-    alone = isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim == 3)
-    listed: Any = [images] if alone else images
-    arrays = [image for image in listed if isinstance(image, np.ndarray)]
-    if arrays and len(arrays) < len(listed):
-        raise SegaeError(f"images must be all files or all arrays, got {len(arrays)} arrays of {len(listed)}")
-    return arrays or find_images([Path(root) for root in listed])

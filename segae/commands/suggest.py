@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 from segae._io import write_atomically, write_json
 from segae.applications import collect_features, open_encoder, select_images
-from segae.commands._data import takes_settings_of, write_skipped
+from segae.commands._data import picture_sheet, takes_settings_of, write_skipped
 from segae.commands.evaluate import load_model, name_model
 from segae.config import SuggestConfig
 from segae.data import SkippedFiles, find_images, open_dataset, read_resized
 from segae.errors import DataError
-from segae.evaluation import contact_sheet, predict_logits
+from segae.evaluation import predict_logits
 from segae.models import Segmenter
 from segae.training import choose_device, limit_threads, open_result_folder
 
 logger = logging.getLogger("segae")
 
 _FILES = ("suggestions.csv", "files.txt", "label_studio.json", "sheet.png", "skipped.csv")
-_COLUMNS, _SHOWN, _SIDE = 8, 64, 160  # of the sheet
+_SHOWN, _SIDE = 64, 160  # of the sheet
 
 
 @takes_settings_of(SuggestConfig)
@@ -111,9 +111,4 @@ def _write(out: Path, rows: pd.DataFrame) -> None:
     write_json(out / "label_studio.json", tasks)
     for name, text in {"files.txt": "\n".join([*files, ""]), "suggestions.csv": rows.to_csv(index=False)}.items():
         write_atomically(out / name, text.encode("utf-8", "surrogateescape"))
-    pictures = [read_resized(Path(name), _SIDE) for name in rows["image"][:_SHOWN]]
-    wide = min(_COLUMNS, len(pictures))
-    pictures += [np.full_like(pictures[0], 255)] * (-len(pictures) % wide)
-    ranks = [f"{start + 1} -" for start in range(0, len(pictures), wide)]
-    columns = {f"+ {place}": pictures[place::wide] for place in range(wide)}
-    contact_sheet(columns, out / "sheet.png", row_labels=ranks)
+    picture_sheet([read_resized(Path(name), _SIDE) for name in rows["image"][:_SHOWN]], out / "sheet.png")

@@ -34,7 +34,7 @@ from segae.models.encoder import (
 from segae.models.segmenter import Segmenter, SegmenterInfo, create_segmenter, load_segmenter, save_segmenter
 
 __all__ = [
-    "SMP_DECODERS", "Autoencoder", "AutoencoderInfo", "Classifier", "Encoder", "EncoderInfo", "Segmenter",
+    "KINDS", "SMP_DECODERS", "Autoencoder", "AutoencoderInfo", "Classifier", "Encoder", "EncoderInfo", "Segmenter",
     "SegmenterInfo", "Weights", "build_autoencoder", "create_classifier", "create_encoder", "create_segmenter",
     "decoder_file", "evaluation_mode", "find_weights", "fingerprint", "list_decoders", "list_encoders", "load",
     "load_autoencoder", "load_decoder_into", "load_encoder", "load_segmenter", "published_name", "published_weights",
@@ -42,17 +42,19 @@ __all__ = [
     "save_segmenter", "set_gradient_checkpointing",
 ]  # fmt: skip
 
+KINDS: dict[str, Any] = {"encoder": load_encoder, "segmenter": load_segmenter, "autoencoder": load_autoencoder}
+KINDS |= {"classifier": load_classifier}
+"""What loads each kind of file; applications add theirs."""
 
-def load(path: PathLike) -> Encoder | Segmenter | Autoencoder | Classifier:
-    """Load any model from its file alone; the header says which kind it is.
+
+def load(path: PathLike) -> Any:
+    """Load any model or detector from its file alone; the header says which kind it is.
 
     Raises:
         SegaeError: no such file or published name, a damaged file, or a decoder, which is no model by itself.
     """
     file = find_weights(path)
-    loaders: dict[str, Any] = {"encoder": load_encoder, "segmenter": load_segmenter, "autoencoder": load_autoencoder}
-    loaders |= {"classifier": load_classifier}
     kind = read_header(file).get("kind", "")
-    if kind not in loaders:
-        raise CheckpointError(f"path must be a file of {', '.join(loaders)}, got kind {kind!r} in {file}")
-    return loaders[kind](file)
+    if kind not in KINDS:
+        raise CheckpointError(f"path must be a file of {', '.join(KINDS)}, got kind {kind!r} in {file}")
+    return KINDS[kind](file)

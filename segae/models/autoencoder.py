@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -238,7 +238,14 @@ def save_autoencoder(model: Autoencoder, path: PathLike) -> Path:
 def load_autoencoder(path: PathLike) -> Autoencoder:
     """Rebuild an autoencoder from its file alone, every tensor checked; errors as in `segae.models.load_encoder`."""
     state, info = load_described(path, "autoencoder", AutoencoderInfo)
-    encoder = make_encoder(info.encoder.architecture, info.encoder.in_channels, info.encoder)
-    model = build_autoencoder(encoder, **{name: value for name, value in vars(info).items() if name != "encoder"})
-    load_strictly(model, state, str(path))
+    return rebuild(info, state, str(path))
+
+
+def rebuild(info: Any, state: Mapping[str, Tensor], origin: str) -> Any:
+    """Build the encoder or autoencoder that an info describes, with these tensors, every one of them checked."""
+    about = getattr(info, "encoder", info)
+    model: Any = make_encoder(about.architecture, about.in_channels, about)
+    if about is not info:
+        model = build_autoencoder(model, **{name: value for name, value in vars(info).items() if name != "encoder"})
+    load_strictly(model, state, origin)
     return model

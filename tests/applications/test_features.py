@@ -156,7 +156,7 @@ def test_another_encoder_or_image_starts_again(
     [
         ({"layer": 0}, "layer must be one of 1, 2, 3, 4, 5 or -1, got 0"),
         ({"layer": 6}, r"layer must be an integer in \[-5, 5\], got 6"),
-        ({"pool": "sum"}, "pool must be one of avg, max, gem, none, got .*sum"),
+        ({"pool": "sum"}, "pool must be one of auto, avg, max, gem, flatten, none, got .*sum"),
         ({"image_size": 65}, "image_size must be a multiple of the stride 32, got 65"),
         ({"out": "features.csv"}, r"out must end with \.npz"),
         ({"out": "maps.parquet", "pool": "none"}, "dense maps"),

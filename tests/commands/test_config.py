@@ -82,12 +82,15 @@ def test_a_value_out_of_range_is_refused_by_name(folder: Path, kind: type, setti
         make_config(kind, folder, **{setting: value})
 
 
+REQUIRED = ("data", "images", "rows", "model", "query", "detector")
+
+
 @pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
 def test_every_number_has_a_range_and_every_default_is_in_it(kind: type, folder: Path) -> None:
     for one in fields(kind):
         accepted = kind.TYPES[one.name]
         assert bool(one.metadata) == bool(accepted.kinds & {int, float}), one.name
-    required = {one.name: folder for one in fields(kind) if one.name in ("data", "images", "rows", "model")}
+    required = {one.name: folder for one in fields(kind) if one.name in REQUIRED}
     kind(**required)
 
 
