@@ -16,7 +16,12 @@ from .applications import load as load
 from .applications import pca_colors as pca_colors
 from .applications import project as project
 from .applications import select_images as select_images
+from .applications.compression import compress as compress
+from .applications.compression import decompress as decompress
 from .applications.detection import create_detector as create_detector
+from .applications.generation import encode_images as encode_images
+from .applications.generation import interpolate as interpolate
+from .applications.generation import sample as sample
 from .bench import statistics as statistics
 from .bench.report import report as report
 from .bench.runner import BenchResult as BenchResult
@@ -33,6 +38,8 @@ from .commands import predict as predict
 from .commands import pretrain as pretrain
 from .commands import serve as serve
 from .commands import suggest as suggest
+from .commands.codes import describe as describe
+from .commands.codes import generate as generate
 from .commands.discovery import cluster_images as cluster_images
 from .commands.discovery import fit_anomaly_detector as fit_anomaly_detector
 from .commands.discovery import map_images as map_images

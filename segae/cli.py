@@ -47,6 +47,7 @@ class _Command(NamedTuple):
 
 
 _MODEL = "--model runs/finetune/model.safetensors"
+_AUTOENCODER = "--model runs/pretrain/autoencoder.safetensors"
 _QUICK = {"preset": "quick", "out": "runs/quickstart", "experiment": "quickstart"}
 COMMANDS = {
     "pretrain": _Command(config.PretrainConfig, "pretrain", "photos --method spark"),
@@ -63,6 +64,10 @@ COMMANDS = {
     "search": _Command(config.SearchConfig, "search_images", "cat.jpg --images photos"),
     "cluster": _Command(config.ClusterConfig, "cluster_images", "photos --k 10"),
     "map": _Command(config.MapConfig, "map_images", "photos --how pca"),
+    "compress": _Command(config.CompressConfig, "compress_images", f"photos {_AUTOENCODER}"),
+    "decompress": _Command(config.DecompressConfig, "decompress_files", f"runs/compress {_AUTOENCODER}"),
+    "generate": _Command(config.GenerateConfig, "generate", "runs/pretrain/autoencoder.safetensors"),
+    "describe": _Command(config.DescribeConfig, "describe", "runs/pretrain/autoencoder.safetensors"),
     "export": _Command(config.ExportConfig, "export", "runs/finetune/model.safetensors --to onnx"),
     "bench": _Command(config.BenchConfig, "benchmark", "pets --labels 0.1 1.0 --seeds 3"),
     "report": _Command(config.ReportConfig, "report", "runs/bench/bench.csv"),
@@ -70,7 +75,15 @@ COMMANDS = {
     "doctor": _Command(config.DoctorConfig, "doctor", ""),
     "quickstart": _Command(config.BenchConfig, "benchmark", "", _QUICK),
 }
-_PLACES = {"data": "FOLDER", "images": "IMAGE", "query": "IMAGE", "model": "MODEL", "rows": "CSV", "name": "NAME"}
+_PLACES = {
+    "data": "FOLDER",
+    "images": "IMAGE",
+    "query": "IMAGE",
+    "files": "FILE",
+    "model": "MODEL",
+    "rows": "CSV",
+    "name": "NAME",
+}
 _IN_PARALLEL = ("pretrain", "finetune")
 _ABOUT = {"quickstart": "See everything in minutes: a small benchmark on drawn pets, or on a data set of your own."}
 _MORE = """

@@ -112,6 +112,8 @@ class PretrainSettings(Config):
     """Last function of the decoder; sigmoid and tanh keep a reconstruction within the range of pixels."""
     bottleneck: int | None = number(None, 1, 65_536)
     """Channels of the plain decoder's bottleneck. Default: those of the encoder's last map."""
+    domain_decoders: bool = False
+    """A plain decoder for each folder of data, behind one encoder."""
     val_fraction: float = number(0.05, 0, 1, open_high=True)
     """Share of the images kept apart for the validation loss and the pictures, in [0, 1)."""
     patience: int | None = number(None, 1, 100_000)
@@ -297,6 +299,61 @@ class PredictConfig(_Inference):
     """Images that are read and segmented together."""
     max_pixels: int = number(100_000_000, 1, 10**10)
     """Images with more pixels are skipped: they would fill the memory."""
+
+
+class DecompressConfig(_Inference):
+    """Turn files of segae compress into PNGs again, with the same autoencoder."""
+
+    MAIN: ClassVar[tuple[str, ...]] = ("files", "model", "out", "device", "overwrite")
+    INPUTS: ClassVar = {"files": require_images, "model": require_file}
+
+    model: Any = field(kw_only=False)
+    """The autoencoder.safetensors that segae pretrain wrote."""
+    files: PathLike | Sequence[PathLike] = field(kw_only=False)
+    """Files, or folders that are searched recursively."""
+    out: PathLike = "runs/codes"
+    """Folder for the results."""
+
+
+class CompressConfig(DecompressConfig):
+    """Compress images with an autoencoder: a .sgac file each, and compression.csv with sizes and PSNR."""
+
+    MAIN = ("files", "model", "out", "psnr", "bpp", "step", "device", "overwrite")
+
+    psnr: float = number(0, 0, 100)
+    """Smallest peak signal-to-noise ratio in dB. Default, or 0: half a decibel below what the model reaches."""
+    bpp: float = number(0, 0, 100)
+    """Largest number of bits per pixel, instead."""
+    step: float = number(0, 0, 1e9)
+    """Step of the quantization in units of the code, instead."""
+
+
+class GenerateConfig(_Inference):
+    """Generate images from random codes of an autoencoder: a PNG each, sheet.png, and samples.csv."""
+
+    MAIN = ("model", "count", "seed", "images", "interpolate", "out", "device", "overwrite")
+    INPUTS: ClassVar = {"model": require_file, "images": require_images, "interpolate": require_images}
+
+    model: Any = field(kw_only=False)
+    """The autoencoder.safetensors that segae pretrain wrote."""
+    count: int = number(16, 1, 10_000)
+    """How many images."""
+    seed: int = number(0, 0, 2**32 - 1)
+    """Seed of the random codes."""
+    images: PathLike | Sequence[PathLike] = ()
+    """Training images: the nearest of each sample is shown, and random codes of an autoencoder that is not variational
+    get the mean and covariance of their codes, of 4,096 of them at most."""
+    interpolate: tuple[PathLike, ...] = ()
+    """Two images: interpolation.png leads from one to the other."""
+    out: PathLike = "runs/generate"
+    """Folder for the results."""
+
+
+class DescribeConfig(Config):
+    """Show the layers, shapes and parameter counts of a model, and what its file says about it."""
+
+    model: Any = field(kw_only=False)
+    """A model file of segae, a published name, or the name of an encoder, such as conv_16_8_4."""
 
 
 class ServeConfig(Config):

@@ -142,6 +142,20 @@ def test_detect(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys) 
     assert "map_50" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("recipe", "folders", "files"),
+    [
+        ("12_compress.py", ["unlabeled"], []),
+        ("13_generate.py", ["unlabeled"], ["samples.png", "interpolation.png"]),
+        ("14_two_domains.py", ["unlabeled", "images"], ["reconstructions.png"]),
+    ],
+)
+def test_codes(recipe: str, folders: list[str], files: list[str], pets: Path, tmp_path: Path, monkeypatch) -> None:
+    given = [pets / folder for folder in folders]
+    run(monkeypatch, recipe, *given, "--image-size", "32", "--epochs", "1", "--out", tmp_path / "run")
+    assert all((tmp_path / "run" / file).stat().st_size > 0 for file in files)
+
+
 @pytest.mark.slow
 def test_benchmark_in_a_process_of_its_own(pets: Path, out: Path, tmp_path: Path) -> None:
     start = out / "encoder.safetensors"

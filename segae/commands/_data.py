@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, StackDataset, Subset
 
 from segae import data
 from segae._io import read_json, show_messages
@@ -208,8 +208,15 @@ def load_unlabeled(
     train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     clean = train[np.linspace(0, len(train) - 1, min(len(train), _CLEAN_IMAGES)).astype(int)]
     shown = valid if len(valid) else train
+    shown = shown[np.linspace(0, len(shown) - 1, min(len(shown), _PICTURES)).astype(int)]
     known: dict[str, Any] = {"count": len(train), "cache": cache, "excluded": report.excluded}
     known["names"] = [path.name for path in paths]
+    if config.domain_decoders:
+        # of nested folders the inner one counts
+        by_depth = sorted(enumerate(roots), key=lambda one: -len(one[1].parts))
+        found: Any = [next(place for place, root in by_depth if path.is_relative_to(root)) for path in paths]
+        if len(set(found)) < len(roots):
+            raise SegaeError(f"data must be folders that each hold training images, got {', '.join(config.roots)}")
     if cache == "none":
         # two lists: what replaces an unreadable training image must not be a validation image
         known["train"] = data.LazyImageDataset(paths.take(train), size, augment, seed, config.repeats)
@@ -219,7 +226,9 @@ def load_unlabeled(
     images = cached.images
     first: Any = data.CachedImageDataset(images, augment, seed, config.repeats)
     unchanged: Any = data.CachedImageDataset(images, plain, seed)
-    known |= {"clean": Subset(unchanged, clean.tolist()), "pictures": images[shown[:_PICTURES]]}
+    if config.domain_decoders:
+        unchanged, first = StackDataset(unchanged, found), StackDataset(first, found * config.repeats)
+    known |= {"clean": Subset(unchanged, clean.tolist()), "pictures": images[shown]}
     if cache == "gpu":
         change: Any = data.CropAndFlip(scale=(1.0, 1.0), ratio=(1.0, 1.0)) if method.crops else data.CropAndFlip()
         change = change if config.augment else None

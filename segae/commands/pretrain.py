@@ -35,6 +35,7 @@ from segae.data import (
     cache_pairs,
     choose_by_hash,
     eval_transform,
+    is_stream,
     make_loaders,
     open_dataset,
     split_hash,
@@ -42,6 +43,7 @@ from segae.data import (
 from segae.errors import SegaeError
 from segae.evaluation import draw_curves, linear_probe, reconstruction_sheet
 from segae.methods import Method, create_autoencoder, create_method
+from segae.training.distributed import world_size
 from segae.training.run import RESUME_FILE
 
 logger = logging.getLogger("segae")
@@ -95,7 +97,8 @@ class _Pretraining:
         black = self.method.corrupt(torch.zeros(2, encoder.info.in_channels, size, size), torch.Generator())
         training.seed_everything(config.trainer.seed)  # the decoder must not depend on where the encoder comes from
         choices = {name: getattr(config, name) for name in ("decoder", "bottleneck", "upsampling", "output_activation")}
-        self.model = create_autoencoder(encoder, method=self.method, **choices)
+        domains = tuple(Path(root).resolve().name for root in config.roots) if config.domain_decoders else ()
+        self.model = create_autoencoder(encoder, method=self.method, domains=domains, **choices)
         self.start = self.model.encoder.info
         with models.evaluation_mode(self.model), torch.no_grad():  # refuses a patch that the encoder cannot mask
             self.model(black.image, black.mask)
@@ -131,7 +134,8 @@ class _Pretraining:
             if not run.resume and not start.weights.pretrained and self.keeps_statistics:
                 # random weights come without statistics of any images
                 training.recalibrate_batchnorm(model.encoder, data.clean_batches(config.batch_size), device)
-            method.prepare(model.encoder, data.clean_batches(config.batch_size))  # before a resumed encoder replaces it
+            clean = (batch[0] if isinstance(batch, list) else batch for batch in data.clean_batches(config.batch_size))
+            method.prepare(model.encoder, clean)  # before a resumed encoder replaces it
             draws: list[Callable[[], object]] = [partial(draw_curves, folder / "log.csv", folder / "curves.png")]
             if len(data.pictures):
                 sheet = folder / "reconstructions.png"
@@ -250,6 +254,14 @@ def _resolve(config: PretrainConfig, start: models.EncoderInfo, method: Method) 
         for name, default in {"distance_penalty": 0.0, "bn_mode": "train", "encoder_lr_ratio": ratio}.items():
             if (given := getattr(config, name)) not in (None, default):
                 raise SegaeError(f"{name} must be {default} for {method.name}, which freezes the encoder, got {given}")
+    if config.domain_decoders:
+        if len(config.roots) < 2 or is_stream(config.roots):
+            raise SegaeError(f"data must be two folders or more for domain_decoders, got {', '.join(config.roots)}")
+        if config.trainer.cache not in ("auto", "disk"):
+            raise SegaeError(f"cache must be disk for domain_decoders, got {config.trainer.cache}")
+        if (processes := world_size()) > 1:  # of which one may see images of one domain only
+            raise SegaeError(f"domain_decoders must be False for {processes} processes, got True")
+        config = replace(config, trainer=replace(config.trainer, cache="disk"))
     if config.upsampling != "nearest" and decoder != "plain":
         raise SegaeError(
             f"upsampling must be nearest for decoder {decoder}, got {config.upsampling}: only plain has it"

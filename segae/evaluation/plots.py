@@ -25,7 +25,7 @@ from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from segae._io import write_atomically
 from segae.errors import DataError, SegaeError
@@ -141,7 +141,7 @@ def segmentation_sheet(
 
 
 def reconstruction_sheet(
-    model: nn.Module,
+    model: Any,
     method: Method,
     images: NDArray[np.uint8],
     path: Path,
@@ -166,6 +166,8 @@ def reconstruction_sheet(
     if probability is not None and corrupted.target is not None:
         columns["pseudo-mask"] = cut_out(seen, corrupted.target[:, -1:])
         columns["predicted object"] = cut_out(seen, probability)
+    for place, name in enumerate(getattr(getattr(model, "info", None), "domains", ())):
+        columns[f"decoder {place}: {name}"] = method.to_image(model.reconstruct(seen, place), seen, clean)
     if mask is not None:
         columns["holes filled"] = torch.where(mask > 0, columns["reconstruction"], clean)
     contact_sheet({title: [denormalize(image, mean, std) for image in batch] for title, batch in columns.items()}, path)

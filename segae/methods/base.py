@@ -246,6 +246,7 @@ def create_autoencoder(
     bottleneck: int | None = None,
     upsampling: Literal["nearest", "transposed"] = "nearest",
     output_activation: Literal["none", "sigmoid", "tanh"] = "none",
+    domains: tuple[str, ...] = (),
 ) -> Autoencoder:
     """Join an encoder with the decoder that a pretraining method trains.
 
@@ -256,6 +257,7 @@ def create_autoencoder(
         bottleneck: channels after a 1x1 convolution before decoder ``plain``; None for none.
         upsampling: of decoder ``plain``: ``nearest`` (then a 3x3 convolution) or ``transposed`` (4x4, stride 2).
         output_activation: ``sigmoid`` or ``tanh`` bounds the output to images in [0, 1]; only for predicted pixels.
+        domains: names of kinds of images that each get a ``plain`` decoder of their own.
 
     Raises:
         SegaeError: a choice is unknown or impossible.
@@ -291,4 +293,5 @@ def create_autoencoder(
         bottleneck=bottleneck,
         output_activation=output_activation,
         code=method.code,
+        domains=domains,
     )

@@ -17,6 +17,7 @@ from segae.models.classic import is_classic
 from segae.models.decoders import (
     SMP_DECODERS,
     DeepestDecoder,
+    DomainDecoders,
     GaussianCode,
     HierarchicalDecoder,
     LinearDecoder,
@@ -45,6 +46,7 @@ class AutoencoderInfo(Info):
         bottleneck: of decoder `plain`: channels after a 1x1 convolution; None for no bottleneck.
         output_activation: `none`, or `sigmoid` or `tanh`, which bound the output to images in [0, 1].
         code: of decoder `plain`: `linear`, `relu`, `sigmoid`, or `gaussian`, of which training draws samples.
+        domains: of decoder `plain`: names of two or more kinds of images, each of which gets a decoder.
     """
 
     encoder: EncoderInfo
@@ -55,6 +57,7 @@ class AutoencoderInfo(Info):
     bottleneck: int | None = None
     output_activation: str = "none"
     code: str = "linear"
+    domains: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_choice("masking", self.masking, ("dense", "sparse", "token"))
@@ -68,6 +71,8 @@ class AutoencoderInfo(Info):
         if is_classic(self.encoder.architecture) and (self.decoder, self.masking) != ("plain", "dense"):
             given = f"decoder {self.decoder} and masking {self.masking}"
             raise SegaeError(f"encoder must be a network of timm for {given}, got {self.encoder.architecture}")
+        if len(self.domains) == 1 or (self.domains and self.decoder != "plain"):
+            raise SegaeError(f"domains must be two or more with decoder plain, got {self.domains} with {self.decoder}")
         if self.decoder != "plain" and (self.bottleneck, self.upsampling, self.code) != (None, "nearest", "linear"):
             given = f"bottleneck={self.bottleneck}, upsampling={self.upsampling} and code={self.code}"
             raise SegaeError(f"decoder must be plain, which alone can have {given}, got {self.decoder}")
@@ -99,7 +104,13 @@ class Autoencoder(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def forward(
-        self, images: Tensor, mask: Tensor | None = None, *, drop_skips: Tensor | None = None, visible: Any = None
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        *,
+        drop_skips: Tensor | None = None,
+        visible: Any = None,
+        domain: Tensor | int = 0,
     ) -> Tensor:
         """Predict (B, out_channels, H, W) from normalized images (B, C, H, W).
 
@@ -109,12 +120,13 @@ class Autoencoder(nn.Module):
             drop_skips: (B,), true where the decoder gets zeros in place of all maps but the deepest; None drops none.
             visible: for sparse masking, how many blocks of the stride every image shows, or an object with the `count`
                 and `side` in pixels of whole patches; None counts them, which a GPU waits for.
+            domain: index of the decoder, for all images or for each (B,), if there is one for each of ``info.domains``.
         """
         features = self.encode(images, mask, visible)
         if drop_skips is not None:
             dropped = drop_skips.view(-1, 1, 1, 1)
             features = [*(one.masked_fill(dropped, 0.0) for one in features[:-1]), features[-1]]
-        return self.decode(features, mask)
+        return self.decode(features, mask, domain)
 
     def encode(self, images: Tensor, mask: Tensor | None = None, visible: Any = None) -> list[Tensor]:
         """Compute the feature maps for the decoder, from the input to the deepest; arguments as in `forward`."""
@@ -137,8 +149,12 @@ class Autoencoder(nn.Module):
             features[-count:] = self.mask_tokens(features[-count:], mask)
         return features
 
-    def decode(self, features: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
+    def decode(self, features: Sequence[Tensor], mask: Tensor | None = None, domain: Tensor | int = 0) -> Tensor:
         """Predict (B, out_channels, H, W) from what `encode` returned for the same mask."""
+        if isinstance(domain, int):
+            check_range("domain", domain, low=0, high=max(len(self.info.domains) - 1, 0), integer=True)
+        if isinstance(self.decoder, DomainDecoders):
+            return self._activate(self.decoder(features, domain))
         hierarchical = isinstance(self.decoder, HierarchicalDecoder) and self.masking == "sparse"
         return self._activate(self.head(self.decoder(features, mask) if hierarchical else self.decoder(features)))
 
@@ -176,10 +192,10 @@ class Autoencoder(nn.Module):
             raise SegaeError(f"decoder must be plain or linear for a code, got {self.info.decoder}, which has skips")
         return self.decoder
 
-    def reconstruct(self, images: Tensor) -> Tensor:
+    def reconstruct(self, images: Tensor, domain: Tensor | int = 0) -> Tensor:
         """Predict from whole normalized images (B, C, H, W), in evaluation mode and without gradients."""
         with evaluation_mode(self), torch.no_grad():
-            return self(images)
+            return self(images, domain=domain)
 
 
 @torch.no_grad()
@@ -227,7 +243,7 @@ def build_autoencoder(encoder: Encoder, **settings: Any) -> Autoencoder:
         model: Any = build_smp(encoder.info.architecture, info.decoder, info.out_channels, encoder.info.in_channels)
         encoder = encoder.with_stride(model.encoder.output_stride)
         decoder, head = model.decoder, model.segmentation_head
-    return Autoencoder(encoder, decoder, head, info)
+    return Autoencoder(encoder, DomainDecoders(decoder, len(info.domains)) if info.domains else decoder, head, info)
 
 
 def save_autoencoder(model: Autoencoder, path: PathLike) -> Path:

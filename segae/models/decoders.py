@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -112,6 +113,29 @@ class MirroredDecoder(PlainDecoder):
         shape = (info.architecture, info.in_channels, info.image_size, out_channels, bottleneck or deepest)
         first = make_bottleneck(deepest, bottleneck, code)
         self.layers = nn.Sequential(first, mirrored_layers(*shape, upsampling))
+
+
+class DomainDecoders(PlainDecoder):
+    """A decoder for each domain behind one bottleneck; ``domain`` is an index for all images or one for each (B,)."""
+
+    def __init__(self, first: Any, count: int) -> None:
+        DeepestDecoder.__init__(self)
+        copies = [copy.deepcopy(first.layers[1]) for _ in range(count)]
+        self.layers = nn.Sequential(first.bottleneck, nn.ModuleList(copies))
+
+    def forward(self, features: Sequence[Tensor], domain: Tensor | int = 0) -> Tensor:
+        """Decode the last of the feature maps."""
+        return self.from_code(self.bottleneck(features[-1]), domain)
+
+    def from_code(self, code: Tensor, domain: Tensor | int = 0) -> Tensor:
+        """Decode a code (B, K, h, w)."""
+        decoders: Any = self.layers[1]
+        if isinstance(domain, int):
+            return decoders[domain](code)
+        order = domain.argsort()
+        parts = code[order].split(domain.bincount(minlength=len(decoders)).tolist())
+        made = [decoder(part) for decoder, part in zip(decoders, parts, strict=True) if len(part)]
+        return torch.cat(made)[order.argsort()]
 
 
 class LinearDecoder(DeepestDecoder):

@@ -19,8 +19,9 @@ def recalibrate_batchnorm(
     """Replace the running statistics of every BatchNorm layer by the plain average over clean images.
 
     Pretraining on corrupted images leaves the statistics of corrupted images behind; a frozen encoder would normalize
-    clean images with them. ``batches`` are clean, normalized images (B, C, H, W); they go ``through`` the model that
-    ``module`` belongs to, on ``device``, or through itself where that is None. Training modes are restored.
+    clean images with them. ``batches`` are clean, normalized images (B, C, H, W), alone or with domains (B,). They go
+    ``through`` the model that ``module`` belongs to, on ``device``, or through itself where that is None. Training
+    modes are restored.
     """
     model = module if through is None else through
     layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
@@ -33,8 +34,9 @@ def recalibrate_batchnorm(
             layer.momentum = None  # a cumulative average
             layer.train()
         try:
-            for image_bchw in batches:
-                model(image_bchw.to(device))
+            for batch in batches:
+                image_bchw, *domain = batch if isinstance(batch, list | tuple) else [batch]
+                model(image_bchw.to(device), **({"domain": domain[0].to(device)} if domain and through else {}))
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum

@@ -51,6 +51,7 @@ class CorruptInput(Callback):
         self.hard_mask_fraction, self.fraction = hard_mask_fraction, 0.0
         inputs = inspect.signature(model.forward).parameters
         self.takes_mask, self.takes_visible = "mask" in inputs, "visible" in inputs
+        self.has_domains, self.domain = bool(getattr(getattr(model, "info", None), "domains", ())), dict[str, Tensor]()
 
     def _seed(self, epoch: int) -> None:
         device = next(self.learn.model.parameters()).device
@@ -69,6 +70,7 @@ class CorruptInput(Callback):
 
     def before_batch(self) -> None:
         clean = self.learn.xb[0]
+        self.domain = {"domain": self.learn.yb[0]} if self.has_domains and self.learn.yb else {}
         difficulty = self._difficulty(clean) if self.fraction > 0 else None
         corrupted = self.method.corrupt(clean, self.generator, difficulty)
         self.learn.xb, self.learn.model_kwargs, self.learn.yb = self.arguments(corrupted, clean)
@@ -88,7 +90,7 @@ class CorruptInput(Callback):
     def arguments(self, corrupted: Corrupted, clean: Tensor) -> tuple[Any, dict[str, Any], tuple[Tensor, Any]]:
         """Return the model's arguments, those that go by name, and what the loss compares the prediction with."""
         inputs = (corrupted.image, corrupted.mask) if self.takes_mask else (corrupted.image,)
-        named = {"visible": corrupted.visible} if self.takes_visible else {}
+        named = {**self.domain, **({"visible": corrupted.visible} if self.takes_visible else {})}
         return inputs, named, (clean if corrupted.target is None else corrupted.target, corrupted.mask)
 
     def _difficulty(self, clean: Tensor) -> PatchDifficulty:
@@ -229,7 +231,8 @@ class BottleneckDiagnostics(Callback):
         if hasattr(model, "decode") and hasattr(model, "has_skips") and len(images) > 1:
             with self.learn.autocast():
                 *others, deepest = model.encode(images, *mask)
-                terms[2:] = loss, self._loss(model.decode([*others, deepest.roll(1, 0)], *mask))
+                more = {"mask": mask[0] if mask else None, "domain": self.learn.model_kwargs.get("domain", 0)}
+                terms[2:] = loss, self._loss(model.decode([*others, deepest.roll(1, 0)], **more))
         self.sums = torch.tensor(terms, dtype=torch.float64) * len(images)
 
     def _loss(self, prediction: Tensor) -> float:
