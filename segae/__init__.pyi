@@ -38,6 +38,8 @@ from .commands import predict as predict
 from .commands import pretrain as pretrain
 from .commands import serve as serve
 from .commands import suggest as suggest
+from .commands.codes import compress_images as compress_images
+from .commands.codes import decompress_files as decompress_files
 from .commands.codes import describe as describe
 from .commands.codes import generate as generate
 from .commands.discovery import cluster_images as cluster_images

@@ -163,7 +163,7 @@ def test_download_names_the_splits(
     monkeypatch.setattr("segae.commands.data.download_pets", lambda root: pets)
     assert segae.download("pets", root=tmp_path / "pets") == pets
     assert "14 train images" in caplog.text
-    with pytest.raises(segae.SegaeError, match="name must be one of pets, got 'cats'"):
+    with pytest.raises(segae.SegaeError, match="name must be one of pets, fashion_mnist, got 'cats'"):
         segae.download("cats")
 
 

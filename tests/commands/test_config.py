@@ -82,7 +82,7 @@ def test_a_value_out_of_range_is_refused_by_name(folder: Path, kind: type, setti
         make_config(kind, folder, **{setting: value})
 
 
-REQUIRED = ("data", "images", "rows", "model", "query", "detector")
+REQUIRED = ("data", "images", "rows", "model", "query", "detector", "files")
 
 
 @pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)

@@ -41,7 +41,7 @@ MASKED = ("inpaint", "spark", "a2mim")
 SOURCES = ("color", "features", "brightness")
 VARIANTS = [
     *((name, {}) for name in AUTOENCODING),
-    *((name, {"target": target}) for name in AUTOENCODING[:-1] for target in TARGETS),
+    *((name, {"target": target}) for name in AUTOENCODING[:6] for target in TARGETS),
     *(("pseudo_masks", {"source": source, "boundary": reach}) for source in SOURCES for reach in (None, 0.0)),
 ]
 
