@@ -114,8 +114,7 @@ def uses(args: argparse.Namespace, images: np.ndarray) -> None:
     segae.search_images(pets[:6], images=args.photos, out=runs / "search", **about)
     shrink(runs / "search" / "sheet.png", "search")
     segae.cluster_images(args.photos, k=6, out=runs / "cluster", **about)
-    for label in range(3):
-        shrink(runs / "cluster" / f"cluster_{label}.png", f"cluster_{label}")
+    shrink(runs / "cluster" / "cluster_0.png", "cluster_0")
     segae.generate(
         runs / "variational" / "autoencoder.safetensors", count=32, images=args.photos, out=runs / "gen", **about
     )
