@@ -7,6 +7,7 @@ Every model is trained by segae.pretrain. Studies:
 
 - linear: reconstruction error and subspace of linear_32 against PCA, test images of Fashion-MNIST.
 - small: test error of conv_16_8_4 (64 numbers) against PCA with 64 components.
+- specificity: error of conv_16_8_4, trained on clothes, on pets, nuclei and drawn pets over that on clothes.
 - bottleneck: test error over the size of the code; an overcomplete code with and without noise and penalty.
 - sparse, contractive: active share of the code and norm of the Jacobian over the weight of the penalty.
 - restore: PSNR of denoising, inpainting, colorization, super-resolution and sharpening on test images of the Pet
@@ -31,7 +32,7 @@ from skimage.restoration import denoise_nl_means, estimate_sigma
 from sklearn.decomposition import PCA
 
 import segae
-from segae.data import find_images, open_dataset, read_resized
+from segae.data import drawn_pets, find_images, open_dataset, read_resized
 from segae.evaluation import normalize
 from segae.methods import create_method, jacobian_norm
 
@@ -116,6 +117,22 @@ def small(args: argparse.Namespace) -> list[Row]:
         model, seconds = pretrain(args, f"conv_16_8_4-{upsampling}", args.fashion / "train", **settings)
         rows.append({"model": f"conv_16_8_4 {upsampling}", "seconds": seconds, **interval(error(model, test))})
     return [{"dataset": "fashion-mnist", "metric": "mse", "seeds": 1, **row} for row in rows]
+
+
+def specificity(args: argparse.Namespace) -> list[Row]:
+    """Measure how badly an autoencoder of clothes reconstructs other images, all gray and of 28 px."""
+    settings = {"encoder": "conv_16_8_4", "method": "reconstruct", "epochs": args.epochs, "lr": 1e-2}
+    settings |= {"upsampling": "nearest", "output_activation": "sigmoid"}
+    model, seconds = pretrain(args, "conv_16_8_4-nearest", args.fashion / "train", **settings)
+    own, rows = error(model, fashion(args, "test")), []
+    others = {"pets": args.data / PETS / "images", "nuclei": args.data / "nuclei-dsb2018" / "images"}
+    for name, folder in {"clothes": None, **others, "drawn pets": drawn_pets() / "images"}.items():
+        images = None if folder is None else normalize(read(folder, count=250), (0.0,), (1.0,), "cpu").contiguous()
+        found = own if images is None else error(model, images)
+        row = {"model": "conv_16_8_4 of clothes", "dataset": name, "seeds": 1, "seconds": seconds}
+        rows.append({**row, "metric": "mse", **interval(found)})
+        rows.append({**row, "metric": "mse_over_clothes", "value": found.mean() / own.mean(), "n": len(found)})
+    return rows
 
 
 def bottleneck(args: argparse.Namespace) -> list[Row]:
@@ -258,7 +275,13 @@ def baselines(
 
 
 def main() -> None:
-    studies = {"linear": linear, "small": small, "bottleneck": bottleneck, "restore": restore}
+    studies = {
+        "specificity": specificity,
+        "linear": linear,
+        "small": small,
+        "bottleneck": bottleneck,
+        "restore": restore,
+    }
     studies |= {name: partial(weights, method=name) for name in ("sparse", "contractive")}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=studies)
