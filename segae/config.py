@@ -320,11 +320,11 @@ class CompressConfig(DecompressConfig):
 
     MAIN = ("files", "model", "out", "psnr", "bpp", "step", "device", "overwrite")
 
-    psnr: float = number(0, 0, 100)
-    """Smallest peak signal-to-noise ratio in dB. Default, or 0: half a decibel below what the model reaches."""
-    bpp: float = number(0, 0, 100)
+    psnr: float | None = number(None, 0.01, 100)
+    """Smallest peak signal-to-noise ratio in dB. Default: half a decibel below what the model reaches."""
+    bpp: float | None = number(None, 1e-6, 1000)
     """Largest number of bits per pixel, instead."""
-    step: float = number(0, 0, 1e9)
+    step: float | None = number(None, 1e-9, 1e9)
     """Step of the quantization in units of the code, instead."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from bisect import bisect_left
@@ -15,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from segae._io import check_range, require_package
-from segae.applications.generation import decode_codes, encode_images, open_autoencoder
+from segae.applications.generation import code_shape, decode_codes, encode_images, open_autoencoder
 from segae.data import read_image
+from segae.data.image_io import MAX_PIXELS
 from segae.errors import CheckpointError, DataError, SegaeError
 from segae.models import Autoencoder, PathLike, fingerprint
 
@@ -25,37 +27,46 @@ constriction = lazy_loader.load("constriction")  # an extra
 _MAGIC = b"SGAC\x01"  # the last is the version
 _HEADER = struct.Struct("<5s8sIIfH")  # magic, model, height, width, step, largest distance from a center
 _CHANNEL = np.dtype([("center", "<i2"), ("decay", "u1")])  # decay in 1/256
+_RANGES = {"target_psnr": (0.01, 100), "bits_per_pixel": (1e-6, 1000), "step": (1e-9, 1e9)}
 _STEPS = 2.0 ** (np.arange(-48, 49) / 8)  # of the search, in standard deviations of the code
 _LARGEST, _LOSS = 32_767, 0.5  # symbol, dB
 
 
 def compress(
-    image: Any, model: Autoencoder | PathLike, *, target_psnr: float = 0, bits_per_pixel: float = 0, step: float = 0
+    image: Any,
+    model: Autoencoder | PathLike,
+    *,
+    target_psnr: float | None = None,
+    bits_per_pixel: float | None = None,
+    step: float | None = None,
 ) -> bytes:
     """Compress an image, such as ``compress("cat.jpg", "autoencoder.safetensors", bits_per_pixel=0.5)``.
 
     The image, a file or an array uint8 (H, W, 3), is padded at the right and below, and cut into squares of the model's
-    image size. Equal input gives equal bytes on one machine. One setting may be above 0: ``target_psnr``, the smallest
+    image size. Equal input gives equal bytes on one machine. One setting may be given: ``target_psnr``, the smallest
     peak signal-to-noise ratio in dB, ``bits_per_pixel``, the largest size, or the ``step`` of the quantization in units
     of the code. Without one, quantization costs at most 0.5 dB. SegaeError: a model with skips or of something else
     than pixels, another image, a setting out of range, or a target that no step reaches.
     """
     require_package("constriction", "compression")
-    given = {"target_psnr": target_psnr, "bits_per_pixel": bits_per_pixel, "step": step}
+    settings = {"target_psnr": target_psnr, "bits_per_pixel": bits_per_pixel, "step": step}
+    given = {name: value for name, value in settings.items() if value is not None}
     for name, value in given.items():
-        check_range(name, value, low=0)
-    if sum(map(bool, given.values())) > 1:
-        raise SegaeError(f"one of {', '.join(given)} must be above 0, got {given}")
+        check_range(name, value, low=_RANGES[name][0], high=_RANGES[name][1])
+    if len(given) > 1:
+        raise SegaeError(f"one of {', '.join(settings)} must be given, got {given}")
     network, pixels = open_autoencoder(model), image if isinstance(image, np.ndarray) else read_image(Path(image))
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise SegaeError(f"image must be a file or a uint8 array (H, W, 3), got {pixels.dtype} {pixels.shape}")
     (height, width), side = pixels.shape[:2], network.encoder.info.image_size
+    rows, columns = _count_tiles(height, width, side)
     padded = np.pad(pixels, ((0, -height % side), (0, -width % side), (0, 0)), mode="edge")
-    tiles = padded.reshape(len(padded) // side, side, -1, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+    tiles = padded.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
     codes = encode_images(tiles, network).transpose(0, 1).flatten(1).numpy()
+    largest, mark = float(np.abs(codes).max()), fingerprint(network.state_dict())[:8].encode()
 
     def write(step: float) -> bytes:
-        if (largest := np.abs(codes).max()) / step > _LARGEST:
+        if largest / step > _LARGEST:
             raise SegaeError(f"step must be >= {largest / _LARGEST:.3g} for this image, got {step}")
         symbols = np.rint(codes / np.float32(step)).astype(np.int32)
         channels = np.zeros(len(codes), _CHANNEL)
@@ -66,16 +77,17 @@ def compress(
         coder = constriction.stream.queue.RangeEncoder()
         for values, decay in zip(symbols, channels["decay"], strict=True):
             coder.encode(values + np.int32(spread), _table(decay, spread))
-        about = (_MAGIC, fingerprint(network.state_dict())[:8].encode(), height, width, step, spread)
-        body = _HEADER.pack(*about) + channels.tobytes() + coder.get_compressed().astype("<u4").tobytes()
+        header = _HEADER.pack(_MAGIC, mark, height, width, step, spread)
+        body = header + channels.tobytes() + coder.get_compressed().astype("<u4").tobytes()
         return body + zlib.crc32(body).to_bytes(4, "little")
 
     def cost(step: float) -> float:  # falls along the order of the search
         data = write(step)
         return 8 * len(data) / height / width if bits_per_pixel else -cv2.PSNR(pixels, decompress(data, network))
 
-    if not step:
-        order = (_STEPS * max(codes.std(), 1e-6)).astype(np.float32).tolist()[:: 1 if bits_per_pixel else -1]
+    if step is None:
+        steps = np.maximum(_STEPS * max(codes.std(), 1e-6), 1.001 * largest / _LARGEST)
+        order = steps.astype(np.float32).tolist()[:: 1 if bits_per_pixel else -1]
         least = cost(order[-1])
         limit = bits_per_pixel or -(target_psnr or -least - _LOSS)
         if least > limit:
@@ -97,18 +109,30 @@ def decompress(data: bytes, model: Autoencoder | PathLike) -> NDArray[np.uint8]:
     if len(body) < _HEADER.size or zlib.crc32(body).to_bytes(4, "little") != data[-4:]:
         raise DataError(f"data must be whole and unchanged, got {len(data)} bytes that are damaged or cut off")
     _, mark, height, width, step, spread = _HEADER.unpack_from(body)
-    if mark.decode() != (own := fingerprint(network.state_dict())[:8]):
-        raise CheckpointError(f"model must be the one that compressed, with weights {mark.decode()}, got {own}")
-    side = network.encoder.info.image_size
-    rows, columns = -(-height // side), -(-width // side)
-    one = encode_images(np.zeros((1, side, side, 3), np.uint8), network)[0]
-    channels = np.frombuffer(body, _CHANNEL, len(one), _HEADER.size)
-    words = np.frombuffer(body[_HEADER.size + channels.nbytes :], "<u4").astype(np.uint32)
-    coder, count = constriction.stream.queue.RangeDecoder(words), rows * columns * one[0].numel()
-    symbols = [coder.decode(_table(decay, spread), count) - spread + int(center) for center, decay in channels]
-    codes = (torch.from_numpy(np.stack(symbols)).float() * step).view(len(one), -1, *one.shape[1:])
+    if mark != (own := fingerprint(network.state_dict())[:8].encode()):
+        raise CheckpointError(f"model must be the one that compressed, with weights {mark!r}, got {own!r}")
+    check_range("step in data", step, low=_RANGES["step"][0] / 2, high=_RANGES["step"][1])
+    side, (count, *shape) = network.encoder.info.image_size, code_shape(network)
+    rows, columns = _count_tiles(height, width, side)
+    try:
+        channels = np.frombuffer(body, _CHANNEL, count, _HEADER.size)
+        words = np.frombuffer(body, "<u4", offset=_HEADER.size + channels.nbytes).astype(np.uint32)
+        coder, each = constriction.stream.queue.RangeDecoder(words), rows * columns * math.prod(shape)
+        symbols = [coder.decode(_table(decay, spread), each) - spread + int(center) for center, decay in channels]
+    except (AssertionError, ValueError) as error:
+        raise DataError(f"data must be a code of this model, got {len(data)} bytes: {error}") from error
+    codes = (torch.from_numpy(np.stack(symbols)).float() * step).view(count, -1, *shape)
     tiles = decode_codes(codes.transpose(0, 1), network).reshape(rows, columns, side, side, 3).swapaxes(1, 2)
     return tiles.reshape(rows * side, columns * side, 3)[:height, :width]
+
+
+def _count_tiles(height: int, width: int, side: int) -> tuple[int, int]:
+    """Return how many squares cover an image, in rows and columns; refuse one that is empty or fills the memory."""
+    rows, columns = -(-height // side), -(-width // side)
+    if not 0 < rows * columns * side**2 <= MAX_PIXELS:
+        seen = f"{height} x {width} in squares of {side}"
+        raise DataError(f"image must have 1 to {MAX_PIXELS} pixels in whole squares, got {seen}")
+    return rows, columns
 
 
 def _table(decay: int, spread: int) -> Any:
