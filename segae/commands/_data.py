@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import cv2
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import DataLoader, StackDataset, Subset
 
 from segae import data
-from segae._io import read_json, show_messages
+from segae._io import read_json, show_messages, write_atomically
 from segae._settings import Config, make_config
 from segae.config import DEFAULT_ENCODER, FinetuneConfig, PretrainConfig
 from segae.errors import SegaeError, argument_named
 from segae.evaluation import contact_sheet
 from segae.methods import Method
 from segae.models import Encoder, EncoderInfo, create_encoder, published_name, set_gradient_checkpointing
+from segae.training.device import choose_device, limit_threads
 from segae.training.distributed import gather_objects, rank, run_on_main, world_size
 from segae.training.memory import largest_batch
-from segae.training.run import CONFIG_FILE
+from segae.training.run import CONFIG_FILE, open_result_folder
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -131,6 +134,27 @@ def picture_sheet(pictures: Sequence[np.ndarray], path: Path) -> None:
     filled = [*pictures, *[np.full_like(pictures[0], 255)] * (-len(pictures) % wide)]
     ranks = [f"{start + 1} -" for start in range(0, len(filled), wide)]
     contact_sheet({f"+ {place}": filled[place::wide] for place in range(wide)}, path, row_labels=ranks)
+
+
+@contextmanager
+def open_results(config: Any, task: str, *files: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Within, the folder for results and the settings of features; unreadable files are listed at the end."""
+    where, skipped = Path(config.out or f"runs/{task.replace(' ', '-')}"), data.SkippedFiles()
+    about: dict[str, Any] = {"task": task, "files": [*files, "skipped.csv"], "overwrite": config.overwrite}
+    out = open_result_folder(where, vars(config), **about)
+    how = {name: getattr(config, name) for name in ("batch_size", "image_size") if hasattr(config, name)}
+    with limit_threads(config.threads):
+        yield out, how | {"device": choose_device(config.device), "skipped": skipped}
+    write_skipped(out, skipped)
+
+
+def write_result(path: Path, content: Any) -> None:
+    """Write a table as CSV, pixels uint8 (H, W, 3) as PNG, or bytes as they are."""
+    if isinstance(content, pd.DataFrame):
+        content = content.to_csv(index=False).encode("utf-8", "surrogateescape")
+    elif isinstance(content, np.ndarray) and content.ndim == 3:
+        content = cv2.imencode(".png", content[..., ::-1])[1]
+    write_atomically(path, content)
 
 
 def choose_cache(config: PretrainConfig | FinetuneConfig, need: int, device: torch.device) -> str:
@@ -263,7 +287,7 @@ def _read_some(paths: Sequence[Path], size: int) -> np.ndarray:
     """The first readable images, uint8 (n, S, S, 3)."""
     found: list[np.ndarray] = []
     for path in paths:
-        with contextlib.suppress(SegaeError):  # the datasets list it when they read it
+        with suppress(SegaeError):  # the datasets list it when they read it
             found.append(data.read_resized(path, size))
         if len(found) == _PICTURES:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -11,25 +12,24 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+import torch
 import torchinfo
 from numpy.typing import NDArray
-from sklearn.metrics import pairwise_distances_argmin_min
+from sklearn.neighbors import NearestNeighbors
 
-from segae._io import write_atomically
+from segae.applications import collect_features, list_images
 from segae.applications.compression import compress, decompress
-from segae.applications.generation import encode_images, interpolate, open_autoencoder, sample
-from segae.commands._data import takes_settings_of, write_skipped
-from segae.commands.suggest import _roots
+from segae.applications.generation import CodeEncoder, encode_images, interpolate, open_autoencoder, sample
+from segae.commands._data import open_results, picture_sheet, takes_settings_of, write_result
 from segae.config import CompressConfig, DecompressConfig, DescribeConfig, GenerateConfig
-from segae.data import SkippedFiles, cache_images, find_images, read_image, unique_names
+from segae.data import read_image, read_resized, unique_names
 from segae.data.image_io import read_bytes
 from segae.errors import DataError, SegaeError
 from segae.models import create_encoder, load, published_weights
-from segae.training import choose_device, limit_threads, open_result_folder
 
 logger = logging.getLogger("segae")
 
-_FITTED, _WIDE, _ROWS = 4096, 8, 4  # images for mean and covariance; of the sheet
+_FITTED, _SHOWN = 4096, 64  # images for mean and covariance; of a sheet
 
 
 @takes_settings_of(CompressConfig)
@@ -43,56 +43,40 @@ def compress_images(config: CompressConfig) -> pd.DataFrame:
         psnr = cv2.PSNR(pixels, decompress(data, model))
         return data, {"pixels": count, "bytes": len(data), "bpp": 8 * len(data) / count, "psnr": psnr}
 
-    return _convert(config, find_images(_roots(config.files)), ".sgac", convert, "compression.csv")
+    return _convert(config, "compression", list_images(config.files), ".sgac", convert)
 
 
 @takes_settings_of(DecompressConfig)
 def decompress_files(config: DecompressConfig) -> pd.DataFrame:
     """Write the images of compressed files as PNG; a row each."""
-    found = [sorted(root.rglob("*.sgac")) if root.is_dir() else [root] for root in _roots(config.files)]
-    files = [file for files in found for file in files]
-    return _convert(
-        config, files, ".png", lambda path, model: (decompress(read_bytes(path), model), {}), "decompression.csv"
-    )
+    roots: Any = config.files
+    found = [sorted(root.rglob("*.sgac")) if root.is_dir() else [root] for root in map(Path, roots)]
+
+    def convert(path: Path, model: Any) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        return decompress(read_bytes(path), model), {}
+
+    return _convert(config, "decompression", [*itertools.chain(*found)], ".png", convert)
 
 
-def _convert(config: Any, paths: Sequence[Path], ending: str, convert: Callable[..., Any], table: str) -> pd.DataFrame:
+def _convert(config: Any, task: str, paths: Sequence[Path], ending: str, convert: Callable[..., Any]) -> pd.DataFrame:
     """Write what each file becomes, and the table; what cannot be converted is listed in skipped.csv."""
-    with limit_threads(config.threads):
-        model, skipped, rows = open_autoencoder(config.model).to(choose_device(config.device)), SkippedFiles(), []
-        whole = [path.parent.resolve() / path.name for path in paths]  # names must not lead out of the folder
-        names = [f"{name.lstrip('/').removesuffix('.sgac')}{ending}" for name in unique_names(whole)]
-        out = _open(config, [table, *names], table[:-4])
+    whole = [path.parent.resolve() / path.name for path in paths]  # names must not lead out of the folder
+    names = [f"{name.lstrip('/').removesuffix('.sgac')}{ending}" for name in unique_names(whole)]
+    with open_results(config, task, f"{task}.csv", *names) as (out, how):
+        model, rows = open_autoencoder(config.model).to(how["device"]), []
         for path, name in zip(paths, names, strict=True):
             try:
-                data, row = convert(path, model)
+                content, row = convert(path, model)
             except SegaeError as error:
-                skipped.add(path, str(error))
+                how["skipped"].add(path, str(error))
                 continue
-            _save(out / name, data)
+            write_result(out / name, content)
             rows.append({"source": str(path), "file": name, **row})
         if not rows:
-            raise DataError(f"files must be one or more that can be used, got {skipped.files[:1] or 'none'}")
-        return _finish(out / table, rows, skipped)
-
-
-def _open(config: Any, files: Sequence[str], task: str) -> Path:
-    settings = asdict(config) | {"model": str(config.model)}
-    return open_result_folder(Path(config.out), settings, task=task, files=files, overwrite=config.overwrite)
-
-
-def _save(path: Path, content: Any) -> None:
-    """Write bytes, or pixels as PNG."""
-    data = content if isinstance(content, bytes) else cv2.imencode(".png", content[..., ::-1])[1].tobytes()
-    write_atomically(path, lambda file: file.write(data))
-
-
-def _finish(table: Path, rows: Any, skipped: SkippedFiles) -> pd.DataFrame:
-    found = pd.DataFrame(rows)
-    _save(table, found.to_csv(index=False, float_format="%.4g").encode("utf-8", "surrogateescape"))
-    write_skipped(table.parent, skipped)
-    logger.info("wrote %d files and %s", len(found), table)
-    return found
+            raise DataError(f"files must be one or more that can be used, got {how['skipped'].files[:1] or 'none'}")
+        write_result(out / f"{task}.csv", table := pd.DataFrame(rows))
+        logger.info("wrote %d files and %s", len(rows), out / f"{task}.csv")
+        return table
 
 
 @takes_settings_of(GenerateConfig)
@@ -103,40 +87,30 @@ def generate(config: GenerateConfig) -> NDArray[np.uint8]:
     """
     if len(config.interpolate) not in (0, 2):
         raise SegaeError(f"interpolate must be two images, got {config.interpolate}")
-    with limit_threads(config.threads):
-        model, skipped = open_autoencoder(config.model).to(choose_device(config.device)), SkippedFiles()
-        codes, side, paths = None, model.encoder.info.image_size, find_images(_roots(config.images))
-        known: Any = cache_images(paths, side, skipped) if paths else None
-        if known and model.info.code != "gaussian":
-            chosen = np.linspace(0, len(known.paths) - 1, min(len(known.paths), _FITTED)).astype(int)
-            codes = encode_images(known.images[chosen], model)
-        made = sample(model, config.count, seed=config.seed, codes=codes)
-        rows = pd.DataFrame({"sample": [f"sample_{place:05d}.png" for place in range(len(made))]})
-        shown = made
+    rows = pd.DataFrame({"sample": [f"sample_{place:05d}.png" for place in range(config.count)]})
+    written = ("samples.csv", "sheet.png", "interpolation.png", *rows["sample"])
+    with open_results(config, "generate", *written) as (out, how):
+        model = open_autoencoder(config.model).to(how["device"])
+        network: Any = CodeEncoder(model)
+        known: Any = collect_features(network, list_images(config.images), pool="none", **how) if config.images else ()
+        fitted = torch.from_numpy(known.values[:: len(known) // _FITTED + 1]) if known else None
+        plain = model.info.code != "gaussian"
+        made = shown = sample(model, config.count, seed=config.seed, codes=fitted if plain else None)
         if known:
-            places, rows["rmse"] = _find_nearest(made, known.images)
-            rows["nearest"] = [str(known.paths[place]) for place in places]
-            shown = np.concatenate([made, known.images[places]], axis=2)
-        out = _open(config, ["samples.csv", "sheet.png", "interpolation.png", *rows["sample"]], "generate")
+            search = NearestNeighbors(n_neighbors=1).fit(known.values.reshape(len(known), -1))
+            places = search.kneighbors(encode_images(made, model).flatten(1), return_distance=False)[:, 0]
+            rows["nearest"] = np.array(known.names)[places]
+            near = np.stack([read_resized(Path(name), made.shape[1]) for name in rows["nearest"]])
+            rows["rmse"] = np.sqrt(np.square(made - near.astype(float)).mean(axis=(1, 2, 3)))
+            shown = np.concatenate([made, near], axis=2)
         for name, image in zip(rows["sample"], made, strict=True):
-            _save(out / name, image)
-        starts = range(0, len(made), min(_WIDE, len(made)))[: max(min(len(made) // _WIDE, _ROWS), 1)]
-        sheet = np.vstack([np.hstack([*shown[start : start + _WIDE]]) for start in starts])
-        _save(out / "sheet.png", sheet)
+            write_result(out / name, image)
+        picture_sheet([*shown[:_SHOWN]], out / "sheet.png")
         if config.interpolate:
-            _save(out / "interpolation.png", np.hstack([*interpolate(model, *config.interpolate)]))
-        _finish(out / "samples.csv", rows, skipped)
+            write_result(out / "interpolation.png", np.hstack([*interpolate(model, *config.interpolate)]))
+        write_result(out / "samples.csv", rows)
+        logger.info("wrote %d images and %s", len(made), out / "samples.csv")
         return made
-
-
-def _find_nearest(made: NDArray[np.uint8], images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The place of the nearest image and the root-mean-square difference in gray levels, for each made one."""
-    flat, places, best = made.reshape(len(made), -1), np.zeros(len(made), int), np.full(len(made), np.inf)
-    for start in range(0, len(images), 256):
-        batch = images[start : start + 256].reshape(-1, flat.shape[1])
-        near, distances = pairwise_distances_argmin_min(flat.astype(np.float32), batch.astype(np.float32))
-        places, best = np.where(distances < best, near + start, places), np.minimum(best, distances)
-    return places, best / flat.shape[1] ** 0.5
 
 
 @takes_settings_of(DescribeConfig)

@@ -7,9 +7,6 @@ import importlib
 import itertools
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from segae._io import require_package, write_atomically
+from segae._io import require_package
 from segae.applications import (
     AnomalyDetector,
     ImageIndex,
@@ -27,13 +24,12 @@ from segae.applications import (
     open_encoder,
     project,
 )
-from segae.commands._data import picture_sheet, takes_settings_of, write_skipped
+from segae.commands._data import open_results, picture_sheet, takes_settings_of, write_result
 from segae.config import AnomalyFitConfig, AnomalyScoreConfig, ClusterConfig, MapConfig, SearchConfig
-from segae.data import SkippedFiles, read_image, read_resized
+from segae.data import read_image, read_resized
 from segae.errors import SegaeError
 from segae.evaluation import contact_sheet
 from segae.models import Autoencoder, load
-from segae.training import choose_device, limit_threads, open_result_folder
 
 logger = logging.getLogger("segae")
 _SHOWN, _WIDE, _SIDE, _THUMBNAIL = 64, 8, 160, 64  # pictures of a sheet, of its rows; sides in pixels
@@ -45,7 +41,7 @@ def fit_anomaly_detector(config: AnomalyFitConfig) -> AnomalyDetector:
     model = config.encoder if config.model is None else load(config.model)
     if config.model is not None and not isinstance(model, Autoencoder):
         raise SegaeError(f"model must be an autoencoder, got {type(model).__name__}: give it as encoder")
-    with _work(config, "anomaly fit", "detector.safetensors") as (out, how):
+    with open_results(config, "anomaly fit", "detector.safetensors") as (out, how):
         rate, held_out = config.false_alarm_rate, config.held_out
         detector = AnomalyDetector.fit(config.images, model, false_alarm_rate=rate, held_out=held_out, **how)
         detector.save(out / "detector.safetensors")
@@ -58,12 +54,12 @@ def fit_anomaly_detector(config: AnomalyFitConfig) -> AnomalyDetector:
 @takes_settings_of(AnomalyScoreConfig)
 def score_anomalies(config: AnomalyScoreConfig) -> pd.DataFrame:
     """Rank images: ``score_anomalies("new", detector="detector.safetensors")``; see ``AnomalyScoreConfig``."""
-    with _work(config, "anomaly score", "scores.csv", "heatmaps", "sheet.png") as (out, how):
+    with open_results(config, "anomaly score", "scores.csv", "heatmaps", "sheet.png") as (out, how):
         detector, paths = AnomalyDetector.load(config.detector, **how), list_images(config.images)
         rows = pd.DataFrame({"image": [*map(str, paths)], "score": detector.score(paths)}).dropna()
         rows = rows.sort_values("score", ascending=False, kind="stable", ignore_index=True)
         rows["anomaly"] = rows["score"] > detector.info.threshold
-        _write(out / "scores.csv", rows)
+        write_result(out / "scores.csv", rows)
         shutil.rmtree(out / "heatmaps", ignore_errors=True)
         sheet, top = [], 0.0
         for rank, path in enumerate(map(Path, rows["image"][:_SHOWN]), start=1):
@@ -71,7 +67,7 @@ def score_anomalies(config: AnomalyScoreConfig) -> pd.DataFrame:
             top = top or max(float(heat.max()), 1e-12)  # one scale: that of the most anomalous image
             colors = cv2.applyColorMap((heat / top * 255).clip(0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
             picture = cv2.addWeighted(read_image(path)[..., ::-1], 0.5, colors, 0.5, 0)
-            _write(out / "heatmaps" / f"{rank:02d}_{path.stem}.jpg", cv2.imencode(".jpg", picture)[1])
+            write_result(out / "heatmaps" / f"{rank:02d}_{path.stem}.jpg", cv2.imencode(".jpg", picture)[1])
             sheet.append(cv2.resize(picture[..., ::-1], (_SIDE, _SIDE)))
         picture_sheet(sheet, out / "sheet.png")
         logger.info("%d of %d images are anomalies; the ranking is in %s", rows["anomaly"].sum(), len(rows), out)
@@ -83,10 +79,10 @@ def search_images(config: SearchConfig) -> pd.DataFrame:
     """Find the nearest images of each query: ``search_images("cat.jpg", images="photos")``; see ``SearchConfig``."""
     if bool(config.images) == bool(config.index):
         raise SegaeError(f"images must be given, or index in their place, got {config.images} and {config.index}")
-    with _work(config, "search", "hits.csv", "sheet.png") as (out, how):
+    with open_results(config, "search", "hits.csv", "sheet.png") as (out, how):
         make: Any = ImageIndex.load if config.index else ImageIndex.build
         rows = make(config.index or config.images, config.encoder, **how).search(config.query, config.k)
-        _write(out / "hits.csv", rows)
+        write_result(out / "hits.csv", rows)
         shown = rows["image"].to_numpy().reshape(-1, config.k)[:_WIDE, :_WIDE]
         columns = {
             "query": rows["query"][:: config.k][:_WIDE],
@@ -101,10 +97,10 @@ def search_images(config: SearchConfig) -> pd.DataFrame:
 @takes_settings_of(ClusterConfig)
 def cluster_images(config: ClusterConfig) -> pd.DataFrame:
     """Group images: ``cluster_images("photos", k=10)``; see ``ClusterConfig``. Cluster -1 is of images in none."""
-    with _work(config, "cluster", "clusters.csv") as (out, how):
+    with open_results(config, "cluster", "clusters.csv") as (out, how):
         features = collect_features(open_encoder(config.encoder), list_images(config.images), **how)
         rows = pd.DataFrame({"image": features.names, "cluster": cluster(features.values, k=config.k)})
-        _write(out / "clusters.csv", rows)
+        write_result(out / "clusters.csv", rows)
         for old in out.glob("cluster_*.png"):
             old.unlink()
         for label, names in rows.groupby("cluster")["image"]:
@@ -119,13 +115,13 @@ def map_images(config: MapConfig) -> pd.DataFrame:
     require_package("bokeh", "map")
     parts = ("embed", "models", "palettes", "plotting", "resources")
     embed, models, palettes, plotting, resources = (importlib.import_module(f"bokeh.{part}") for part in parts)
-    with _work(config, "map", "map.csv", "map.html") as (out, how):
+    with open_results(config, "map", "map.csv", "map.html") as (out, how):
         paths = list_images(config.images)
         some = [paths[place] for place in np.random.default_rng(0).permutation(len(paths))[: config.count]]
         features = collect_features(open_encoder(config.encoder), some, **how)
         rows = pd.DataFrame(project(features.values, how=config.how), columns=["x", "y"])
         rows["image"], rows["class"] = features.names, [Path(name).parent.name for name in features.names]
-        _write(out / "map.csv", rows)
+        write_result(out / "map.csv", rows)
         tip = models.HoverTool(tooltips='<img src="@picture" width="128"><div>@class: @image</div>')
         tools: Any = [tip, "pan", "wheel_zoom", "box_zoom", "reset", "save"]
         plot = plotting.figure(tools=tools, active_scroll="wheel_zoom", sizing_mode="stretch_both")
@@ -135,25 +131,8 @@ def map_images(config: MapConfig) -> pd.DataFrame:
             texts = [f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode()}" for jpeg in jpegs]
             plot.scatter("x", "y", source=part.assign(picture=texts), size=7, color=color, legend_label=str(name))
         plot.legend.click_policy = "hide"
-        _write(out / "map.html", embed.file_html(plot, resources.INLINE, "Map of images").encode("utf-8", "replace"))
+        write_result(
+            out / "map.html", embed.file_html(plot, resources.INLINE, "Map of images").encode("utf-8", "replace")
+        )
         logger.info("the map of %d images is %s", len(rows), out / "map.html")
         return rows
-
-
-@contextmanager
-def _work(config: Any, task: str, *files: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Within, the folder for results and the settings of features; unreadable files are listed at the end."""
-    where, skipped = Path(config.out or f"runs/{task.replace(' ', '-')}"), SkippedFiles()
-    about = {"task": task, "files": [*files, "skipped.csv"], "overwrite": config.overwrite}
-    out = open_result_folder(where, asdict(config), **about)
-    how = {"batch_size": config.batch_size, "device": choose_device(config.device), "skipped": skipped}
-    how |= {"image_size": config.image_size} if hasattr(config, "image_size") else {}
-    with limit_threads(config.threads):
-        yield out, how
-    write_skipped(out, skipped)
-
-
-def _write(path: Path, content: Any) -> None:
-    if isinstance(content, pd.DataFrame):
-        content = content.to_csv(index=False).encode("utf-8", "surrogateescape")
-    write_atomically(path, content)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from segae._io import write_atomically, write_json
-from segae.applications import collect_features, open_encoder, select_images
+from segae.applications import collect_features, list_images, open_encoder, select_images
 from segae.commands._data import picture_sheet, takes_settings_of, write_skipped
 from segae.commands.evaluate import load_model, name_model
 from segae.config import SuggestConfig
@@ -49,12 +49,12 @@ def suggest(config: SuggestConfig) -> pd.DataFrame:
         model = None if config.model is None else load_model(config.model, config.device)
         device = choose_device(config.device) if model is None else next(model.parameters()).device
         encoder = open_encoder(config.encoder or ("imagenet" if model is None else model.encoder))
-        known, left_out = _labeled(_roots(config.labeled))
-        pool = [path for path in find_images(_roots(config.images)) if os.path.realpath(path) not in left_out]
+        known, left_out = _labeled(config.labeled)
+        pool = [path for path in list_images(config.images) if os.path.realpath(path) not in left_out]
         if len(pool) < config.count:
             raise DataError(f"images must be at least count, {config.count}, without the labeled ones, got {len(pool)}")
         settings = {name: getattr(config, name) for name in ("count", "image_size", "seed")}
-        settings |= {name: [str(root) for root in _roots(getattr(config, name))] for name in ("images", "labeled")}
+        settings |= {name: [*map(str, getattr(config, name))] for name in ("images", "labeled")}
         settings |= {"model": name_model(config.model) if model else "", "encoder": str(encoder.info.weights)}
         out = open_result_folder(Path(config.out), settings, task="suggest", files=_FILES, overwrite=config.overwrite)
         side = config.image_size or (model.info.image_size if model else None)
@@ -75,15 +75,11 @@ def suggest(config: SuggestConfig) -> pd.DataFrame:
         return rows
 
 
-def _roots(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
-    return [Path(root) for root in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
-
-
-def _labeled(roots: Sequence[Path]) -> tuple[list[Path], set[str]]:
+def _labeled(roots: Any) -> tuple[list[Path], set[str]]:
     """Images to learn from that are labeled, and the real paths of these and of test images."""
     known: list[Path] = []
     every: list[Path] = []
-    for root in roots:
+    for root in map(Path, roots):
         if (root / "masks").is_dir() or (root / "annotations").is_dir():
             splits = open_dataset(root).splits
             known += [pair.image for split, pairs in splits.items() if split != "test" for pair in pairs]
