@@ -122,10 +122,8 @@ class CodePenalty(Callback):
         self.method = method
 
     def before_fit(self) -> None:
-        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            self.code = output
-
-        self.handle = get_model(self.learn.model).bottleneck.register_forward_hook(keep)
+        layer = get_model(self.learn.model).bottleneck
+        self.handle = layer.register_forward_hook(lambda _module, _inputs, output: setattr(self, "coded", output))
 
     def after_fit(self) -> None:
         self.handle.remove()
@@ -134,9 +132,9 @@ class CodePenalty(Callback):
         self.sums = torch.zeros(2, dtype=torch.float64)
 
     def after_loss(self) -> None:
-        code, model, images = self.code, get_model(self.learn.model), self.learn.xb[0]
+        model, images = get_model(self.learn.model), self.learn.xb[0]
         with evaluation_mode(model):  # each code of its image alone: without the statistics of a batch
-            penalty = self.method.penalty(code, model.code, images)
+            penalty = self.method.penalty(self.coded, model.code, images)
         if penalty is not None:
             self.learn.loss_grad = self.learn.loss_grad + penalty
             self.learn.loss = self.learn.loss_grad.detach().clone()
