@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, StackDataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from segae import data
 from segae._io import read_json, show_messages, write_atomically
@@ -44,7 +44,7 @@ def takes_settings_of(kind: Callable[P, C]) -> Callable[[Callable[[C], R]], Call
     """Turn a function of one config into a function of the config's settings, with their signature and types."""
 
     def decorate(function: Callable[[C], R]) -> Callable[P, R]:
-        @functools.wraps(function)
+        @wraps(function)
         def call(*values: P.args, **settings: P.kwargs) -> R:
             with show_messages():
                 return function(make_config(kind, *values, **settings))  # type: ignore[arg-type]
@@ -248,10 +248,10 @@ def load_unlabeled(
         known["clean"] = data.LazyImageDataset(paths.take(clean), size, plain, seed)
         return UnlabeledData(pictures=_read_some(paths.take(shown), size), **known)
     images = cached.images
-    first: Any = data.CachedImageDataset(images, augment, seed, config.repeats)
-    unchanged: Any = data.CachedImageDataset(images, plain, seed)
+    dataset: Any = partial(data.CachedImageDataset, images)
     if config.domain_decoders:
-        unchanged, first = StackDataset(unchanged, found), StackDataset(first, found * config.repeats)
+        dataset = partial(data.CachedPairDataset, images, np.array(found))
+    first, unchanged = dataset(augment, seed, config.repeats), dataset(plain, seed)
     known |= {"clean": Subset(unchanged, clean.tolist()), "pictures": images[shown]}
     if cache == "gpu":
         change: Any = data.CropAndFlip(scale=(1.0, 1.0), ratio=(1.0, 1.0)) if method.crops else data.CropAndFlip()

@@ -14,7 +14,7 @@ import cv2
 import torch
 from fastai.data.core import DataLoaders
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, StackDataset, Subset
+from torch.utils.data import DataLoader, Sampler, Subset
 
 from segae._io import check_range
 from segae.data.streaming import StreamDataset
@@ -189,8 +189,6 @@ def _prepare_worker(worker: int, yields: bool) -> None:  # noqa: ARG001 - torch 
 
 
 def _unwrapped(dataset: Any) -> Any:
-    if isinstance(dataset, StackDataset):  # images with something beside them
-        return _unwrapped(dataset.datasets[0])
     return _unwrapped(dataset.dataset) if isinstance(dataset, Subset) else dataset
 
 
