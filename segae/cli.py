@@ -75,15 +75,8 @@ COMMANDS = {
     "doctor": _Command(config.DoctorConfig, "doctor", ""),
     "quickstart": _Command(config.BenchConfig, "benchmark", "", _QUICK),
 }
-_PLACES = {
-    "data": "FOLDER",
-    "images": "IMAGE",
-    "query": "IMAGE",
-    "files": "FILE",
-    "model": "MODEL",
-    "rows": "CSV",
-    "name": "NAME",
-}
+_PLACES = {"data": "FOLDER", "files": "FILE", "model": "MODEL", "rows": "CSV", "name": "NAME"}
+_PLACES |= {"images": "IMAGE", "query": "IMAGE"}
 _IN_PARALLEL = ("pretrain", "finetune")
 _ABOUT = {"quickstart": "See everything in minutes: a small benchmark on drawn pets, or on a data set of your own."}
 _MORE = """

@@ -320,11 +320,11 @@ class CompressConfig(DecompressConfig):
 
     MAIN = ("files", "model", "out", "psnr", "bpp", "step", "device", "overwrite")
 
-    psnr: float | None = number(None, 0.01, 100)
+    psnr: float | None = number(None, 0, 100, open_low=True)
     """Smallest peak signal-to-noise ratio in dB. Default: half a decibel below what the model reaches."""
-    bpp: float | None = number(None, 1e-6, 1000)
+    bpp: float | None = number(None, 0, 100, open_low=True)
     """Largest number of bits per pixel, instead."""
-    step: float | None = number(None, 1e-9, 1e9)
+    step: float | None = number(None, 0, 1e9, open_low=True)
     """Step of the quantization in units of the code, instead."""
 
 

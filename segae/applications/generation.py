@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from segae._io import check_range
-from segae.applications.features import collect_features, list_images
+from segae.data import read_image, resize_image
 from segae.errors import SegaeError, argument_named
 from segae.evaluation.plots import denormalize
 from segae.models import Autoencoder, PathLike, evaluation_mode, load
-from segae.models.inference import input_settings
+from segae.models.inference import input_settings, normalize
 
 _BATCH = 64
-
-
-class CodeEncoder(nn.Module):
-    """An autoencoder as an encoder of one feature map, the code (B, K, h, w); a variational one gives the mean."""
-
-    out_channels = (1, 1)  # are not needed without pooling
-
-    def __init__(self, model: Autoencoder) -> None:
-        super().__init__()
-        self.model, self.info, self.output_stride = model, model.encoder.info, model.stride
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Compute feature maps, as an encoder does, in evaluation mode."""
-        return [images, self.model.code(images, "mean" if self.model.info.code == "gaussian" else None)]
 
 
 def open_autoencoder(source: Autoencoder | PathLike) -> Autoencoder:
@@ -44,14 +31,15 @@ def open_autoencoder(source: Autoencoder | PathLike) -> Autoencoder:
     return model
 
 
-def encode_images(images: Any, model: Autoencoder) -> Tensor:
-    """Compute the codes (N, K, h, w), on the CPU, of files or arrays uint8 (H, W, 3), resized to the model's square.
+def encode_images(images: NDArray[np.uint8], model: Autoencoder) -> Tensor:
+    """Compute the codes (N, K, h, w), on the CPU, of images uint8 (N, S, S, 3); variational ones are the means.
 
-    Those of a variational autoencoder are the means. SegaeError: no image, or something else.
-    Example: ``encode_images("photos", segae.load("autoencoder.safetensors"))``.
+    Example: ``encode_images(images, segae.load("autoencoder.safetensors"))``.
     """
-    device, network = input_settings(model, None, None)[2], cast(Any, CodeEncoder(model))
-    return torch.from_numpy(collect_features(network, list_images(images), pool="none", device=device).values)
+    how, draw = input_settings(model, None, None), "mean" if model.info.code == "gaussian" else None
+    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+    with evaluation_mode(model), torch.inference_mode():
+        return torch.cat([model.code(normalize(batch, *how), draw).float().cpu() for batch in batches])
 
 
 def decode_codes(codes: Tensor, model: Autoencoder) -> NDArray[np.uint8]:
@@ -65,7 +53,7 @@ def decode_codes(codes: Tensor, model: Autoencoder) -> NDArray[np.uint8]:
 def code_shape(model: Autoencoder) -> tuple[int, ...]:
     """Return the shape (K, h, w) of the code of an image of the model's size."""
     side = model.encoder.info.image_size
-    return tuple(encode_images(np.zeros((side, side, 3), np.uint8), model).shape[1:])
+    return tuple(encode_images(np.zeros((1, side, side, 3), np.uint8), model).shape[1:])
 
 
 def sample(model: Autoencoder | PathLike, n: int, *, seed: int = 0, codes: Tensor | None = None) -> NDArray[np.uint8]:
@@ -99,5 +87,6 @@ def interpolate(model: Autoencoder | PathLike, a: Any, b: Any, *, steps: int = 8
     """
     model = open_autoencoder(model)
     check_range("steps", steps, low=2, integer=True)
-    first, last = (encode_images(image, model)[0] for image in (a, b))
+    ends = [image if isinstance(image, np.ndarray) else read_image(Path(image)) for image in (a, b)]
+    first, last = encode_images(np.stack([resize_image(end, model.encoder.info.image_size) for end in ends]), model)
     return decode_codes(torch.lerp(first, last, torch.linspace(0, 1, steps).view(-1, 1, 1, 1)), model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,17 +11,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-import torch
 import torchinfo
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from segae.applications import collect_features, list_images
+from segae.applications import list_images
 from segae.applications.compression import compress, decompress
-from segae.applications.generation import CodeEncoder, encode_images, interpolate, open_autoencoder, sample
+from segae.applications.generation import encode_images, interpolate, open_autoencoder, sample
 from segae.commands._data import open_results, picture_sheet, takes_settings_of, write_result
 from segae.config import CompressConfig, DecompressConfig, DescribeConfig, GenerateConfig
-from segae.data import read_image, read_resized, unique_names
+from segae.data import cache_images, read_image, unique_names
 from segae.data.image_io import read_bytes
 from segae.errors import DataError, SegaeError
 from segae.models import create_encoder, load, published_weights
@@ -35,13 +33,13 @@ _FITTED, _SHOWN = 4096, 64  # images for mean and covariance; of a sheet
 @takes_settings_of(CompressConfig)
 def compress_images(config: CompressConfig) -> pd.DataFrame:
     """Compress images into files; a row each with sizes, bits per pixel and PSNR in dB."""
-    how = {"target_psnr": config.psnr, "bits_per_pixel": config.bpp, "step": config.step}
+    how = {"target_psnr": config.psnr or 0, "bits_per_pixel": config.bpp or 0, "step": config.step or 0}
 
-    def convert(path: Path, model: Any) -> tuple[bytes, dict[str, Any]]:
+    def convert(path: Path, model: Any) -> dict[str, Any]:
         pixels = read_image(path)
         data, count = compress(pixels, model, **how), pixels[..., 0].size
         psnr = cv2.PSNR(pixels, decompress(data, model))
-        return data, {"pixels": count, "bytes": len(data), "bpp": 8 * len(data) / count, "psnr": psnr}
+        return {"content": data, "pixels": count, "bytes": len(data), "bpp": 8 * len(data) / count, "psnr": psnr}
 
     return _convert(config, "compression", list_images(config.files), ".sgac", convert)
 
@@ -50,27 +48,24 @@ def compress_images(config: CompressConfig) -> pd.DataFrame:
 def decompress_files(config: DecompressConfig) -> pd.DataFrame:
     """Write the images of compressed files as PNG; a row each."""
     roots: Any = config.files
-    found = [sorted(root.rglob("*.sgac")) if root.is_dir() else [root] for root in map(Path, roots)]
-
-    def convert(path: Path, model: Any) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        return decompress(read_bytes(path), model), {}
-
-    return _convert(config, "decompression", [*itertools.chain(*found)], ".png", convert)
+    files = [file for root in map(Path, roots) for file in sorted(root.rglob("*.sgac")) or [root]]
+    task = config, "decompression", files, ".png"
+    return _convert(*task, lambda path, model: {"content": decompress(read_bytes(path), model)})
 
 
 def _convert(config: Any, task: str, paths: Sequence[Path], ending: str, convert: Callable[..., Any]) -> pd.DataFrame:
-    """Write what each file becomes, and the table; what cannot be converted is listed in skipped.csv."""
+    """Write what each file becomes, and a table; what cannot be converted is listed in skipped.csv."""
     whole = [path.parent.resolve() / path.name for path in paths]  # names must not lead out of the folder
     names = [f"{name.lstrip('/').removesuffix('.sgac')}{ending}" for name in unique_names(whole)]
     with open_results(config, task, f"{task}.csv", *names) as (out, how):
         model, rows = open_autoencoder(config.model).to(how["device"]), []
         for path, name in zip(paths, names, strict=True):
             try:
-                content, row = convert(path, model)
+                row = convert(path, model)
             except SegaeError as error:
                 how["skipped"].add(path, str(error))
                 continue
-            write_result(out / name, content)
+            write_result(out / name, row.pop("content"))
             rows.append({"source": str(path), "file": name, **row})
         if not rows:
             raise DataError(f"files must be one or more that can be used, got {how['skipped'].files[:1] or 'none'}")
@@ -91,18 +86,18 @@ def generate(config: GenerateConfig) -> NDArray[np.uint8]:
     written = ("samples.csv", "sheet.png", "interpolation.png", *rows["sample"])
     with open_results(config, "generate", *written) as (out, how):
         model = open_autoencoder(config.model).to(how["device"])
-        network: Any = CodeEncoder(model)
-        known: Any = collect_features(network, list_images(config.images), pool="none", **how) if config.images else ()
-        fitted = torch.from_numpy(known.values[:: len(known) // _FITTED + 1]) if known else None
-        plain = model.info.code != "gaussian"
-        made = shown = sample(model, config.count, seed=config.seed, codes=fitted if plain else None)
+        known: Any = None
+        if config.images:
+            known = cache_images(list_images(config.images), model.encoder.info.image_size, how["skipped"])
+            codes = encode_images(known.images, model)
+        fitted = codes[:: len(codes) // _FITTED + 1] if known and model.info.code != "gaussian" else None
+        made = shown = sample(model, config.count, seed=config.seed, codes=fitted)
         if known:
-            search = NearestNeighbors(n_neighbors=1).fit(known.values.reshape(len(known), -1))
+            search = NearestNeighbors(n_neighbors=1).fit(codes.flatten(1))
             places = search.kneighbors(encode_images(made, model).flatten(1), return_distance=False)[:, 0]
-            rows["nearest"] = np.array(known.names)[places]
-            near = np.stack([read_resized(Path(name), made.shape[1]) for name in rows["nearest"]])
-            rows["rmse"] = np.sqrt(np.square(made - near.astype(float)).mean(axis=(1, 2, 3)))
-            shown = np.concatenate([made, near], axis=2)
+            rows["nearest"] = [str(known.paths[place]) for place in places]
+            rows["rmse"] = np.sqrt(np.square(made - known.images[places].astype(float)).mean(axis=(1, 2, 3)))
+            shown = np.concatenate([made, known.images[places]], axis=2)
         for name, image in zip(rows["sample"], made, strict=True):
             write_result(out / name, image)
         picture_sheet([*shown[:_SHOWN]], out / "sheet.png")
