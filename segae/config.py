@@ -307,10 +307,10 @@ class DecompressConfig(_Inference):
     MAIN: ClassVar[tuple[str, ...]] = ("files", "model", "out", "device", "overwrite")
     INPUTS: ClassVar = {"files": require_images, "model": require_file}
 
-    model: Any = field(kw_only=False)
-    """The autoencoder.safetensors that segae pretrain wrote."""
     files: PathLike | Sequence[PathLike] = field(kw_only=False)
     """Files, or folders that are searched recursively."""
+    model: Any
+    """The autoencoder.safetensors that segae pretrain wrote."""
     out: PathLike = "runs/codes"
     """Folder for the results."""
 

@@ -6,7 +6,6 @@ import math
 import struct
 import zlib
 from bisect import bisect_left
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from segae._io import check_range, require_package
-from segae.applications.generation import code_shape, decode_codes, encode_images, open_autoencoder
-from segae.data import read_image
+from segae.applications.generation import code_shape, decode_codes, encode_images, open_autoencoder, read_pixels
 from segae.data.image_io import MAX_PIXELS
 from segae.errors import CheckpointError, DataError, SegaeError
 from segae.models import Autoencoder, PathLike, fingerprint
@@ -48,9 +46,7 @@ def compress(
         check_range(name, value, low=0, high=_COARSEST)
     if sum(map(bool, given.values())) > 1:
         raise SegaeError(f"one of {', '.join(given)} must be above 0, got {given}")
-    network, pixels = open_autoencoder(model), image if isinstance(image, np.ndarray) else read_image(Path(image))
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise SegaeError(f"image must be a file or a uint8 array (H, W, 3), got {pixels.dtype} {pixels.shape}")
+    network, pixels = open_autoencoder(model), read_pixels(image)
     (height, width), side = pixels.shape[:2], network.encoder.info.image_size
     rows, columns = _count_tiles(height, width, side)
     padded = np.pad(pixels, ((0, -height % side), (0, -width % side), (0, 0)), mode="edge")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,22 @@ _BATCH = 64
 def open_autoencoder(source: Autoencoder | PathLike) -> Autoencoder:
     """Return an autoencoder, an object or from its file; SegaeError if it has skips or predicts no pixels."""
     with argument_named("model", instead_of="path"), argument_named("model", instead_of="weights"):
-        model: Any = source if hasattr(source, "info") else load(source)
+        model: Any = load(source) if isinstance(source, str | os.PathLike) else source
     target = model.encoder.info.weights.method_args.get("target", "pixels") if isinstance(model, Autoencoder) else ""
     if target != "pixels" or model.info.out_channels != model.encoder.info.in_channels:
         raise SegaeError(f"model must be an autoencoder of pixels, got a {type(model).__name__} {target}")
     _ = model.bottleneck  # refuses skips
     return model
+
+
+def read_pixels(image: Any) -> NDArray[np.uint8]:
+    """Return an image, a file or an array uint8 (H, W, 3), as such an array; SegaeError if it is neither."""
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image))
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        seen = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise SegaeError(f"image must be a file or a uint8 array (H, W, 3), got {seen}")
+    return image
 
 
 def encode_images(images: NDArray[np.uint8], model: Autoencoder) -> Tensor:
@@ -37,7 +48,7 @@ def encode_images(images: NDArray[np.uint8], model: Autoencoder) -> Tensor:
     Example: ``encode_images(images, segae.load("autoencoder.safetensors"))``.
     """
     how, draw = input_settings(model, None, None), "mean" if model.info.code == "gaussian" else None
-    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+    batches = (images[start : start + _BATCH] for start in range(0, max(len(images), 1), _BATCH))
     with evaluation_mode(model), torch.inference_mode():
         return torch.cat([model.code(normalize(batch, *how), draw).float().cpu() for batch in batches])
 
@@ -87,6 +98,6 @@ def interpolate(model: Autoencoder | PathLike, a: Any, b: Any, *, steps: int = 8
     """
     model = open_autoencoder(model)
     check_range("steps", steps, low=2, integer=True)
-    ends = [image if isinstance(image, np.ndarray) else read_image(Path(image)) for image in (a, b)]
-    first, last = encode_images(np.stack([resize_image(end, model.encoder.info.image_size) for end in ends]), model)
+    ends = [resize_image(read_pixels(image), model.encoder.info.image_size) for image in (a, b)]
+    first, last = encode_images(np.stack(ends), model)
     return decode_codes(torch.lerp(first, last, torch.linspace(0, 1, steps).view(-1, 1, 1, 1)), model)

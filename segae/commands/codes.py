@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ import torchinfo
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from segae.applications import list_images
+from segae.applications import AnomalyDetector, list_images
 from segae.applications.compression import compress, decompress
 from segae.applications.generation import encode_images, interpolate, open_autoencoder, sample
 from segae.commands._data import open_results, picture_sheet, takes_settings_of, write_result
@@ -115,12 +116,16 @@ def describe(config: DescribeConfig) -> str:
     SegaeError: no such file, published name or encoder, or a file that cannot be used.
     """
     model = config.model
-    if not hasattr(model, "info"):
+    if isinstance(model, str | os.PathLike):
         known = Path(model).suffix == ".safetensors" or model in published_weights()
-        model = load(model) if known else create_encoder(model)
-    encoder = getattr(model.info, "encoder", model.info)
-    shape = (1, encoder.in_channels, *2 * [getattr(model.info, "image_size", encoder.image_size)])
-    layers = torchinfo.summary(model, shape, col_names=("output_size", "num_params"), depth=4, mode="eval", verbose=0)
+        model = load(model) if known else create_encoder(str(model))
+    network = model.model if isinstance(model, AnomalyDetector) else model
+    if not hasattr(network, "info"):
+        raise SegaeError(f"model must be a model of segae, got a {type(model).__name__}")
+    info = network.info
+    encoder = getattr(info, "encoder", info)
+    shape = (1, encoder.in_channels, *2 * [getattr(info, "image_size", encoder.image_size)])
+    layers = torchinfo.summary(network, shape, col_names=("output_size", "num_params"), depth=4, mode="eval", verbose=0)
     facts = pd.json_normalize(asdict(model.info)).iloc[0].items()
     text = "\n".join([str(layers), *(f"{name}: {value}" for name, value in facts if str(value) not in ("", "None"))])
     logger.info(text)

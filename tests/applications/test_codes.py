@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import cv2
@@ -110,6 +113,38 @@ def test_damaged_data_are_refused(trained: segae.Autoencoder, image: np.ndarray,
         segae.decompress(change(segae.compress(image, trained, step=0.1)), trained)
 
 
+HEADER = struct.Struct("<5s8sIIfH")
+FIELDS = ("magic", "model", "height", "width", "step", "largest")
+
+
+@pytest.mark.parametrize(
+    ("fields", "cut", "words"),
+    [
+        ({"model": b"\xff" * 8}, None, "model must"),
+        ({"height": 2**32 - 1}, None, "image must have 1 to"),
+        ({"width": 0}, None, "image must have 1 to"),
+        ({"height": 1, "width": 3_200_000}, None, "image must have 1 to"),
+        ({"step": float("nan")}, None, "step in data must"),
+        ({"step": float("inf")}, None, "step in data must"),
+        ({"largest": 0}, None, "data must be a code"),
+        ({}, 0, "data must be a code"),
+        ({}, 5, "data must be a code"),
+        ({}, -1, "data must be a code"),
+    ],
+)
+def test_crafted_data_are_refused(
+    trained: segae.Autoencoder, image: np.ndarray, fields: dict, cut: int | None, words: str
+) -> None:
+    data = segae.compress(image, trained, step=0.1)
+    known = dict(zip(FIELDS, HEADER.unpack_from(data), strict=True))
+    body = HEADER.pack(*{**known, **fields}.values()) + data[HEADER.size : -4][:cut]
+    tracemalloc.start()
+    with pytest.raises(segae.SegaeError, match=words):
+        segae.decompress(body + zlib.crc32(body).to_bytes(4, "little"), trained)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
 def test_another_model_is_refused(trained: segae.Autoencoder, image: np.ndarray) -> None:
     with pytest.raises(segae.CheckpointError, match="model must be the one"):
         segae.decompress(segae.compress(image, trained, step=0.1), make_model())
@@ -125,6 +160,8 @@ def test_another_model_is_refused(trained: segae.Autoencoder, image: np.ndarray)
         ({"bits_per_pixel": 1e-4}, "bits_per_pixel"),
         ({"image": np.zeros((8, 8), np.uint8)}, "image"),
         ({"image": np.zeros((8, 8, 3))}, "image"),
+        ({"image": np.zeros((0, 8, 3), np.uint8)}, "image"),
+        ({"image": None}, "image"),
     ],
 )
 def test_wrong_arguments_of_compress(trained: segae.Autoencoder, image: np.ndarray, wrong: dict, argument: str) -> None:
@@ -140,6 +177,7 @@ def test_wrong_arguments_of_compress(trained: segae.Autoencoder, image: np.ndarr
         lambda: segae.create_autoencoder("test_resnet", method="reconstruct", decoder="unet"),
         lambda: "pets_pseudo_masks",
         lambda: "no_such_file.safetensors",
+        lambda: 3,
     ],
 )
 def test_models_without_a_code_are_refused(model) -> None:
@@ -260,3 +298,8 @@ def test_describe_takes_every_kind_of_model() -> None:
     for model in (segae.create_segmenter("test_resnet", num_classes=3, image_size=64), make_model("variational")):
         assert "info" not in segae.describe(model)
         assert "encoder.architecture" in segae.describe(model)
+    images = np.stack([draw(np.random.default_rng(seed), SIDE)[0] for seed in range(8)])
+    detector = segae.AnomalyDetector.fit([*images], segae.create_encoder("conv_16_8_4", image_size=SIDE), held_out=0.5)
+    assert "model.architecture: conv_16_8_4" in segae.describe(detector)
+    with pytest.raises(segae.SegaeError, match="model must be .* Linear"):
+        segae.describe(torch.nn.Linear(2, 2))
