@@ -153,10 +153,9 @@ class Autoencoder(nn.Module):
         """Predict (B, out_channels, H, W) from what `encode` returned for the same mask."""
         if isinstance(domain, int):
             check_range("domain", domain, low=0, high=max(len(self.info.domains) - 1, 0), integer=True)
-        if isinstance(self.decoder, DomainDecoders):
-            return self._activate(self.decoder(features, domain))
         hierarchical = isinstance(self.decoder, HierarchicalDecoder) and self.masking == "sparse"
-        return self._activate(self.head(self.decoder(features, mask) if hierarchical else self.decoder(features)))
+        more = (mask,) if hierarchical else (domain,) if self.info.domains else ()
+        return self._activate(self.head(self.decoder(features, *more)))
 
     def _activate(self, output: Any) -> Tensor:
         if self.info.output_activation == "none":

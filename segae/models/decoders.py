@@ -41,9 +41,9 @@ class DeepestDecoder(nn.Module):
         """What makes the code of the deepest feature map."""
         return nn.Identity()
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], *domain: Tensor | int) -> Tensor:
         """Decode the last of the feature maps: (B, C, h, w) to (B, out_channels, stride h, stride w)."""
-        return self.layers(features[-1])
+        return self.from_code(self.bottleneck(features[-1]), *domain)
 
     def from_code(self, code: Tensor) -> Tensor:
         """Decode what `bottleneck` made of the deepest feature map."""
@@ -122,10 +122,6 @@ class DomainDecoders(PlainDecoder):
         DeepestDecoder.__init__(self)
         copies = [copy.deepcopy(first.layers[1]) for _ in range(count)]
         self.layers = nn.Sequential(first.bottleneck, nn.ModuleList(copies))
-
-    def forward(self, features: Sequence[Tensor], domain: Tensor | int = 0) -> Tensor:
-        """Decode the last of the feature maps."""
-        return self.from_code(self.bottleneck(features[-1]), domain)
 
     def from_code(self, code: Tensor, domain: Tensor | int = 0) -> Tensor:
         """Decode a code (B, K, h, w)."""
