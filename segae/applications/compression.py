@@ -24,7 +24,8 @@ constriction = lazy_loader.load("constriction")  # an extra
 
 _MAGIC = b"SGAC\x01"  # the last is the version
 _HEADER = struct.Struct("<5s8sIIfH")  # magic, model, height, width, step, largest distance from a center
-_CHANNEL = np.dtype([("center", "<i2"), ("decay", "u1")])  # decay in 1/256
+_CHANNEL = np.dtype([("center", "<i2"), ("decay", "u1")])  # decay in 1/256, at least 1
+_DENSEST = 800  # symbols per byte; with the smallest decay one takes 0.011 bits
 _STEPS = 2.0 ** (np.arange(-48, 49) / 8)  # of the search, in standard deviations of the code
 _LARGEST, _COARSEST, _LOSS = 32_767, 1e9, 0.5  # symbol, step, dB
 
@@ -62,7 +63,8 @@ def compress(
         channels["center"] = np.rint(np.median(symbols, axis=1))
         symbols -= channels["center"][:, None]
         mean, spread = np.abs(symbols).mean(axis=1), max(int(np.abs(symbols).max()), 1)
-        channels["decay"] = np.rint(255 * mean / (1 + np.sqrt(1 + mean**2)))  # the most likely one
+        likely = 255 * mean / (1 + np.sqrt(1 + mean**2))
+        channels["decay"] = np.rint(likely).clip(min=1)  # no symbol is free, so a small file cannot fill the memory
         coder = constriction.stream.queue.RangeEncoder()
         for values, decay in zip(symbols, channels["decay"], strict=True):
             coder.encode(values + np.int32(spread), _table(decay, spread))
@@ -107,6 +109,8 @@ def decompress(data: bytes, model: Autoencoder | PathLike) -> NDArray[np.uint8]:
         channels = np.frombuffer(body, _CHANNEL, count, _HEADER.size)
         words = np.frombuffer(body, "<u4", offset=_HEADER.size + channels.nbytes).astype(np.uint32)
         coder, each = constriction.stream.queue.RangeDecoder(words), rows * columns * math.prod(shape)
+        if count * each > _DENSEST * len(data):
+            raise ValueError
         symbols = [coder.decode(_table(decay, spread), each) - spread + int(center) for center, decay in channels]
     except (AssertionError, ValueError) as error:
         raise DataError(f"data must be a code of this model, got {len(data)} bytes of something else") from error

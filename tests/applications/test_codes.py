@@ -63,6 +63,13 @@ def test_size_and_fidelity_follow_the_target(trained: segae.Autoencoder, image: 
     assert len(coarse) < len(default) < len(segae.compress(image, trained, step=1e-3))
 
 
+def test_large_images_of_one_color_take_few_bytes(trained: segae.Autoencoder) -> None:
+    pixels = np.full((800, 1000, 3), 90, np.uint8)
+    data = segae.compress(pixels, trained, step=0.5)
+    assert 8 * len(data) / pixels[..., 0].size < 0.02
+    assert segae.decompress(data, trained).shape == pixels.shape
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (32, 32), (33, 64), (100, 20)])
 def test_images_of_any_size_come_back_at_their_size(trained: segae.Autoencoder, shape: tuple[int, int]) -> None:
     pixels = np.full((*shape, 3), 90, np.uint8)
@@ -124,6 +131,7 @@ FIELDS = ("magic", "model", "height", "width", "step", "largest")
         ({"height": 2**32 - 1}, None, "image must have 1 to"),
         ({"width": 0}, None, "image must have 1 to"),
         ({"height": 1, "width": 3_200_000}, None, "image must have 1 to"),
+        ({"height": 2000, "width": 3000}, 4, "data must be a code"),
         ({"step": float("nan")}, None, "step in data must"),
         ({"step": float("inf")}, None, "step in data must"),
         ({"largest": 0}, None, "data must be a code"),
