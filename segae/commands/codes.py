@@ -19,16 +19,17 @@ from sklearn.neighbors import NearestNeighbors
 from segae.applications import AnomalyDetector, list_images
 from segae.applications.compression import compress, decompress
 from segae.applications.generation import encode_images, interpolate, open_autoencoder, sample
-from segae.commands._data import open_results, picture_sheet, takes_settings_of, write_result
+from segae.commands._data import open_results, takes_settings_of, write_result
 from segae.config import CompressConfig, DecompressConfig, DescribeConfig, GenerateConfig
 from segae.data import cache_images, read_image, unique_names
 from segae.data.image_io import read_bytes
 from segae.errors import DataError, SegaeError
+from segae.evaluation import contact_sheet
 from segae.models import create_encoder, load, published_weights
 
 logger = logging.getLogger("segae")
 
-_FITTED, _SHOWN = 4096, 64  # images for mean and covariance; of a sheet
+_FITTED, _SHOWN = 4096, 16  # images for mean and covariance; rows of the sheet
 
 
 @takes_settings_of(CompressConfig)
@@ -92,16 +93,17 @@ def generate(config: GenerateConfig) -> NDArray[np.uint8]:
             known = cache_images(list_images(config.images), model.encoder.info.image_size, how["skipped"])
             codes = encode_images(known.images, model)
         fitted = codes[:: len(codes) // _FITTED + 1] if known and model.info.code != "gaussian" else None
-        made = shown = sample(model, config.count, seed=config.seed, codes=fitted)
+        made = sample(model, config.count, seed=config.seed, codes=fitted)
+        columns = {"sample": [*made[:_SHOWN]]}
         if known:
             search = NearestNeighbors(n_neighbors=1).fit(codes.flatten(1))
             places = search.kneighbors(encode_images(made, model).flatten(1), return_distance=False)[:, 0]
             rows["nearest"] = [str(known.paths[place]) for place in places]
             rows["rmse"] = np.sqrt(np.square(made - known.images[places].astype(float)).mean(axis=(1, 2, 3)))
-            shown = np.concatenate([made, known.images[places]], axis=2)
+            columns["nearest"] = [*known.images[places[:_SHOWN]]]
         for name, image in zip(rows["sample"], made, strict=True):
             write_result(out / name, image)
-        picture_sheet([*shown[:_SHOWN]], out / "sheet.png")
+        contact_sheet(columns, out / "sheet.png")
         if config.interpolate:
             write_result(out / "interpolation.png", np.hstack([*interpolate(model, *config.interpolate)]))
         write_result(out / "samples.csv", rows)
