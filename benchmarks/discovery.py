@@ -1,25 +1,26 @@
 """Numbers of results/applications.csv: anomalies, retrieval, clusters and maps.
 
-    python benchmarks/discovery.py --data FOLDER --fashion FOLDER [--autoencoder FILE ...] [--train 400] [--test 100]
+    python benchmarks/discovery.py --data FOLDER --fashion FOLDER [--train 300] [--valid 30] [--test 50] [--seeds 3]
 
 FOLDER holds oxford-iiit-pet-sample and nuclei-dsb2018; the other one train/ and test/ with a folder of images for each
 class of Fashion-MNIST. Anomalies: each class against the others, and pets against nuclei, drawn pets and clothes. The
-best score is chosen on other images (validation) than those of the AUROC that is reported.
+score, the layer and the pooling are chosen on training images that nothing was fitted to; test images are scored once.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import application_rows
 import numpy as np
 import torch
-from application_rows import write_rows
 from scipy.stats import t as student
 from sklearn.cluster import KMeans
+from sklearn.covariance import LedoitWolf
 from sklearn.ensemble import IsolationForest
 from sklearn.manifold import trustworthiness
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
@@ -27,169 +28,198 @@ from sklearn.neighbors import NearestNeighbors
 
 import segae
 from segae.data import drawn_pets, open_dataset, read_resized
+from segae.evaluation import normalize
 
-Images = Sequence[Path]
-Scorer = Callable[[Images, int], Callable[[Images], np.ndarray]]
-CLASSES, SIDE = 10, 28
-IMAGENET: segae.Encoder
-
-
-def pixels(images: Images) -> np.ndarray:
-    return np.stack([read_resized(path, SIDE)[..., :1].ravel() for path in images]) / np.float32(255)
+Score = Callable[[np.ndarray], np.ndarray]
+Pools = Mapping[str, tuple[Sequence[Path], Sequence[Path]]]  # of training and of test images, by group
+SIDE, LAYERS, PATCHES, EPOCHS = 28, (3, 4, 5), 1000, 20
+ENCODERS: dict[str, segae.Encoder] = {}
 
 
-def forest(normal: Images, seed: int) -> Callable[[Images], np.ndarray]:
-    fitted = IsolationForest(random_state=seed).fit(pixels(normal))
-    return lambda images: -fitted.score_samples(pixels(images))
+def neighbors(known: np.ndarray, count: int = 5) -> Score:
+    fitted = NearestNeighbors(n_neighbors=count).fit(known)
+    return lambda rows: fitted.kneighbors(rows)[0].mean(axis=1)
 
 
-def neighbors(normal: Images, _: int) -> Callable[[Images], np.ndarray]:
-    fitted = NearestNeighbors(n_neighbors=5).fit(pixels(normal))
-    return lambda images: fitted.kneighbors(pixels(images))[0].mean(axis=1)
+def mahalanobis(known: np.ndarray) -> Score:
+    return LedoitWolf().fit(known).mahalanobis
 
 
-def patches(size: int) -> Scorer:
-    """The nearest of 4,096 positions of ImageNet maps, the largest distance in an image (after arXiv 2106.08265)."""
-
-    def fit(normal: Images, seed: int) -> Callable[[Images], np.ndarray]:
-        def rows(images: Images) -> np.ndarray:
-            maps = segae.extract_features(images, IMAGENET, layer=3, pool="none", image_size=size).values
-            return maps.reshape(*maps.shape[:2], -1).transpose(0, 2, 1)
-
-        known = np.concatenate(rows(normal))
-        kept = np.random.default_rng(seed).permutation(len(known))[:4096]
-        fitted = NearestNeighbors(n_neighbors=1).fit(known[kept])
-
-        def score(images: Images) -> np.ndarray:
-            found = rows(images)
-            return fitted.kneighbors(np.concatenate(found))[0].reshape(len(found), -1).max(axis=1)
-
-        return score
-
-    return fit
+def patches(maps: np.ndarray, seed: int) -> Score:
+    """The nearest of 1,000 positions of normal maps, the largest distance in an image (after arXiv 2106.08265)."""
+    flat = maps.transpose(0, 2, 3, 1).reshape(-1, maps.shape[1])
+    nearest = neighbors(np.random.default_rng(seed).permutation(flat)[:PATCHES], 1)
+    return lambda rows: (
+        nearest(rows.transpose(0, 2, 3, 1).reshape(-1, rows.shape[1])).reshape(len(rows), -1).max(axis=1)
+    )
 
 
-def ours(model: Any, size: int | None) -> Scorer:
-    return lambda normal, seed: segae.AnomalyDetector.fit(normal, model, seed=seed, image_size=size).score
+def reconstruction(images: np.ndarray, seed: int) -> Score:
+    """The mean squared error of a small convolutional autoencoder that is trained on normal images, (N, S, S, 3)."""
+    torch.manual_seed(seed)
+    encoder = segae.create_encoder("conv_16_8_4", image_size=images.shape[1])
+    model = segae.create_autoencoder(encoder)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+
+    def prepare(part: np.ndarray) -> torch.Tensor:
+        return normalize(part, encoder.info.mean, encoder.info.std, "cpu")
+
+    seen = prepare(images)
+    for _ in range(EPOCHS):
+        for batch in seen[torch.randperm(len(seen))].split(64):
+            optimizer.zero_grad()
+            (model(batch) - batch).square().mean().backward()
+            optimizer.step()
+    model.eval()
+
+    @torch.inference_mode()
+    def score(part: np.ndarray) -> np.ndarray:
+        errors = [(model(batch) - batch).square().mean(dim=(1, 2, 3)) for batch in prepare(part).split(256)]
+        return torch.cat(errors).numpy()
+
+    return score
 
 
-def auroc(score: Callable[[Images], np.ndarray], normal: Images, others: Images) -> float:
-    values = np.concatenate([score(normal), score(others)])
-    return float(roc_auc_score(np.repeat([0, 1], [len(normal), len(others)]), values))
+@torch.inference_mode()
+def feature_maps(encoder: segae.Encoder, images: np.ndarray) -> dict[int, np.ndarray]:
+    """All maps of all images, computed once for every class and seed."""
+    parts = [images[start : start + 64] for start in range(0, len(images), 64)]
+    found = [encoder.eval()(normalize(part, encoder.info.mean, encoder.info.std, "cpu")) for part in parts]
+    return {layer: np.concatenate([maps[layer].numpy() for maps in found]) for layer in LAYERS}
 
 
-def over(values: Sequence[float]) -> dict[str, Any]:
+def over(values: Sequence[float], lowest: float = 0) -> dict[str, Any]:
     """Mean of seeds with the 95 % interval of Student's t."""
     half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    low, high = np.clip([np.mean(values) - half, np.mean(values) + half], -1, 1)
+    low, high = np.clip([np.mean(values) - half, np.mean(values) + half], lowest, 1)
     return {"value": float(np.mean(values)), "low": float(low), "high": float(high), "seeds": len(values)}
 
 
-def anomalies(given: argparse.Namespace) -> list[dict[str, Any]]:
-    folders = sorted(path for path in (given.fashion / "train").iterdir() if path.is_dir())[:CLASSES]
-    train = {path.name: sorted(path.iterdir()) for path in folders}
-    test = {name: sorted((given.fashion / "test" / name).iterdir()) for name in train}
-    scorers: dict[str, Scorer] = {
-        "imagenet": ours(IMAGENET, 64),
-        "pets_pseudo_masks": ours(segae.load_encoder("pets_pseudo_masks"), 64),
-        "isolation forest": forest,
-        "pixels, nearest neighbors": neighbors,
-        "imagenet, nearest patches": patches(64),
+def detect(given: argparse.Namespace, pools: Pools, normals: Sequence[str], size: int, small: int) -> dict[Any, Any]:
+    """AUROC of validation and test for each seed, by (model, setting) and by (normal, other group)."""
+    paths = [path for train, test in pools.values() for path in (*train, *test)]
+    owner = np.repeat([*pools], [len(train) + len(test) for train, test in pools.values()])
+    tested = np.concatenate([np.repeat([False, True], [len(train), len(test)]) for train, test in pools.values()])
+    images, little = (np.stack([read_resized(path, side) for path in paths]) for side in (size, small))
+    started = time.perf_counter()
+    maps = {name: feature_maps(encoder, images) for name, encoder in ENCODERS.items()}
+    print(f"features of {len(paths)} images: {time.perf_counter() - started:.0f} s", flush=True)
+    pooled = {
+        f"{name}|layer {layer}, {pool}": (one.mean(axis=(2, 3)) if pool == "avg" else one.max(axis=(2, 3)))
+        for name, layers in maps.items()
+        for layer, one in layers.items()
+        for pool in ("avg", "max")
     }
-    for file in given.autoencoder:
-        model = segae.load(file)
-        # the autoencoder of a class saw its folder's name in the file's name, or every class
-        scorers |= {f"{file.stem}, reconstruction": ours(model, None), f"{file.stem}, code": ours(model.encoder, None)}
-    rows: list[dict[str, Any]] = []
-    best: dict[int, list[float]] = {}
-    chosen: list[str] = []
+    found: dict[Any, Any] = {}
     for seed in range(given.seeds):
-        generator = np.random.default_rng(seed)
-        for name in train:
-            normal = [train[name][place] for place in generator.permutation(len(train[name]))]
-            several = {one: generator.permutation(np.array(files, object)).tolist() for one, files in test.items()}
-            half = given.test // 2
-            valid, tested = (
-                {one: files[part] for one, files in several.items()} for part in (slice(half), slice(half, 2 * half))
-            )
-            results = {}
-            for title, fit in scorers.items():
-                started = time.perf_counter()
-                score = fit(normal[: given.train], seed)
-                pairs = [
-                    auroc(score, part[name], [one for other in part if other != name for one in part[other]])
-                    for part in (valid, tested)
-                ]
-                results[title] = (*pairs, time.perf_counter() - started)
-            mine = {one: found for one, found in results.items() if "forest" not in one and "nearest" not in one}
-            winner = max(mine, key=lambda one: mine[one][0])
-            chosen.append(winner)
-            best.setdefault(seed, []).append(mine[winner][1])
-            rows += [
-                {"seed": seed, "model": one, "value": found[1], "seconds": found[2]} for one, found in results.items()
+        for normal in normals:
+            generator = np.random.default_rng(seed)
+            shuffled = generator.permutation(len(paths))
+            valid = [
+                row for name in pools for row in shuffled[(owner[shuffled] == name) & ~tested[shuffled]][: given.valid]
             ]
-            print(seed, name, {one: round(found[1], 3) for one, found in results.items()}, flush=True)
-    about = {
-        "study": "anomaly",
-        "dataset": "fashion-mnist",
-        "metric": "auroc_one_class",
-        "n": given.test // 2 * CLASSES,
-    }
-    note = f"mean of {CLASSES} classes, {given.train} normal training images each; intervals over seeds"
-    out = []
-    for title in scorers:
-        means = [
-            np.mean([row["value"] for row in rows if row["model"] == title and row["seed"] == seed]) for seed in best
-        ]
-        seconds = sum(row["seconds"] for row in rows if row["model"] == title)
-        out.append({**about, "model": title, **over(means), "seconds": seconds, "note": note})
-        out[-1]["baseline"] = any(word in title for word in ("forest", "nearest"))
-    counts = ", ".join(f"{one} {chosen.count(one)}" for one in sorted(set(chosen)))
-    out.append({**about, "model": "best on validation", **over([float(np.mean(part)) for part in best.values()])})
-    out[-1]["note"] = f"{note}; chosen on other images: {counts}"
-    return out + pets_against(given, test)
+            left = np.setdiff1d(np.flatnonzero((owner == normal) & ~tested), valid)
+            fit, queries = left[: given.train], np.concatenate([valid, np.flatnonzero(tested)]).astype(int)
+            values: dict[tuple[str, str], np.ndarray] = {}
+            for key, rows in pooled.items():
+                name, setting = key.split("|")
+                values[f"{name}, Mahalanobis", setting] = mahalanobis(rows[fit])(rows[queries])
+                values[f"{name}, k-NN", setting] = neighbors(rows[fit])(rows[queries])
+            detector = segae.AnomalyDetector.fit([*images[fit]], ENCODERS["imagenet"], image_size=size, seed=seed)
+            values["imagenet, AnomalyDetector", ""] = detector.score([*images[queries]])
+            forest = IsolationForest(random_state=seed).fit(little[fit].reshape(len(fit), -1))
+            values["isolation forest of pixels", ""] = -forest.score_samples(little[queries].reshape(len(queries), -1))
+            values["imagenet, k-NN of patches", ""] = patches(maps["imagenet"][3][fit], seed)(
+                maps["imagenet"][3][queries]
+            )
+            values["conv_16_8_4, reconstruction", ""] = reconstruction(little[fit], seed)(little[queries])
+            for key, scores in values.items():
+                for part in (False, True):
+                    chosen = tested[queries] == part
+                    inside, outside = (scores[chosen & (owner[queries] == normal)], owner[queries])
+                    others = [name for name in pools if name != normal]
+                    groups = (
+                        {"rest": np.isin(outside, others)}
+                        if len(normals) > 1
+                        else {name: outside == name for name in others}
+                    )
+                    for group, mask in groups.items():
+                        outliers = scores[chosen & mask]
+                        truth = np.repeat([0, 1], [len(inside), len(outliers)])
+                        area = float(roc_auc_score(truth, np.concatenate([inside, outliers])))
+                        found.setdefault(key, {}).setdefault((seed, group, part), []).append(area)
+            print(seed, normal, f"{time.perf_counter() - started:.0f} s", flush=True)
+    return found
 
 
-def pets_against(given: argparse.Namespace, fashion: dict[str, list[Path]]) -> list[dict[str, Any]]:
-    pets = open_dataset(given.data / "oxford-iiit-pet-sample").splits
-    others: dict[str, Images] = {
-        "nuclei": [pair.image for pair in open_dataset(given.data / "nuclei-dsb2018").splits["test"]],
-        "drawn pets": [pair.image for pair in open_dataset(drawn_pets()).splits["test"]],
-        "clothes": [path for files in fashion.values() for path in files[:12]],
-    }
-    normal, tested = ([pair.image for pair in pets[split]][: given.train] for split in ("train", "test"))
-    scorers = {"imagenet": ours(IMAGENET, 128), "pets_pseudo_masks": ours(segae.load_encoder("pets_pseudo_masks"), 128)}
-    scorers |= {"isolation forest": forest, "imagenet, nearest patches": patches(128)}
+def anomaly_rows(found: dict[Any, Any], about: dict[str, Any], prefix: str) -> list[dict[str, Any]]:
+    """Test AUROC of each model, whose layer and pooling were chosen on validation, and of the model chosen there."""
+    keys = sorted({key for parts in found.values() for key in parts})
+    seeds, groups = sorted({key[0] for key in keys}), sorted({key[1] for key in keys})
+
+    def mean(key: tuple[str, str], seed: int, group: str, part: bool) -> float:
+        return float(np.mean(found[key][seed, group, part]))
+
+    def choose(among: Sequence[tuple[str, str]], seed: int) -> tuple[str, str]:
+        return max(among, key=lambda key: np.mean([mean(key, seed, group, False) for group in groups]))
+
+    baselines = [name for name, _ in found if "forest" in name or "patches" in name]
+    ours = [key for key in found if key[0] not in baselines]
+    models = {name: [key for key in found if key[0] == name] for name, _ in found} | {"best on validation": ours}
     rows = []
-    for title, fit in scorers.items():
-        values: dict[str, list[float]] = {}
-        started = time.perf_counter()
-        for seed in range(given.seeds):
-            score = fit(normal, seed)
-            for kind, images in others.items():
-                values.setdefault(kind, []).append(auroc(score, tested, images[: given.test]))
-        for kind, found in values.items():
-            rows.append({"study": "anomaly", "dataset": "oxford-iiit-pet-sample", "model": title, **over(found)})
-            rows[-1] |= {
-                "metric": f"auroc_against_{kind.replace(' ', '_')}",
-                "n": len(tested) + len(others[kind][: given.test]),
-            }
-            rows[-1] |= {"baseline": "forest" in title or "nearest" in title, "seconds": time.perf_counter() - started}
-            rows[-1]["note"] = f"{len(normal)} normal training images, 128 px; intervals over seeds"
+    for name, among in models.items():
+        winners = [choose(among, seed) for seed in seeds]
+        told = "; ".join(" ".join(winner) if among is ours else winner[1] for winner in dict.fromkeys(winners))
+        for group in groups:
+            values = [mean(winner, seed, group, True) for winner, seed in zip(winners, seeds, strict=True)]
+            metric = f"{prefix}{'' if group == 'rest' else group.replace(' ', '_')}"
+            note = f"{about['note']}{told and f'; chosen on training images: {told}'}"
+            row = {**about, "study": "anomaly", "model": name, "metric": metric, **over(values), "note": note}
+            rows.append({**row, "baseline": name in baselines})
     return rows
 
 
-def vectors(images: Images, size: int) -> dict[str, np.ndarray]:
+def anomalies(given: argparse.Namespace) -> list[dict[str, Any]]:
+    names, spare = sorted(path.name for path in (given.fashion / "train").iterdir() if path.is_dir()), 2 * given.valid
+    counts = {"train": given.train + spare, "test": given.test}
+    clothes = {
+        name: tuple(sorted((given.fashion / split / name).iterdir())[:count] for split, count in counts.items())
+        for name in names
+    }
+    note = f"{given.train} normal training images; intervals over seeds"
+    about = {"dataset": "fashion-mnist", "n": len(names) * given.test, "note": f"{len(names)} classes, {note}, 64 px"}
+    rows = anomaly_rows(detect(given, clothes, names, 64, 32), about, "auroc_one_class")
+    pools: dict[str, Any] = {
+        "clothes": tuple(
+            [path for part in zip(*parts, strict=True) for path in part][:count]
+            for parts, count in zip(zip(*clothes.values(), strict=True), (spare, given.test), strict=True)
+        )
+    }
+    for name, root in {
+        "pets": given.data / "oxford-iiit-pet-sample",
+        "nuclei": given.data / "nuclei-dsb2018",
+        "drawn pets": drawn_pets(),
+    }.items():
+        splits = open_dataset(root).splits
+        count = {"train": counts["train"] if name == "pets" else spare, "test": given.test}
+        pools[name] = tuple([pair.image for pair in splits[split]][: count[split]] for split in count)
+    normal = max(len(pools["pets"][0]) - given.valid, 0)
+    about = {"dataset": "oxford-iiit-pet-sample", "n": sum(len(test) for _, test in pools.values())}
+    about["note"] = f"{min(normal, given.train)} normal training images, 128 px; intervals over seeds"
+    return rows + anomaly_rows(detect(given, pools, ["pets"], 128, 32), about, "auroc_against_")
+
+
+def vectors(images: Sequence[Path], size: int) -> dict[str, np.ndarray]:
     found = {"pixels": np.stack([read_resized(path, SIDE).ravel() for path in images]) / np.float32(255)}
-    for name, encoder in {"imagenet": IMAGENET, "pets_pseudo_masks": segae.load_encoder("pets_pseudo_masks")}.items():
-        found[name] = segae.extract_features(images, encoder, image_size=size).values
+    for name in ("imagenet", "pets_pseudo_masks"):
+        found[name] = segae.extract_features(images, ENCODERS[name], image_size=size).values
     return found
 
 
 def groups(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Precision at 10, adjusted Rand index of k-means, trustworthiness of the reductions."""
     splits = open_dataset(given.data / "oxford-iiit-pet-sample").splits
-    pets = [pair.image for split in ("train", "test") for pair in splits[split][: given.train]]
+    pets = [pair.image for split in ("train", "test") for pair in splits[split]]
     folders = sorted(path for path in (given.fashion / "test").iterdir() if path.is_dir())
     clothes = [path for folder in folders for path in sorted(folder.iterdir())[: given.test]]
     rows = []
@@ -198,26 +228,42 @@ def groups(given: argparse.Namespace) -> list[dict[str, Any]]:
         ("fashion-mnist", clothes, 64, "class", [path.parent.name for path in clothes]),
     ):
         labels = np.unique(truth, return_inverse=True)[1]
+        names, kinds = [str(path) for path in images], dict(zip(map(str, images), truth, strict=True))
         for name, values in vectors(images, size).items():
             about = {"dataset": dataset, "model": name, "baseline": name == "pixels", "n": len(images)}
-            index = segae.ImageIndex(segae.Features(values, tuple(map(str, range(len(values))))), IMAGENET)
             started = time.perf_counter()
-            found = NearestNeighbors(n_neighbors=11, metric="cosine").fit(index._vectors).kneighbors(index._vectors)[1]
-            rate = len(values) / (time.perf_counter() - started)
-            right = (labels[found[:, 1:]] == labels[:, None]).mean(axis=1)  # the first is the query itself
+            if name == "pixels":
+                read = np.stack([read_resized(path, SIDE).ravel() for path in images]) / np.float32(255)
+                nearest = NearestNeighbors(n_neighbors=10, metric="cosine").fit(read).kneighbors()[1]
+                hits = np.array([[kinds[names[place]] for place in row] for row in nearest])
+                rate = len(values) / (time.perf_counter() - started)
+            else:
+                index = segae.ImageIndex.build(images, ENCODERS[name], image_size=size)
+                started = time.perf_counter()
+                table = index.search(images, k=11)
+                rate = len(values) / (time.perf_counter() - started)
+                table = table[table["image"] != table["query"]].groupby("query").head(10)
+                hits = table["image"].map(kinds).to_numpy().reshape(-1, 10)
+                truth_of = table["query"].map(kinds).to_numpy().reshape(-1, 10)
+            right = (hits == (np.array(truth)[:, None] if name == "pixels" else truth_of)).mean(axis=1)
             half = 1.96 * right.std() / np.sqrt(len(right))
             place = {"value": right.mean(), "low": right.mean() - half, "high": right.mean() + half}
             note = {"note": f"{size} px; interval over queries"}
             rows.append({**about, **place, **note, "study": "retrieval", "metric": f"precision_at_10_{kind}"})
-            rows.append({**about, "study": "retrieval", "metric": "queries_per_second", "value": rate})
+            timed = {
+                "note": f"{size} px; reads the queries" + ("" if name == "pixels" else " and computes their features")
+            }
+            rows.append({**about, **timed, "study": "retrieval", "metric": "queries_per_second", "value": rate})
             k, seeds = len(np.unique(labels)), range(given.seeds)
             aris = [adjusted_rand_score(labels, segae.cluster(values, k=k, seed=seed)) for seed in seeds]
-            rows.append({**about, **over(aris), "study": "clustering", "metric": f"adjusted_rand_{kind}"})
+            rows.append({**about, **over(aris, -1), "study": "clustering", "metric": f"adjusted_rand_{kind}"})
             plain = [
                 adjusted_rand_score(labels, KMeans(k, n_init=10, random_state=seed).fit_predict(values))
                 for seed in seeds
             ]
-            rows.append({**about, **over(plain), "study": "clustering", "metric": f"adjusted_rand_{kind}_plain_kmeans"})
+            rows.append(
+                {**about, **over(plain, -1), "study": "clustering", "metric": f"adjusted_rand_{kind}_plain_kmeans"}
+            )
             for how in given.how:
                 started = time.perf_counter()
                 kept = [trustworthiness(values, segae.project(values, how=how, seed=seed)) for seed in seeds]
@@ -228,27 +274,31 @@ def groups(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure, print the rows, and with --write put them into results/applications.csv."""
-    global IMAGENET
+    """Measure, print the rows, and with --write put them into the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--fashion", type=Path, required=True)
-    parser.add_argument("--autoencoder", type=Path, nargs="*", default=[])
-    parser.add_argument("--train", type=int, default=400)
-    parser.add_argument("--test", type=int, default=100)
+    for name, number in {"train": 300, "valid": 30, "test": 50}.items():
+        parser.add_argument(f"--{name}", type=int, default=number, help="images of each class")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--how", nargs="*", default=["pca", "tsne", "umap"])
     parser.add_argument("--only", choices=("anomalies", "groups"))
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--results", type=Path, default=application_rows.FILE)
     given = parser.parse_args()
-    torch.set_num_threads(2)
-    IMAGENET = segae.create_encoder("tf_efficientnet_lite0", weights="imagenet")
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    ENCODERS["imagenet"] = segae.create_encoder("tf_efficientnet_lite0", weights="imagenet")
+    ENCODERS["pets_pseudo_masks"] = segae.load_encoder("pets_pseudo_masks")
+    ENCODERS["random"] = segae.create_encoder("tf_efficientnet_lite0", weights="random")
     rows = [] if given.only == "groups" else anomalies(given)
     rows += [] if given.only == "anomalies" else groups(given)
     for row in rows:
         print({name: row.get(name) for name in ("study", "dataset", "model", "metric", "value", "low", "high")})
     if given.write:
-        write_rows(rows)
+        application_rows.FILE = given.results
+        application_rows.write_rows(rows)
 
 
 if __name__ == "__main__":

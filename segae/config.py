@@ -376,21 +376,26 @@ class ServeConfig(Config):
     """auto, cpu, cuda, cuda:1 or mps."""
 
 
-class _Frozen(_Inference):
-    """What commands share that compute features with a frozen encoder."""
+class _Images(_Inference):
+    """What commands share that look at images."""
 
     INPUTS: ClassVar = {"images": require_images}
 
     images: PathLike | Sequence[PathLike] = field(kw_only=False)
     """Images, or folders that are searched recursively."""
-    encoder: Any = "imagenet"
-    """What makes the features: a model file of segae, a published name, imagenet, or timm:NAME."""
-    image_size: int | None = number(None, 8, 8192)
-    """Side in pixels to which images are resized. Default: the encoder's own."""
     batch_size: int = number(64, 1, 65_536)
     """Images per forward pass."""
     out: PathLike | None = None
     """Folder for the results. Default: runs/ and the name of the command."""
+
+
+class _Frozen(_Images):
+    """What commands share that compute features with a frozen encoder."""
+
+    encoder: Any = "imagenet"
+    """What makes the features: a model file of segae, a published name, imagenet, or timm:NAME."""
+    image_size: int | None = number(None, 8, 8192)
+    """Side in pixels to which images are resized. Default: the encoder's own."""
 
 
 class FeaturesConfig(_Frozen):
@@ -456,20 +461,14 @@ class AnomalyFitConfig(_Frozen):
     """Share of the images that is not learned from and sets the threshold; with a model all of them set it."""
 
 
-class AnomalyScoreConfig(_Inference):
+class AnomalyScoreConfig(_Images):
     """Rank images by how anomalous they are; writes scores.csv, heatmaps/ of the first ones and a contact sheet."""
 
     MAIN = ("images", "detector", "out", "device", "overwrite")
     INPUTS: ClassVar = {"images": require_images, "detector": require_file}
 
-    images: PathLike | Sequence[PathLike] = field(kw_only=False)
-    """Images, or folders that are searched recursively."""
     detector: Any
     """The detector.safetensors that segae anomaly fit wrote."""
-    batch_size: int = number(64, 1, 65_536)
-    """Images per forward pass."""
-    out: PathLike | None = None
-    """Folder for the results. Default: runs/anomaly-score."""
 
 
 class SearchConfig(_Frozen):
@@ -500,15 +499,13 @@ class ClusterConfig(_Frozen):
 class MapConfig(_Frozen):
     """Draw images as points where similar ones are near; the folder of an image is its class.
 
-    Writes map.html, one file that needs no network, and map.csv.
+    Writes map.html, one file that needs no network, with about 3 kB for each image, and map.csv.
     """
 
-    MAIN = ("images", "encoder", "how", "count", "out", "overwrite")
+    MAIN = ("images", "encoder", "how", "out", "overwrite")
 
     how: Literal["pca", "tsne", "umap"] = "tsne"
     """Reduction to two numbers; umap needs segae[map]."""
-    count: int = number(2000, 3, 100_000)
-    """Images on the map; of more some are drawn. The page takes about 3 kB each."""
 
 
 class ExportConfig(Config):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,15 @@ from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
 from segae._io import check_range
-from segae.applications.features import compute_features, default_pool, list_images, open_encoder
+from segae.applications.features import collect_features, compute_features, list_images, open_encoder
 from segae.data import image_io
 from segae.errors import SegaeError
-from segae.models import KINDS, Autoencoder, AutoencoderInfo, EncoderInfo
+from segae.models import KINDS, Autoencoder, AutoencoderInfo, Encoder, EncoderInfo
 from segae.models.autoencoder import rebuild
 from segae.models.checkpoint import Info, PathLike, load_described, save_described
 
-_MOST = 4096  # normal images, and positions of their maps, that the fit sees
-_LAYER = 4  # stride 16: on Fashion-MNIST mean AUROC 0.95, at strides 4 and 8 0.90 and 0.92
+_LAYER = 4  # stride 16; benchmarks/discovery.py compares layers
+_MOST = 1000  # images that the fit sees: their maps are in memory
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,31 @@ class DetectorInfo(Info):
     rate_interval: tuple[float, float] = (0.0, 1.0)  # 95 %, Clopper-Pearson, of the rate of the threshold
 
 
-class _Error(nn.Module):
-    """The squared error of a reconstruction, as the one feature map of an encoder."""
+class _Heat(nn.Module):
+    """An encoder whose one feature map, (B, 1, h, w), is how anomalous each position of an image is."""
 
-    def __init__(self, model: Autoencoder) -> None:
+    def __init__(self, model: Any, layer: int, known: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.model, self.info, self.output_stride = model, model.encoder.info, model.stride
-        self.out_channels = (self.info.in_channels, 1)
-        if (count := model.info.out_channels) != self.info.in_channels:
-            raise SegaeError(f"model must predict the {self.info.in_channels} channels of its images, got {count}")
+        encoder = model.encoder if isinstance(model, Autoencoder) else model
+        self.model, self.layer, self.info, self.output_stride = model, layer, encoder.info, encoder.output_stride
+        self.out_channels = (encoder.info.in_channels, 1)
+        for name, tensor in known.items():
+            self.register_buffer(name, tensor)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return [images, (self.model(images) - images).square().mean(dim=1, keepdim=True)]
+        if isinstance(self.model, Autoencoder):
+            return [images, (self.model(images) - images).square().mean(dim=1, keepdim=True)]
+        away = self.model(images)[self.layer].movedim(1, 3) - self.mean
+        of_position, of_mean = away @ self.whiten_position, away.mean(dim=(1, 2), keepdim=True) @ self.whiten_mean
+        return [images, (of_position.square().sum(dim=3) + of_mean.square().sum(dim=3)).unsqueeze(1)]
 
 
 class AnomalyDetector:
-    """Score how unlike normal images an image is; the threshold keeps a rate of false alarms and needs no anomalies.
+    """Score how unlike normal images an image is; the threshold keeps a rate of false alarms. Made by ``fit``.
 
-    With an autoencoder the score is the mean squared error of the reconstruction, with an encoder the Mahalanobis
-    distance of its features from normal ones (arXiv 1807.03888), with a shrunk covariance. Made by ``fit``.
+    The score is the mean of the heat map. With an autoencoder that is the squared error of the reconstruction. With an
+    encoder it is the squared Mahalanobis distance of the features of each position from normal ones there (arXiv
+    2011.08785), plus that of their mean (arXiv 1807.03888); covariances are shrunk, and one for all positions.
 
     Example:
         >>> detector = AnomalyDetector.fit("good", "imagenet", false_alarm_rate=0.05)  # doctest: +SKIP
@@ -66,50 +72,49 @@ class AnomalyDetector:
         array([False,  True])
     """
 
-    def __init__(self, model: Any, info: DetectorInfo, known: dict[str, Any], **how: Any) -> None:
-        self.model, self.info, self._known = model, info, known
-        network: Any = _Error(model) if isinstance(model, Autoencoder) else model
-        self._network = network
-        self._how = {"layer": info.layer, "image_size": info.image_size, "pool": "none", **how}
-        self._flat = self._network is model and default_pool(model, info.layer) == "flatten"
+    def __init__(self, model: Any, info: DetectorInfo, known: Mapping[str, Tensor], **how: Any) -> None:
+        self.model, self.info, self._how = model, info, {"image_size": info.image_size, **how}
+        self._network: Any = _Heat(model, info.layer, known)
 
     @classmethod
     def fit(
         cls, images: Any, model: Any, *, false_alarm_rate: float = 0.01, held_out: float = 0.2, seed: int = 0,
-        layer: int | None = None, image_size: int | None = None, **how: Any,
+        image_size: int | None = None, **how: Any,
     ) -> AnomalyDetector:  # fmt: skip
         """Learn from normal images, and set the threshold on others that are not learned from.
 
         Args:
-            images: files, folders, or arrays uint8 (H, W, 3), without anomalies. For an autoencoder, not those that it
-                was trained on: there is nothing more to learn, and all of them set the threshold.
+            images: files, folders, or arrays uint8 (H, W, 3), without anomalies; for an autoencoder, which learns
+                nothing more, not those of its training: all of them set the threshold.
             model: an autoencoder or encoder, or what names the latter in ``extract_features``.
-            false_alarm_rate: share of normal images to be called anomalies, in (0, 1). The expected share is not larger
-                with 1 / rate - 1 held-out images or more; with fewer the threshold is their highest score.
-            held_out: share of the images that sets the threshold.
+            false_alarm_rate: share of normal images to be called anomalies, in (0, 1); with fewer than 1 / rate - 1
+                held-out images the threshold is their highest score.
+            held_out: share of the images that sets the threshold; 1,000 of the others at most are learned from.
             seed: of the choice of held-out images.
-            layer: feature map, 1 to 5; None for 4 (stride 16), of small networks the last.
             image_size: side in pixels; None for the model's.
             **how: ``batch_size``, ``device``, ``skipped``, as in ``compute_features``.
 
         Raises:
-            SegaeError: a number out of range, or no image is left to learn from or to set the threshold.
+            SegaeError: a number out of range, too few images, or an autoencoder of something else than its images.
         """
         check_range("false_alarm_rate", false_alarm_rate, low=0, high=1, low_open=True, high_open=True)
         check_range("held_out", held_out, low=0, high=1, high_open=True)
-        whole, paths = isinstance(model, Autoencoder), list_images(images)
+        found, whole = list_images(images), isinstance(model, Autoencoder)
         model = model if whole else open_encoder(model)
-        layer = layer or (-1 if whole or len(model.out_channels) <= _LAYER + 1 else _LAYER)
-        size = image_size or (model.encoder if whole else model).info.image_size
-        detector = cls(model, DetectorInfo(model.info, layer, size), {}, **how)
-        order = np.random.default_rng(seed).permutation(len(paths))
-        count = len(paths) if whole else round(held_out * len(paths))
-        if count < 1 or (not whole and len(paths) - count < 2):
+        encoder = model.encoder if whole else model
+        if whole and (channels := model.info.out_channels) != encoder.info.in_channels:
+            raise SegaeError(
+                f"model must predict the {encoder.info.in_channels} channels of its images, got {channels}"
+            )
+        count = len(found) if whole else round(held_out * len(found))
+        if count < 1 or (not whole and len(found) - count < 2):
             why = "those that were learned from would promise too few false alarms"
             raise SegaeError(f"held_out must leave 1 image for the threshold ({why}) and 2 to learn from, got {count}")
-        if not whole:
-            detector._learn([paths[place] for place in order[count:][:_MOST]], np.random.default_rng(seed))
-        scores = detector.score([paths[place] for place in order[:count]])
+        shuffled = [found[place] for place in np.random.default_rng(seed).permutation(len(found))]
+        layer, size = min(_LAYER, len(encoder.out_channels) - 1), image_size or encoder.info.image_size
+        known = {} if whole else _learn(model, shuffled[count:][:_MOST], layer=layer, image_size=size, **how)
+        detector = cls(model, DetectorInfo(model.info, layer, size), known, **how)
+        scores = detector.score(shuffled[:count])
         scores = np.sort(scores[np.isfinite(scores)])
         threshold = float(scores[-max(1, int(false_alarm_rate * (len(scores) + 1) + 1e-9))])
         low, high = binomtest(int((scores > threshold).sum()), len(scores)).proportion_ci(method="exact")
@@ -120,8 +125,8 @@ class AnomalyDetector:
     def score(self, images: Any) -> NDArray[np.float64]:
         """Return how anomalous images are, (N,), 0 or more; NaN for files that cannot be read."""
         scores = np.full(len(found := list_images(images)), np.nan)
-        for places, pooled, _ in self._measure(found):
-            scores[places] = self._distance(pooled, "images")
+        for values, places, _ in compute_features(self._network, found, pool="avg", **self._how):
+            scores[places] = values.ravel()
         return scores
 
     def predict(self, images: Any) -> NDArray[np.bool_]:
@@ -130,48 +135,31 @@ class AnomalyDetector:
 
     def heatmap(self, image: Any) -> NDArray[np.float32]:
         """Return how anomalous each pixel of one image is, (H, W) in its own size, as coarse as the feature map."""
-        maps = next(self._measure(list_images(image)))[2][0]
-        values = self._distance(maps.reshape(len(maps), -1).T, "positions").reshape(maps.shape[1:])
+        heat = collect_features(self._network, list_images(image), pool="none", **self._how).values[0, 0]
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else image_io.image_size(Path(image))
-        return cv2.resize(values.astype(np.float32), (width, height))
+        return cv2.resize(heat, (width, height))
 
     def save(self, path: PathLike) -> Path:
         """Write a .safetensors file, the model within, that ``load`` and ``segae.load`` read."""
-        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        known = {name: torch.from_numpy(array) for name, array in self._known.items()}
-        return save_described(path, "anomaly_detector", state | known, self.info)
+        return save_described(path, "anomaly_detector", self._network.state_dict(), self.info)
 
     @classmethod
     def load(cls, path: PathLike, **how: Any) -> AnomalyDetector:
         """Read what ``save`` wrote; ``batch_size`` and the like as in ``fit``. CheckpointError if it is damaged."""
-        known, info = load_described(path, "anomaly_detector", DetectorInfo)
-        state = {name[6:]: known.pop(name) for name in [*known] if name.startswith("model.")}
-        arrays = {name: tensor.numpy() for name, tensor in known.items()}
-        return cls(rebuild(info.model, state, str(path)), info, arrays, **how)
+        state, info = load_described(path, "anomaly_detector", DetectorInfo)
+        inner = {name[6:]: state.pop(name) for name in [*state] if name.startswith("model.")}
+        return cls(rebuild(info.model, inner, str(path)), info, state, **how)
 
-    def _measure(self, images: Any) -> Iterator[tuple[list[int], NDArray[np.floating], NDArray[np.floating]]]:
-        """Yield places, pooled features (B, D) and maps (B, C, h, w)."""
-        for maps, places, _ in compute_features(self._network, images, **self._how):
-            if places:
-                yield places, maps.reshape(len(maps), -1) if self._flat else maps.mean(axis=(2, 3)), maps
 
-    def _learn(self, images: Any, generator: np.random.Generator) -> None:
-        """Fit a Gaussian to pooled features, and one to positions of the maps, a few of each image."""
-        rows: dict[str, list[NDArray[np.floating]]] = {"images": [], "positions": []}
-        for _, pooled, maps in self._measure(images):
-            rows["images"].append(pooled)
-            flat = maps.reshape(*maps.shape[:2], -1).transpose(0, 2, 1)
-            some = generator.permutation(flat.shape[1])[: -(-_MOST // len(images))]
-            rows["positions"].append(flat[:, some].reshape(-1, flat.shape[2]))
-        for name, fitted in {name: LedoitWolf().fit(np.concatenate(parts)) for name, parts in rows.items()}.items():
-            self._known |= {f"{name}.mean": fitted.location_, f"{name}.precision": fitted.precision_}
-
-    def _distance(self, rows: NDArray[np.floating], name: str) -> NDArray[np.floating]:
-        """The Mahalanobis distance of rows (B, D); a reconstruction error (B, 1) is one already."""
-        if not self._known:
-            return rows[:, 0]
-        centered = rows - self._known[f"{name}.mean"]
-        return np.sqrt(np.maximum((centered @ self._known[f"{name}.precision"] * centered).sum(axis=1), 0))
+def _learn(encoder: Encoder, images: Any, **how: Any) -> dict[str, Tensor]:
+    """The mean of each position's features, and what whitens those of positions and of whole images."""
+    maps = np.moveaxis(collect_features(encoder, images, pool="none", **how).values, 1, 3)
+    away = maps - (mean := maps.mean(axis=0))
+    known = {"mean": torch.from_numpy(mean)}
+    for name, rows in {"position": away.reshape(-1, away.shape[3]), "mean": away.mean(axis=(1, 2))}.items():
+        precision = LedoitWolf(assume_centered=True).fit(rows).precision_
+        known[f"whiten_{name}"] = torch.from_numpy(np.linalg.cholesky(precision)).float()
+    return known
 
 
 KINDS["anomaly_detector"] = AnomalyDetector.load

@@ -16,7 +16,7 @@ from segae.models.decoders import require_choice
 
 umap = lazy_loader.load("umap")  # an extra
 
-_COMPONENTS = 50  # before neighbors are compared, for speed
+_COMPONENTS = 50  # principal ones, before neighbors are compared: for speed
 _FEWEST = 5  # images, in a cluster that HDBSCAN finds
 
 
@@ -30,9 +30,9 @@ def cluster(features: NDArray[np.floating], *, k: int | None = None, seed: int =
         >>> cluster(np.eye(6)[[0, 0, 0, 1, 1, 1]], k=2).tolist() in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
         True
     """
-    check_range("k", 1 if k is None else k, low=1, high=len(features), integer=True)
     if k is None:
         return HDBSCAN(_FEWEST, copy=True).fit_predict(_components(features, _COMPONENTS, seed))
+    check_range("k", k, low=1, high=len(features), integer=True)
     return KMeans(k, n_init=10, random_state=seed).fit_predict(_components(features, None, seed))
 
 

@@ -61,11 +61,7 @@ class Features:
         return len(self.names)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a file that ``load`` reads: .npz, .parquet (vectors only), .safetensors or .npy.
-
-        Raises:
-            SegaeError: another ending, or the file cannot be written.
-        """
+        """Write a file that ``load`` reads: .npz, .parquet (vectors only), .safetensors or .npy, else a SegaeError."""
         file = Path(path)
         check_format(file, "path", dense=self.values.ndim != 2)
         _write(file, self.values, list(self.names))
@@ -73,11 +69,7 @@ class Features:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Features:
-        """Read what ``extract_features`` wrote; the values of a .npy file are a memory map.
-
-        Raises:
-            DataError: there is no such file, or it holds something else.
-        """
+        """Read what ``extract_features`` wrote, else a DataError; the values of a .npy file are a memory map."""
         file = Path(path)
         check_format(file, "path")
         try:
@@ -85,7 +77,7 @@ class Features:
                 with np.load(file) as arrays:
                     return cls(arrays["values"], tuple(arrays["names"].tolist()))
             if file.suffix == ".npy":
-                names = json.loads(_names_file(file).read_text(encoding="utf-8"))
+                names = json.loads(file.with_name(f"{file.name}.names.json").read_text(encoding="utf-8"))
                 return cls(np.load(file, mmap_mode="r"), tuple(names))
             if file.suffix == ".safetensors":
                 with safetensors.safe_open(file, "np") as content:
@@ -98,14 +90,10 @@ class Features:
 
 
 def open_encoder(source: Encoder | str | os.PathLike[str]) -> Encoder:
-    """Return a frozen encoder to be used: an object, or one that is loaded.
+    """Return a frozen encoder: an object, or the one of a model file of segae, a published name or ``timm:NAME``.
 
-    Args:
-        source: an encoder; the file of any model of segae; a published name; ``timm:NAME`` with its ImageNet weights;
-            or ``imagenet``, which is that of the default network.
-
-    Raises:
-        SegaeError: there is no such encoder, or its weights cannot be had.
+    ``timm:NAME`` has ImageNet weights; ``imagenet`` is the default network with them. SegaeError if there is no such
+    encoder, or its weights cannot be had.
     """
     if isinstance(source, Encoder):
         return source
@@ -150,13 +138,15 @@ def default_pool(encoder: Encoder, layer: int) -> str:
 
 
 def list_images(images: Any) -> Sequence[Any]:
-    """Return the files of images and folders, or arrays as they are; one or several."""
+    """Return the files of images and folders, or files or arrays in the given order; one or several."""
     alone = isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim == 3)
     listed: Any = [images] if alone else images
     arrays = [image for image in listed if isinstance(image, np.ndarray)]
     if arrays and len(arrays) < len(listed):
         raise SegaeError(f"images must be all files or all arrays, got {len(arrays)} arrays of {len(listed)}")
-    return arrays or find_images([Path(root) for root in listed])
+    if arrays or all(Path(path).is_file() for path in listed):
+        return arrays or [Path(path) for path in listed]
+    return find_images([Path(root) for root in listed])
 
 
 def compute_features(
@@ -177,8 +167,7 @@ def compute_features(
         encoder: is moved to the device, in channels_last layout, and runs in evaluation mode.
         images: files, or arrays uint8 (H, W, 3); each is resized to a square.
         layer: which feature map, 1 (stride 2) to 5 (stride 32), or -1 for the deepest.
-        pool: auto (see ``default_pool``), avg, max, gem (generalized mean with power 3, arXiv 1711.02512), flatten or
-            none.
+        pool: auto (see ``default_pool``), avg, max, gem (power 3, arXiv 1711.02512), flatten or none.
         image_size: side in pixels; None takes that of ``encoder.info``.
         batch_size: images per forward pass; features differ by rounding only.
         device: where to compute.
@@ -211,6 +200,7 @@ def compute_features(
 
     encoder.to(device, memory_format=torch.channels_last)  # 1.6 times faster on a CPU
     lost = SkippedFiles() if skipped is None else skipped
+    before = len(lost)  # of earlier calls
     bar = tqdm(total=len(images), initial=start, unit="image", leave=False, disable=None)
     with bar, ThreadPoolExecutor(_READERS) as readers:
         ahead = readers.map(load, range(start, min(start + batch_size, len(images))))
@@ -229,8 +219,8 @@ def compute_features(
                     values = _POOLS[pool](maps.float()).cpu().numpy()
             yield _Batch(values, list(read), after)
             bar.update(after - first)
-    if len(lost) == len(images):
-        first_ones = "; ".join(f"{path} ({reason})" for path, reason in lost.files[:3])
+    if not start and len(lost) - before == len(images):
+        first_ones = "; ".join(f"{path} ({reason})" for path, reason in lost.files[-3:])
         raise DataError(f"images must be readable, got {len(images)} of which none is: {first_ones}")
 
 
@@ -273,8 +263,14 @@ def write_features(
             with closing(compute_features(encoder, paths, start=known["done"], skipped=skipped, **how)) as batches:
                 for batch in batches:
                     if batch.places:
-                        _write_rows(partial / "values.npy", kept, batch.values, dtype, len(paths))
-                        kept += len(batch.places)
+                        file, count = partial / "values.npy", len(batch.places)
+                        if not file.exists():
+                            np.lib.format.open_memmap(file, "w+", dtype, (len(paths), *batch.values.shape[1:])).flush()
+                        # opened for each batch: what a map has written would else count as memory of this process
+                        rows = np.load(file, mmap_mode="r+")
+                        rows[kept : kept + count] = batch.values
+                        rows.flush()
+                        kept += count
                     lost = [(str(path), reason) for path, reason in skipped.files]
                     write_json(partial / "progress.json", {**known, "done": batch.done, "kept": kept, "skipped": lost})
             without = {str(path) for path, _ in skipped.files}
@@ -287,16 +283,6 @@ def write_features(
     except OSError as error:
         raise SegaeError(f"out must be a place with room for the features, got {out}: {error}") from error
     return out
-
-
-def _write_rows(file: Path, start: int, values: NDArray[np.float32], dtype: str, count: int) -> None:
-    """Put values into a .npy file of ``count`` rows, which is made if there is none, from row ``start`` on."""
-    if not file.exists():
-        np.lib.format.open_memmap(file, "w+", dtype, (count, *values.shape[1:])).flush()
-    # opened for each batch: what a map has written would else count as memory of this process
-    rows = np.load(file, mmap_mode="r+")
-    rows[start : start + len(values)] = values
-    rows.flush()
 
 
 def _recipe(encoder: Encoder, paths: PathList, dtype: str, how: dict[str, Any]) -> str:
@@ -320,7 +306,7 @@ def _write(out: Path, values: NDArray[Any], names: list[str]) -> None:
         # a string array that is not made of objects, so that reading it runs no code
         write_atomically(out, lambda file: np.savez(file, values=values, names=np.array(safe, np.str_)))
     elif out.suffix == ".npy":
-        write_atomically(_names_file(out), lambda file: file.write(listed))
+        write_atomically(out.with_name(f"{out.name}.names.json"), listed)
         write_atomically(out, lambda file: np.lib.format.write_array(file, values, allow_pickle=False))
     elif out.suffix == ".safetensors":
         part = out.with_name(f".{os.getpid()}-features.segae-part")  # the library wants a path, and copies nothing
@@ -345,7 +331,3 @@ def _write(out: Path, values: NDArray[Any], names: list[str]) -> None:
                     writer.write_table(pyarrow.table(columns, schema=schema))
 
         write_atomically(out, write_rows)
-
-
-def _names_file(out: Path) -> Path:
-    return out.with_name(f"{out.name}.names.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lazy_loader
@@ -40,6 +41,15 @@ class ImageIndex:
         opened = open_encoder(encoder)
         return cls(collect_features(opened, list_images(images), **how), opened, **how)
 
+    def save(self, path: PathLike) -> Path:
+        """Write the features and names, as ``segae features`` does."""
+        return self.features.save(path)
+
+    @classmethod
+    def load(cls, path: PathLike, encoder: Any, **how: Any) -> ImageIndex:
+        """Read what ``save`` or ``segae features`` wrote with this encoder."""
+        return cls(Features.load(path), encoder, **how)
+
     def search(self, query: Any, k: int = 10) -> pd.DataFrame:
         """Find the k nearest images of each query image, of one or several: query, rank, image, distance.
 
@@ -53,20 +63,9 @@ class ImageIndex:
         wanted = unit_vectors(found.values, self._mean)
         if len(self.features) > _LARGE:
             require_package("faiss", "search")
-            distances, places = faiss.knn(wanted, self._vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-            distances = 1 - distances
+            cosines, places = faiss.knn(wanted, self._vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+            distances = 1 - cosines
         else:
             distances, places = NearestNeighbors(n_neighbors=k, metric="cosine").fit(self._vectors).kneighbors(wanted)
-        names = {"query": np.repeat(found.names, k), "rank": np.tile(np.arange(1, k + 1), len(found))}
-        return pd.DataFrame(
-            {**names, "image": np.array(self.features.names)[places.ravel()], "distance": distances.ravel()}
-        )
-
-    def save(self, path: PathLike) -> Any:
-        """Write the features and names, as ``segae features`` does."""
-        return self.features.save(path)
-
-    @classmethod
-    def load(cls, path: PathLike, encoder: Any, **how: Any) -> ImageIndex:
-        """Read what ``save`` or ``segae features`` wrote with this encoder."""
-        return cls(Features.load(path), encoder, **how)
+        rows = pd.DataFrame({"query": np.repeat(found.names, k), "rank": np.tile(np.arange(1, k + 1), len(found))})
+        return rows.assign(image=np.array(self.features.names)[places.ravel()], distance=distances.ravel())

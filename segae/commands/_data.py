@@ -128,12 +128,18 @@ def write_skipped(
     run_on_main(lambda: listed.write(folder))
 
 
-def picture_sheet(pictures: Sequence[np.ndarray], path: Path) -> None:
-    """Draw pictures of one size row by row, numbered, as PNG."""
+def picture_sheet(files: Sequence[Any], path: Path) -> None:
+    """Draw the first image files row by row, numbered, as PNG."""
+    pictures = read_pictures(files[: _COLUMNS**2])
     wide = min(_COLUMNS, len(pictures))
-    filled = [*pictures, *[np.full_like(pictures[0], 255)] * (-len(pictures) % wide)]
-    ranks = [f"{start + 1} -" for start in range(0, len(filled), wide)]
-    contact_sheet({f"+ {place}": filled[place::wide] for place in range(wide)}, path, row_labels=ranks)
+    pictures += [np.full_like(pictures[0], 255)] * (-len(pictures) % wide)
+    ranks = [f"{start + 1} -" for start in range(0, len(pictures), wide)]
+    contact_sheet({f"+ {place}": pictures[place::wide] for place in range(wide)}, path, row_labels=ranks)
+
+
+def read_pictures(files: Iterable[Any], side: int = 160) -> list[np.ndarray]:
+    """Image files as pictures of a sheet, uint8 (side, side, 3)."""
+    return [data.read_resized(Path(file), side) for file in files]
 
 
 @contextmanager

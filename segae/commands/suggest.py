@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from segae._io import write_atomically, write_json
 from segae.applications import collect_features, list_images, open_encoder, select_images
-from segae.commands._data import picture_sheet, takes_settings_of, write_skipped
+from segae.commands._data import picture_sheet, takes_settings_of, write_result, write_skipped
 from segae.commands.evaluate import load_model, name_model
 from segae.config import SuggestConfig
 from segae.data import SkippedFiles, find_images, open_dataset, read_resized
@@ -28,7 +28,6 @@ from segae.training import choose_device, limit_threads, open_result_folder
 logger = logging.getLogger("segae")
 
 _FILES = ("suggestions.csv", "files.txt", "label_studio.json", "sheet.png", "skipped.csv")
-_SHOWN, _SIDE = 64, 160  # of the sheet
 
 
 @takes_settings_of(SuggestConfig)
@@ -58,18 +57,22 @@ def suggest(config: SuggestConfig) -> pd.DataFrame:
         settings |= {"model": name_model(config.model) if model else "", "encoder": str(encoder.info.weights)}
         out = open_result_folder(Path(config.out), settings, task="suggest", files=_FILES, overwrite=config.overwrite)
         side = config.image_size or (model.info.image_size if model else None)
-        how: dict[str, Any] = {"image_size": side, "batch_size": config.batch_size, "device": device}
-        skipped, lost = SkippedFiles(), SkippedFiles()
-        found = collect_features(encoder, pool, skipped=skipped, **how)
-        covered = collect_features(encoder, known, skipped=lost, **how).values if known else None
-        skipped.extend(lost.files)
+        skipped = SkippedFiles()
+        how: Any = {"image_size": side, "batch_size": config.batch_size, "device": device, "skipped": skipped}
+        found = collect_features(encoder, pool, **how)
+        covered = collect_features(encoder, known, **how).values if known else None
         doubt = None if model is None else _uncertainty(model, found.names, config.batch_size)
         count = min(config.count, len(found))
         chosen = select_images(found.values, covered, count=count, uncertainty=doubt, seed=config.seed)
         rows = pd.DataFrame({"image": [found.names[place] for place in chosen]})
         if doubt is not None:
             rows["uncertainty"] = doubt[chosen].round(4)
-        _write(out, rows)
+        files = [os.path.realpath(name) for name in rows["image"]]
+        tasks = [{"data": {"image": f"/data/local-files/?d={quote(file.lstrip(os.sep))}"}} for file in files]
+        write_json(out / "label_studio.json", tasks)
+        write_atomically(out / "files.txt", "\n".join([*files, ""]).encode("utf-8", "surrogateescape"))
+        write_result(out / "suggestions.csv", rows)
+        picture_sheet([*rows["image"]], out / "sheet.png")
         write_skipped(out, skipped)
         logger.info("chose %d of %d images; the lists are in %s", count, len(found), out)
         return rows
@@ -99,12 +102,3 @@ def _uncertainty(model: Segmenter, names: Sequence[str], batch_size: int) -> NDA
             entropy = torch.special.entr(logits.softmax(dim=1)).sum(dim=1).mean(dim=(1, 2))
             means += (entropy / np.log(max(model.num_classes, 2))).tolist()
     return np.array(means, np.float32)
-
-
-def _write(out: Path, rows: pd.DataFrame) -> None:
-    files = [os.path.realpath(name) for name in rows["image"]]
-    tasks = [{"data": {"image": f"/data/local-files/?d={quote(file.lstrip(os.sep))}"}} for file in files]
-    write_json(out / "label_studio.json", tasks)
-    for name, text in {"files.txt": "\n".join([*files, ""]), "suggestions.csv": rows.to_csv(index=False)}.items():
-        write_atomically(out / name, text.encode("utf-8", "surrogateescape"))
-    picture_sheet([read_resized(Path(name), _SIDE) for name in rows["image"][:_SHOWN]], out / "sheet.png")
