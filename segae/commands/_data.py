@@ -60,11 +60,9 @@ def load_start(config: PretrainConfig | FinetuneConfig) -> Encoder:
     """The encoder that a training starts from; a weights file brings its own architecture."""
     weights = str(config.weights)
     name = config.encoder or (DEFAULT_ENCODER if weights in ("random", "imagenet") else None)
-    more = {}
-    if weights == "random" and isinstance(config, PretrainConfig):
-        more = {"in_channels": config.in_channels, "image_size": config.image_size}
+    channels = getattr(config, "in_channels", None) if weights == "random" else None
     with argument_named("encoder", instead_of="name"):
-        encoder = create_encoder(name, weights=weights, **more)
+        encoder = create_encoder(name, weights=weights, in_channels=channels, image_size=config.image_size)
     if weights not in ("random", "imagenet") and (published := published_name(weights)):
         encoder.info = replace(encoder.info, source=f"published weights {published}")
     return encoder

@@ -82,7 +82,6 @@ def evaluate(config: EvaluateConfig) -> Any:
         if out is not None:
             _write_numbers(config, out, scores, model, dataset)
             _write_pictures(out, scores, model, cached)
-            (out / "skipped.csv").unlink(missing_ok=True)
             write_skipped(out, skipped)
             logger.info("wrote %s", out / "metrics.json")
     rows = {name.replace("_", " "): value for name, value in scores.as_row().items()}

@@ -156,18 +156,17 @@ class _Finetuning:
                 score: Any = evaluate_classifier if self.classify else evaluate_model
                 scores = score(model, checked.images, checked.masks, device=device)
             (models.save_classifier if self.classify else models.save_segmenter)(model, path)
-            if checked is not None and not self.classify:
-                TrustScore.fit(model, data.sample.images, checked.images).save(folder / TRUST_FILE)
-                if (count := len(checked.images)) < 20:
-                    logger.info(
-                        "segae predict cannot warn of strange images: that takes 20 validation images, not %d", count
-                    )
             if not self.classify:
                 shown = data.sample if checked is None else checked
                 pictures, truths = shown.images[:_SHEET_ROWS], shown.masks[:_SHEET_ROWS]
-                sheet = partial(segmentation_sheet, classes=model.info.classes, palette=model.info.palette)
                 masks = predict_masks(model, pictures, device=device)
-                sheet(list(pictures), list(truths), list(masks), folder / "sheet.png")
+                look = {"classes": model.info.classes, "palette": model.info.palette}
+                segmentation_sheet(list(pictures), list(truths), list(masks), folder / "sheet.png", **look)
+                if checked is not None:
+                    TrustScore.fit(model, data.sample.images, checked.images).save(folder / TRUST_FILE)
+                if checked is not None and (count := len(checked.images)) < 20:
+                    few = f"that takes 20 validation images, not {count}"
+                    logger.info("segae predict cannot warn of strange images: %s", few)
             draw()
             run.write_metrics(
                 {

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import importlib
-import io
 import json
 import logging
 import os
@@ -29,7 +27,6 @@ from tqdm import tqdm
 
 from segae._io import require_package, show_messages, write_atomically
 from segae._settings import PathLike, make_config
-from segae.applications import compute_features
 from segae.applications.trust import FLAGGED_BELOW, TrustScore
 from segae.commands._data import write_skipped
 from segae.commands.evaluate import load_model, name_model
@@ -40,7 +37,14 @@ from segae.errors import DataError, SegaeError
 from segae.evaluation import overlay
 from segae.exporters.predictor import OnnxPredictor
 from segae.models import Classifier, Segmenter, SegmenterInfo
-from segae.models.inference import Network, Prediction, augment_network, make_network, predict_images
+from segae.models.inference import (
+    Network,
+    Prediction,
+    augment_network,
+    make_network,
+    predict_images,
+    predict_probabilities,
+)
 from segae.training import limit_threads, open_result_folder
 
 rasterio = lazy_loader.load("rasterio")  # an extra, for GeoTIFF
@@ -131,26 +135,23 @@ def color_mask(mask: NDArray[np.uint8], info: SegmenterInfo) -> Image.Image:
 
 def _classify_files(config: PredictConfig, model: Classifier) -> list[Path]:
     """Write the class of each image, and its probability, into predictions.csv."""
-    for name in ("tile", "tta", "probabilities", "confidence", "geotiff"):
-        if value := getattr(config, name):
+    for name in ("tile", "tta", "probabilities", "confidence", "coco", "geotiff"):
+        if (value := getattr(config, name)) != getattr(PredictConfig, name):
             raise SegaeError(f"{name} must be left out for a classifier, got {value}")
-    device = next(model.parameters()).device
-    roots = [Path(root) for root in config.images]  # type: ignore[union-attr]
-    table, skipped, rows, paths = "predictions.csv", SkippedFiles(), list[Any](), find_images(roots)
-    settings: dict[str, Any] = {"model": name_model(config.model), "images": roots}
-    how: dict[str, Any] = {"files": [table, "skipped.csv"], "inputs": "images", "overwrite": config.overwrite}
+    roots, skipped, rows = [Path(root) for root in config.images], SkippedFiles(), []  # type: ignore[union-attr]
+    paths, settings = find_images(roots), {"model": name_model(config.model), "images": [str(root) for root in roots]}
+    how: dict[str, Any] = {"files": ["predictions.csv"], "inputs": "images", "overwrite": config.overwrite}
     out = open_result_folder(Path(config.out), settings, task="predict", **how)
-    how = {"pool": model.pool, "image_size": model.info.image_size, "batch_size": config.batch_size, "device": device}
-    for batch in compute_features(model.encoder, paths, skipped=skipped, **how):
-        found = model.head(torch.from_numpy(batch.values).to(device)).softmax(dim=1).max(dim=1)
-        names = [model.info.classes[place] for place in found.indices]
-        rows += zip([paths[place] for place in batch.places], names, found.values.tolist(), strict=True)
-    text = pd.DataFrame(rows, columns=["image", "class", "probability"]).round(4).to_csv(index=False)
-    write_atomically(out / table, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
-    (out / "skipped.csv").unlink(missing_ok=True)
-    write_skipped(out, skipped)
-    logger.info("wrote %s", out / table)
-    return [out / table]
+    for batch in _read_images(config, paths, model.info.image_size):
+        skipped.extend((one.path, one.reason) for one in batch if one.image is None)
+        read = [one for one in batch if one.image is not None]
+        found = predict_probabilities(model, np.array([one.square for one in read])).max(dim=1)
+        for one, place, probability in zip(read, found.indices, found.values.tolist(), strict=True):
+            rows.append({"image": one.path, "class": model.info.classes[place], "probability": round(probability, 4)})
+    _write_csv(out, rows)
+    _require_results(out, rows, skipped, len(paths))
+    logger.info("wrote %s", out / "predictions.csv")
+    return [out / "predictions.csv"]
 
 
 def _predict_files(config: PredictConfig) -> list[Path]:
@@ -212,11 +213,7 @@ def _predict_files(config: PredictConfig) -> list[Path]:
                 results.append(running.popleft().result())
     finally:
         _write_tables(out, results, info.classes, coco=config.coco != "none")
-    (out / "skipped.csv").unlink(missing_ok=True)
-    write_skipped(out, skipped)
-    if not masks:
-        count = len(paths) + len(videos)
-        raise DataError(f"images must be readable, got {count} of which none is: {out / 'skipped.csv'} says why")
+    _require_results(out, masks, skipped, len(paths) + len(videos))
     logger.info("wrote %d mask%s to %s", len(masks), "" if len(masks) == 1 else "s", out)
     if doubtful := sum(one.row.get("trust", 1) < FLAGGED_BELOW for one in results):
         few = f"{doubtful} of {len(masks)} images are unlike the training images, trust below {FLAGGED_BELOW}"
@@ -226,9 +223,7 @@ def _predict_files(config: PredictConfig) -> list[Path]:
 
 def _write_tables(out: Path, results: Sequence[_Result], classes: Sequence[str], *, coco: bool) -> None:
     """Write predictions.csv and, if asked for, coco.json; a coco.json of an earlier call goes."""
-    text, rows = io.StringIO(), [one.row for one in results]
-    csv.writer(text).writerows([*rows[:1], *(row.values() for row in rows)])  # the names are the header
-    write_atomically(out / "predictions.csv", text.getvalue().encode("utf-8", "backslashreplace"))
+    _write_csv(out, [one.row for one in results])
     (out / "coco.json").unlink(missing_ok=True)
     if coco:
         categories = [{"id": index, "name": name} for index, name in enumerate(classes)]
@@ -239,6 +234,18 @@ def _write_tables(out: Path, results: Sequence[_Result], classes: Sequence[str],
             for region in one.regions:
                 content["annotations"].append({"id": len(content["annotations"]) + 1, "image_id": number, **region})
         write_atomically(out / "coco.json", json.dumps(content).encode())
+
+
+def _write_csv(out: Path, rows: list[dict[str, Any]]) -> None:
+    table = pd.DataFrame(rows).to_csv(index=False)
+    write_atomically(out / "predictions.csv", table.encode("utf-8", "backslashreplace"))
+
+
+def _require_results(out: Path, results: Sequence[Any], skipped: SkippedFiles, count: int) -> None:
+    """List what was skipped; refuse to go on where that is everything."""
+    write_skipped(out, skipped)
+    if not results:
+        raise DataError(f"images must be readable, got {count} of which none is: {out / 'skipped.csv'} says why")
 
 
 def _open_model(config: PredictConfig) -> tuple[Network, SegmenterInfo, Any] | Classifier:

@@ -364,6 +364,9 @@ def held_out_images(root: Path) -> list[Path]:
     """Every image that a folder keeps for testing, whether or not its mask is there; none if it is no data set."""
     if (root / "masks").is_dir():
         return list(_split(root, _match(root)[0])["test"].images)
+    if (root / "train").is_dir():  # class folders
+        found = walk_folders(root / "test")
+        return [path for folder, _, files in found for path in (folder / name for name in files) if _is_image(path)]
     images = (root / "images" / f"{name}.jpg" for name in _listed(root, "test"))
     return [image for image in images if image.is_file()]
 

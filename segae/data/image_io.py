@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from segae._io import write_atomically
 from segae.data.file_lists import Values
-from segae.errors import DataError
+from segae.errors import DataError, SegaeError
 
 logger = logging.getLogger("segae")
 
@@ -86,8 +86,9 @@ class SkippedFiles:
             logger.warning("%d unreadable file(s) skipped: %s%s", len(new), first, more)
 
     def write(self, folder: Path) -> Path | None:
-        """Write ``skipped.csv`` (path, reason) into the folder; return its path, or None where nothing was skipped."""
+        """Write ``skipped.csv`` (path, reason) into the folder; return its path. None and no file if there is none."""
         if not self._reasons:
+            (folder / "skipped.csv").unlink(missing_ok=True)  # of an earlier call
             return None
         text = io.StringIO()
         csv.writer(text).writerows([("path", "reason"), *self.files])
@@ -199,6 +200,16 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UnavailableFile(path, error.strerror or str(error)) from error
+
+
+def as_image(image: Any, channels: int = 3) -> np.ndarray:
+    """Read a file, or take an array or a PIL image: uint8 (H, W, channels); RGB does for one channel, too."""
+    array = read_image(Path(image)) if isinstance(image, str | Path) else np.asarray(image)
+    allowed = (1, 3) if channels == 1 else (channels,)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in allowed or not array.size:
+        expected = " or ".join(map(str, allowed))
+        raise SegaeError(f"images must be uint8 (H, W, {expected}), got {array.dtype} {array.shape}")
+    return array
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:

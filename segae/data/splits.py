@@ -103,8 +103,9 @@ def exclude_test_images(
 ) -> ExclusionReport:
     """Leave out the test images of labeled data sets, their copies and their near-duplicates; log the number.
 
-    Data sets are looked for at the given roots and below them. Above a root they are not, but for one case: a root
-    named ``images`` (or a file in such a folder) may be the image folder of a data set, so its parent is looked at.
+    Data sets, and folders with train/ and test/, are looked for at the given roots and below them. Above a root they
+    are not, but for one case: a root named ``images`` (or a file in such a folder) may be the image folder of a data
+    set, so its parent is looked at.
     Training images and images without masks stay, unless they repeat a test image.
 
     Without ``near_duplicates`` only copies of files are looked for, not those that were resized, mirrored or changed.
@@ -139,7 +140,8 @@ def _test_images(roots: Iterable[Path]) -> list[Path]:
         # as named and as it is: a root may be a link to an image folder
         found = [place.parent for place in (top.absolute(), Path(os.path.realpath(top))) if place.name == "images"]
         if root.is_dir():
-            found += [folder for folder, subfolders, _ in walk_folders(root) if "images" in subfolders]
+            marks = ({"images"}, {"train", "test"})
+            found += [folder for folder, inside, _ in walk_folders(root) if any(one <= {*inside} for one in marks)]
         for folder in found:
             folders.setdefault(os.path.realpath(folder), folder)
     return [image for folder in sorted(folders.values()) for image in held_out_images(folder)]

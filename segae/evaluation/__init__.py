@@ -15,9 +15,9 @@ from segae.evaluation.plots import (
     reconstruction_sheet,
     segmentation_sheet,
 )
-from segae.evaluation.probe import feature_std, linear_probe, pooled_features, rankme
+from segae.evaluation.probe import feature_std, linear_probe, rankme
 from segae.evaluation.segmentation import evaluate_at_mask_size, evaluate_model, predict_masks
-from segae.models.inference import argmax_classes, normalize, predict_logits, resize_logits
+from segae.models.inference import argmax_classes, normalize, pooled_features, predict_logits, resize_logits
 
 __all__ = [
     "ClassificationScores", "SegmentationMetrics", "SegmentationScores", "argmax_classes", "colorize",

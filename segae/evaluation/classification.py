@@ -11,7 +11,7 @@ import torch
 
 from segae.evaluation.metrics import confusion_matrix
 from segae.models import Classifier
-from segae.models.inference import predict_logits
+from segae.models.inference import predict_probabilities
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ def evaluate_classifier(
     model: Classifier, images: np.ndarray, labels: np.ndarray, *, names: Any = None, **how: Any
 ) -> ClassificationScores:
     """Score a classifier on images uint8 (N, S, S, 3) with class indices (N,); ``how`` is as in `predict_logits`."""
-    found = torch.cat([logits.softmax(dim=1).cpu() for logits in predict_logits(model, images, **how)]).max(dim=1)
+    found = predict_probabilities(model, images, **how).max(dim=1)
     confusion = confusion_matrix(found.indices, torch.from_numpy(labels), model.num_classes).numpy()
     rows = pd.DataFrame({"name": names or "", "truth": labels, "class": found.indices, "probability": found.values})
     rows[["truth", "class"]] = np.array(model.info.classes)[rows[["truth", "class"]]]

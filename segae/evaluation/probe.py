@@ -20,23 +20,6 @@ _CELL = 8  # pixels per side of a cell: the finest stride at which 300 images st
 _EPSILON = 1e-7  # the value of the RankMe paper
 
 
-_SMALL = 256  # values of a map
-
-
-def pooled_features(encoder: nn.Module, images: Tensor) -> Tensor:
-    """Average the encoder's deepest feature map over its positions: float32 (B, channels); of a small map all values.
-
-    Args:
-        encoder: returns a list of maps, deepest last, or one tensor (B, C) or (B, C, H, W). Its modes stay.
-        images: normalized, clean images (B, C, H, W).
-    """
-    features = encoder(images)
-    deepest = features if isinstance(features, Tensor) else features[-1]
-    if deepest.ndim == 4 and deepest[0].numel() > _SMALL:
-        return deepest.float().mean(dim=(2, 3))
-    return deepest.float().flatten(1)  # the code of a small network is the whole map
-
-
 def rankme(features: Tensor) -> float:
     """Compute RankMe (arXiv 2210.02885), the effective rank of features: exp(entropy of their singular values).
 

@@ -15,17 +15,9 @@ from segae.evaluation.metrics import SegmentationMetrics, SegmentationScores
 from segae.models.inference import argmax_classes, predict_logits, resize_logits
 
 
-def predict_masks(
-    model: nn.Module,
-    images: NDArray[np.uint8],
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    batch_size: int = 16,
-    device: torch.device | str | None = None,
-) -> NDArray[np.uint8]:
-    """Predict the most probable class of each pixel, uint8 (N, H, W); arguments as in :func:`predict_logits`."""
-    batches = predict_logits(model, images, mean=mean, std=std, batch_size=batch_size, device=device)
+def predict_masks(model: nn.Module, images: NDArray[np.uint8], **options: Any) -> NDArray[np.uint8]:
+    """Predict the most probable class of each pixel, uint8 (N, H, W); options as in :func:`predict_logits`."""
+    batches = predict_logits(model, images, **options)
     masks = [argmax_classes(logits_bkhw).to(torch.uint8).cpu().numpy() for logits_bkhw in batches]
     return np.concatenate(masks) if masks else np.zeros(images.shape[:3], np.uint8)
 
@@ -36,11 +28,8 @@ def evaluate_model(
     masks: NDArray[np.uint8],
     *,
     classes: Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    batch_size: int = 16,
-    device: torch.device | str | None = None,
     names: Sequence[str] | None = None,
+    **options: Any,
 ) -> SegmentationScores:
     """Score a segmenter at the resolution of its input; no score depends on the batch size.
 
@@ -49,24 +38,21 @@ def evaluate_model(
         images: uint8 (N, H, W, C), RGB; may be a memory map.
         masks: true class indices (N, H, W).
         classes: K names; None takes those of ``model.info``.
-        mean: of each channel, on the scale 0-1; None takes that of ``model.info``, as for ``std``.
-        std: of each channel, on the scale 0-1.
-        batch_size: images per forward pass.
-        device: where to compute; None is where the model is.
         names: of the N images, for the per-image scores.
+        **options: ``mean``, ``std``, ``batch_size`` and ``device`` of :func:`predict_logits`.
 
     Raises:
         SegaeError: no images, masks of another size, or a value that is no class index.
-
     Example:
         >>> evaluate_model(load_segmenter("model.safetensors"), images, masks).miou  # doctest: +SKIP
     """
     if len(masks) != len(images):
         raise SegaeError(f"masks must be one per image ({len(images)}), got {len(masks)}")
     metrics = SegmentationMetrics(_model_classes(model, classes))
-    batches = predict_logits(model, images, mean=mean, std=std, batch_size=batch_size, device=device)
-    for index, logits_bkhw in enumerate(batches):
-        batch = slice(index * batch_size, (index + 1) * batch_size)
+    start = 0
+    for logits_bkhw in predict_logits(model, images, **options):
+        batch = slice(start, start + len(logits_bkhw))
+        start += len(logits_bkhw)
         truth_bhw = torch.from_numpy(np.array(masks[batch])).to(logits_bkhw.device)
         metrics.update(argmax_classes(logits_bkhw), truth_bhw, None if names is None else names[batch])
     return metrics.compute()
@@ -84,7 +70,7 @@ def evaluate_at_mask_size(
     """Score a segmenter at the size of each mask, to which its logits are resized.
 
     Masks (H, W) may have any sizes and are read one at a time; images have the model's input size. All arguments and
-    the ``options`` (``mean``, ``std``, ``batch_size``, ``device``) are as in :func:`evaluate_model`.
+    the ``options`` are as in :func:`evaluate_model`.
     """
     metrics = SegmentationMetrics(_model_classes(model, classes))
     batches = predict_logits(model, images, **options)

@@ -25,8 +25,9 @@ TARGETS = tuple(_LOSSES)
 _TARGET_PATCH = 16  # of target patch_normalized, for methods without patches
 
 
+@dataclass(frozen=True)
 class ImageMethod(Method):
-    """A method whose target is the clean image; a subclass has a setting ``target`` and maybe ``patch_size``.
+    """A method whose target is the clean image; what the network sees is a subclass's matter, here the image itself.
 
     Attributes:
         judges_hidden: Whether only hidden pixels count.
@@ -39,8 +40,8 @@ class ImageMethod(Method):
     """
 
     judges_hidden: ClassVar[bool] = False
-    target: str = "pixels"
-    criterion: str = "mse"
+    target: str = setting("pixels", choices=TARGETS, kw_only=True)
+    criterion: str = setting("mse", choices=losses.CRITERIA, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,14 +53,6 @@ class ImageMethod(Method):
         return self.target == "pixels" and self.criterion != "cross_entropy"
 
     @property
-    def unit_range(self) -> bool:
-        return self.criterion not in ("mse", "l1")
-
-    @property
-    def activation(self) -> str:
-        return "sigmoid" if self.criterion == "binary_cross_entropy" else "none"
-
-    @property
     def mask_patch(self) -> int | None:
         return getattr(self, "patch_size", None)
 
@@ -68,6 +61,9 @@ class ImageMethod(Method):
         if self.criterion == "cross_entropy":
             return in_channels * losses.INTENSITY_BINS
         return in_channels + (losses.HOG_BINS if self.target == "hog" else 0)
+
+    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
+        return Corrupted(images)
 
     def loss(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         if self.judges_hidden and mask is None:
@@ -96,20 +92,9 @@ class ImageMethod(Method):
         return losses.normalize_patches(target, self._target_patch) if self._target_patch else target
 
 
-class CleanImageMethod(ImageMethod):
-    """A method that shows the image as it is."""
-
-    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
-        return Corrupted(images)
-
-
 @register_method("reconstruct")
-@dataclass(frozen=True)
-class Reconstruct(CleanImageMethod):
+class Reconstruct(ImageMethod):
     """Give back the image as it is (the plain autoencoder)."""
-
-    target: str = setting("pixels", choices=TARGETS)
-    criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
 
 
 @register_method("denoise")
@@ -120,12 +105,9 @@ class Denoise(ImageMethod):
     Attributes:
         sigma: Standard deviation of the noise in normalized image space, > 0. 0.5 is 64 gray levels of 255 where an
             encoder divides by 0.5 (tf_efficientnet_lite0), and 29 where it divides by ImageNet's deviation.
-        target: See `ImageMethod`, as for ``criterion``.
     """
 
     sigma: float = setting(0.5, low=0, low_open=True)
-    target: str = setting("pixels", choices=TARGETS)
-    criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
         return Corrupted(corruptions.add_noise(images, generator, self.sigma))
@@ -134,20 +116,17 @@ class Denoise(ImageMethod):
 @register_method("inpaint")
 @dataclass(frozen=True)
 class Inpaint(ImageMethod):
-    """Fill hidden patches; the network sees zeros in their place.
+    """Fill hidden patches, which alone are judged; the network sees zeros in their place.
 
     Attributes:
         patch_size: Side of a hidden patch in pixels, >= 1.
         mask_ratio: Share of the patches that is hidden, in (0, 1).
-        target: See `ImageMethod`; only hidden pixels count.
     """
 
     judges_hidden: ClassVar[bool] = True
     fill: ClassVar[Literal["zero", "mean"]] = "zero"
     patch_size: int = setting(16, low=1)
     mask_ratio: float = setting(0.6, low=0, high=1, low_open=True, high_open=True)
-    target: str = setting("pixels", choices=TARGETS)
-    criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
         return hide_patches(images, generator, self.patch_size, self.mask_ratio, fill=self.fill, difficulty=difficulty)
@@ -164,7 +143,7 @@ class Spark(Inpaint):
     masking: ClassVar[Masking] = "sparse"
     decoder: ClassVar[str] = "hierarchical"
     patch_size: int = setting(32, low=1)
-    target: str = setting("patch_normalized", choices=TARGETS)
+    target: str = setting("patch_normalized", choices=TARGETS, kw_only=True)
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
         corrupted = super().corrupt(images, generator, difficulty)
@@ -186,7 +165,7 @@ class A2MIM(Inpaint):
     decoder: ClassVar[str] = "linear"
     fill: ClassVar[Literal["zero", "mean"]] = "mean"
     patch_size: int = setting(32, low=1)
-    target: str = setting("frequency", choices=TARGETS)
+    target: str = setting("frequency", choices=TARGETS, kw_only=True)
 
 
 @register_method("mixture")
@@ -200,15 +179,13 @@ class Mixture(ImageMethod):
         patch_size: Side of a hidden patch in pixels, >= 1.
         mask_ratio: Share of the patches that is hidden, in [0, 1).
         sigma: Standard deviation of the noise in normalized image space, > 0.
-        target: See `ImageMethod`; all pixels count.
     """
 
     decoder: ClassVar[str] = "unet"
     patch_size: int = setting(16, low=1)
     mask_ratio: float = setting(0.4, low=0, high=1, high_open=True)
     sigma: float = setting(0.22, low=0, low_open=True)
-    target: str = setting("hog", choices=TARGETS)
-    criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
+    target: str = setting("hog", choices=TARGETS, kw_only=True)
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
         """Apply all corruptions; three images of ten lose color, three sharpness, three resolution."""
@@ -221,12 +198,10 @@ class Mixture(ImageMethod):
 
 
 @register_method("colorize")
-@dataclass(frozen=True)
 class Colorize(ImageMethod):
     """Give a gray image its colors (arXiv 1603.08511); it is gray in the sense of Rec. 601's luminance."""
 
     decoder: ClassVar[str] = "unet"
-    criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
         return Corrupted(corruptions.remove_color(images, generator, 1.0))
@@ -238,14 +213,11 @@ class SuperResolution(ImageMethod):
     """Give an image the resolution that it lost (super-resolution, arXiv 1501.00092).
 
     Attributes:
-        factor: how many pixels along each side were averaged to one, 2 to 16; the network sees the image enlarged
-            again, bilinearly.
-        criterion: See `ImageMethod`.
+        factor: How many pixels along each side become one, 2 to 16, before the image is enlarged again.
     """
 
     decoder: ClassVar[str] = "unet"
     factor: int = setting(4, low=2, high=16)
-    criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
         return Corrupted(corruptions.reduce_resolution(images, generator, 1.0, (self.factor,)))
@@ -258,12 +230,10 @@ class Sharpen(ImageMethod):
 
     Attributes:
         sigma: Width of the blur in pixels, > 0.
-        criterion: See `ImageMethod`.
     """
 
     decoder: ClassVar[str] = "unet"
     sigma: float = setting(1.5, low=0, low_open=True)
-    criterion: str = setting("mse", choices=tuple(losses.CRITERIA))
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
         return Corrupted(corruptions.blur(images, generator, 1.0, (self.sigma, self.sigma)))

@@ -16,19 +16,20 @@ from torch import Generator, Tensor, nn
 from segae._io import check_range, require_name
 from segae.errors import SegaeError
 from segae.methods.corruptions import Corrupted, PatchDifficulty
+from segae.methods.losses import UNIT_RANGE
 from segae.models import Autoencoder, Encoder, build_autoencoder, create_encoder
 
 Family = Literal["autoencoding", "pseudo_masks"]
 Masking = Literal["dense", "sparse", "token"]
 
 
-def setting(default: Any, *, choices: tuple[str, ...] = (), **limits: float) -> Any:
+def setting(default: Any, *, choices: tuple[str, ...] = (), kw_only: bool = False, **limits: float) -> Any:
     """Declare a setting of a method with its default (an integer allows integers only) and allowed values.
 
     These are ``choices`` of names, or the ``limits`` of a number: ``low`` and ``high``; ``low_open`` or ``high_open``
-    true refuses the limit itself.
+    true refuses the limit itself. ``kw_only`` settings come after the others.
     """
-    return field(default=default, metadata={"rule": choices or limits})
+    return field(default=default, kw_only=kw_only, metadata={"rule": choices or limits})
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Method(ABC):
         decoder: Name of the decoder that suits the method.
         frozen_encoder: Whether only the decoder is trained.
         crops: Whether the corruption crops by itself and so has to be given whole images.
+        code: How the bottleneck ends, see `AutoencoderInfo`; other than linear asks for decoder ``plain``.
 
     Raises:
         SegaeError: a setting is out of its range.
@@ -58,6 +60,7 @@ class Method(ABC):
     decoder: ClassVar[str] = "plain"
     frozen_encoder: ClassVar[bool] = False
     crops: ClassVar[bool] = False
+    code: ClassVar[str] = "linear"
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -78,21 +81,6 @@ class Method(ABC):
     def predicts_pixels(self) -> bool:
         """Whether the prediction is an image, whose values an output activation can bound."""
         return self.family == "autoencoding"
-
-    @property
-    def unit_range(self) -> bool:
-        """Whether images have to be in [0, 1] for the network, too."""
-        return False
-
-    @property
-    def activation(self) -> str:
-        """Output activation that the loss needs, or none."""
-        return "none"
-
-    @property
-    def code(self) -> str:
-        """How the bottleneck ends, see `build_autoencoder`; other than linear asks for decoder ``plain``."""
-        return "linear"
 
     @property
     def mask_patch(self) -> int | None:
@@ -195,14 +183,14 @@ def create_method(name: str, **settings: Any) -> Method:
 
     Example:
         >>> create_method("denoise", sigma=0.2)
-        Denoise(sigma=0.2, target='pixels')
+        Denoise(target='pixels', criterion='mse', sigma=0.2)
     """
     if not isinstance(name, str) or name not in _METHODS:
         close = difflib.get_close_matches(str(name), _METHODS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise SegaeError(f"method must be one of {', '.join(_METHODS)}, got {name!r}{hint}")
     cls = _METHODS[name]
-    known = [one.name for one in fields(cls)]
+    known = list(_defaults(cls))
     for key, value in settings.items():
         if key not in known:
             choice = f"one of {', '.join(known)}" if known else "left out"
@@ -212,7 +200,7 @@ def create_method(name: str, **settings: Any) -> Method:
 
 def method_names() -> dict[str, str | None]:
     """Return the names of all registered methods, each with its first setting: ``known_methods`` of `Weights.parse`."""
-    return {name: next((one.name for one in fields(cls)), None) for name, cls in _METHODS.items()}
+    return {name: next(iter(_defaults(cls)), None) for name, cls in _METHODS.items()}
 
 
 def list_methods() -> list[str]:
@@ -232,10 +220,12 @@ class MethodRow(NamedTuple):
 def method_table() -> list[MethodRow]:
     """Tabulate all registered methods with their settings and defaults."""
     summaries = {name: (inspect.getdoc(cls) or "").partition("\n")[0] for name, cls in _METHODS.items()}
-    return [
-        MethodRow(name, cls.family, summaries[name], {one.name: one.default for one in fields(cls)})
-        for name, cls in _METHODS.items()
-    ]
+    return [MethodRow(name, cls.family, summaries[name], _defaults(cls)) for name, cls in _METHODS.items()]
+
+
+def _defaults(cls: type[Method]) -> dict[str, Any]:
+    """The settings of a method, its own before those that it shares with others."""
+    return {one.name: one.default for one in sorted(fields(cls), key=lambda one: bool(one.kw_only))}
 
 
 def create_autoencoder(
@@ -272,18 +262,18 @@ def create_autoencoder(
             f"output_activation must be none for {method!r}, which predicts no image, got {output_activation!r}"
         )
     encoder = create_encoder(encoder) if isinstance(encoder, str) else encoder
-    about = encoder.info
-    if method.unit_range and (any(about.mean) or {*about.std} != {1.0}):
+    about, criterion = encoder.info, getattr(method, "criterion", "mse")
+    if criterion in UNIT_RANGE and (any(about.mean) or {*about.std} != {1.0}):
         if about.weights.pretrained:
             raise SegaeError(
                 f"criterion must be mse or l1 for weights {about.weights}, whose images are not in [0, 1] but "
-                f"normalized by mean {about.mean} and std {about.std}, got {method}"
+                f"normalized by mean {about.mean} and std {about.std}, got {criterion}"
             )
         encoder.info = replace(about, mean=(0.0,) * about.in_channels, std=(1.0,) * about.in_channels)
-    if output_activation == "none":
-        output_activation = method.activation  # type: ignore[assignment]
-    elif method.activation not in ("none", output_activation):
-        raise SegaeError(f"output_activation must be {method.activation} for {method}, got {output_activation}")
+    if criterion == "binary_cross_entropy":
+        if output_activation == "tanh":
+            raise SegaeError(f"output_activation must be sigmoid for {method}, got tanh")
+        output_activation = "sigmoid"
     return build_autoencoder(
         encoder,
         out_channels=method.out_channels(encoder.info.in_channels),

@@ -6,33 +6,33 @@ hidden; with a mask only hidden pixels count, with None all of them do.
 
 from __future__ import annotations
 
+import importlib
 import math
+from typing import Any
 
-import lazy_loader
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from segae._io import require_package
 from segae.errors import SegaeError
 from segae.methods.corruptions import average_patches, luminance, spread_patches
 
-torchmetrics = lazy_loader.load("torchmetrics")  # takes a second to import
-
-CRITERIA = {
-    "mse": "any",
-    "l1": "any",
-    "binary_cross_entropy": "images and predictions in [0, 1]",
-    "cross_entropy": "images in [0, 1]",
-    "ssim": "images in [0, 1]",
-    "ms_ssim": "images in [0, 1]",
-}
-"""Losses by name, and the values that they need."""
+UNIT_RANGE = ("binary_cross_entropy", "cross_entropy", "ssim", "ms_ssim")  # criteria that need images in [0, 1]
+CRITERIA = ("mse", "l1", *UNIT_RANGE)
+"""Names of losses of pixels."""
 INTENSITY_BINS = 16  # classes of criterion cross_entropy, per channel
 
 HOG_CELL, HOG_BINS = 8, 9  # side of a cell in pixels; orientations between 0 and 180 degrees
 # one to three gray levels of 255, by the encoder's normalization: fainter gradients are quantization, not edges
 CONTRAST_FLOOR = 0.02
 _FREQUENCY_WEIGHT = 0.5
+_ERRORS: dict[str, Any] = {
+    "mse": functional.mse_loss,
+    "l1": functional.l1_loss,
+    "binary_cross_entropy": functional.binary_cross_entropy,
+    "cross_entropy": functional.cross_entropy,
+}
 _PIXEL_WEIGHT = 0.1  # of the pixels beside a pseudo-mask
 
 
@@ -47,15 +47,14 @@ def mean_error(error: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def pixel_loss(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared error of pixel values; over hidden pixels as in MAE (arXiv 2111.06377)."""
-    _check_shape(prediction, target)
-    return mean_error((prediction.float() - target.float()).square(), mask)
+    return criterion_loss("mse", prediction, target, mask)
 
 
 def criterion_loss(criterion: str, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Compare images by a loss of `CRITERIA`; over hidden pixels, or of the image with its holes filled for SSIM.
 
-    ``cross_entropy`` takes logits (B, 16 C, H, W) of the intensity of each pixel, ``ssim`` and ``ms_ssim`` (Wang et
-    al., 2004, 2003) are one minus the similarity.
+    ``cross_entropy`` takes logits (B, 16 C, H, W) of the intensity of each pixel, ``binary_cross_entropy`` values in
+    [0, 1]; ``ssim`` and ``ms_ssim`` (Wang et al., 2004, 2003) are one minus the similarity.
 
     Raises:
         SegaeError: values are outside what the criterion needs, or the image is too small for it.
@@ -63,40 +62,42 @@ def criterion_loss(criterion: str, prediction: Tensor, target: Tensor, mask: Ten
     bins = INTENSITY_BINS if criterion == "cross_entropy" else 1
     _check_shape(prediction, target, more_channels=(bins - 1) * target.shape[1])
     prediction, target = prediction.float(), target.float()
-    if criterion in ("mse", "l1"):
-        difference = prediction - target
-        return mean_error(difference.square() if criterion == "mse" else difference.abs(), mask)
-    _check_unit_range(criterion, target, prediction if criterion == "binary_cross_entropy" else None)
+    if criterion in UNIT_RANGE:
+        _check_unit_range(criterion, "target", target)
+    if criterion == "binary_cross_entropy":
+        _check_unit_range(criterion, "prediction", prediction)
     with torch.autocast(target.device.type, enabled=False):  # which refuses cross-entropy of probabilities
+        if criterion in ("ssim", "ms_ssim"):
+            filled = prediction if mask is None else torch.where(mask > 0, prediction, target)
+            return 1 - _similarity(criterion, filled, target)
         if criterion == "cross_entropy":
-            classes = (target * (bins - 1)).round().long()
-            logits = prediction.unflatten(1, (target.shape[1], bins)).movedim(2, 1)
-            return mean_error(functional.cross_entropy(logits, classes, reduction="none"), mask)
-        if criterion == "binary_cross_entropy":
-            return mean_error(functional.binary_cross_entropy(prediction, target, reduction="none"), mask)
-        filled = prediction if mask is None else torch.where(mask > 0, prediction, target)
-        scales = "multiscale_" if criterion == "ms_ssim" else ""
-        similarity = getattr(torchmetrics.functional.image, f"{scales}structural_similarity_index_measure")
-        try:
-            return 1 - similarity(filled, target, data_range=1.0)
-        except ValueError as error:
-            raise SegaeError(f"criterion must fit the image size, got {criterion}: {error}") from error
+            prediction = prediction.unflatten(1, (target.shape[1], bins)).movedim(2, 1)
+            target = (target * (bins - 1)).round().long()
+        return mean_error(_ERRORS[criterion](prediction, target, reduction="none"), mask)
 
 
 def intensities(logits: Tensor, channels: int) -> Tensor:
     """Mean intensity in [0, 1] of each pixel by logits of criterion ``cross_entropy``: (B, channels, H, W)."""
     probability = logits.float().unflatten(1, (channels, INTENSITY_BINS)).softmax(dim=2)
-    values = torch.linspace(0, 1, INTENSITY_BINS, device=logits.device)
-    return torch.einsum("bckhw,k->bchw", probability, values)
+    return probability.movedim(2, -1) @ torch.linspace(0, 1, INTENSITY_BINS, device=logits.device)
 
 
-def _check_unit_range(criterion: str, target: Tensor, prediction: Tensor | None) -> None:
-    for name, values in (("target", target), ("prediction", prediction)):
-        if values is None or values.is_cuda:  # a GPU would wait; create_autoencoder has looked at the model
-            continue
-        low, high = float(values.detach().min()), float(values.detach().max())
-        if low < -1e-4 or high > 1 + 1e-4:
-            raise SegaeError(f"{name} must be in [0, 1] for criterion {criterion}, got {low:.3g} to {high:.3g}")
+def _check_unit_range(criterion: str, name: str, values: Tensor) -> None:
+    if values.is_cuda:  # it would wait; create_autoencoder has looked at the model
+        return
+    low, high = map(float, values.detach().aminmax())
+    if low < -1e-4 or high > 1 + 1e-4:
+        raise SegaeError(f"{name} must be in [0, 1] for criterion {criterion}, got {low:.3g} to {high:.3g}")
+
+
+def _similarity(criterion: str, images: Tensor, target: Tensor) -> Tensor:
+    require_package("torchmetrics", "ssim")
+    measures = importlib.import_module("torchmetrics.functional.image")  # takes a second
+    name = ("multiscale_" if criterion == "ms_ssim" else "") + "structural_similarity_index_measure"
+    try:
+        return getattr(measures, name)(images, target, data_range=1.0)
+    except ValueError as error:
+        raise SegaeError(f"criterion must fit the image size, got {criterion}: {error}") from error
 
 
 def frequency_loss(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

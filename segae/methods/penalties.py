@@ -6,14 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.distributions import Bernoulli, kl_divergence
 
 from segae.errors import SegaeError
-from segae.methods.autoencoding import CleanImageMethod
+from segae.methods.autoencoding import ImageMethod
 from segae.methods.base import register_method, setting
-from segae.methods.losses import CRITERIA
 
 Encode = Callable[[Tensor], Tensor]
 """From images (B, C, H, W) to codes (B, K, h, w), each of its image alone."""
@@ -27,8 +28,7 @@ def kl_to_rate(code: Tensor, rate: float) -> Tensor:
     The code (B, K, h, w) is in [0, 1]; the mean is over the batch (Ng, Sparse autoencoder, CS294A lecture notes, 2011).
     """
     mean = code.float().mean(dim=0).clamp(1e-6, 1 - 1e-6)
-    divergence = rate * (rate / mean).log() + (1 - rate) * ((1 - rate) / (1 - mean)).log()
-    return divergence.mean()
+    return kl_divergence(Bernoulli(torch.full_like(mean, rate)), Bernoulli(mean)).mean()
 
 
 def gaussian_kl(moments: Tensor) -> Tensor:
@@ -46,13 +46,10 @@ def jacobian_norm(encode: Encode, images: Tensor) -> Tensor:
     Raises:
         SegaeError: the code has more than 256 numbers.
     """
-
-    def one(image: Tensor) -> Tensor:
-        return encode(image[None]).flatten()
-
     if (size := encode(images[:1]).numel()) > _LARGEST_CODE:
         raise SegaeError(f"jacobian must be estimated for a code of more than {_LARGEST_CODE} numbers, got {size}")
-    return torch.func.vmap(torch.func.jacrev(one))(images).square().sum() / len(images)
+    derivative = torch.func.vmap(torch.func.jacrev(lambda image: encode(image[None])))(images)
+    return derivative.square().sum() / len(images)
 
 
 def estimate_jacobian_norm(encode: Encode, images: Tensor) -> Tensor:
@@ -64,23 +61,21 @@ def estimate_jacobian_norm(encode: Encode, images: Tensor) -> Tensor:
 
 @register_method("sparse")
 @dataclass(frozen=True)
-class Sparse(CleanImageMethod):
+class Sparse(ImageMethod):
     """Give back the image from a code that is mostly zero (sparse autoencoder: L1, or KL to a target rate).
 
     Attributes:
         penalty_kind: ``l1``: mean absolute value of the code after ReLU; ``kl``: see `kl_to_rate`, after a sigmoid.
-        weight: of the penalty beside the loss, >= 0.
-        rate: mean activation that ``kl`` asks for, in (0, 1).
-        criterion: See `ImageMethod`.
+        weight: Of the penalty beside the loss, >= 0.
+        rate: Mean activation that ``kl`` asks for, in (0, 1).
     """
 
     penalty_kind: str = setting("l1", choices=("l1", "kl"))
     weight: float = setting(0.01, low=0)
     rate: float = setting(0.05, low=0, high=1, low_open=True, high_open=True)
-    criterion: str = setting("mse", choices=tuple(CRITERIA))
 
     @property
-    def code(self) -> str:
+    def code(self) -> str:  # type: ignore[override]
         return "relu" if self.penalty_kind == "l1" else "sigmoid"
 
     def penalty(self, code: Tensor, encode: Encode, images: Tensor) -> Tensor:
@@ -89,46 +84,37 @@ class Sparse(CleanImageMethod):
 
 @register_method("contractive")
 @dataclass(frozen=True)
-class Contractive(CleanImageMethod):
+class Contractive(ImageMethod):
     """Give back the image from a code that hardly moves with it (contractive autoencoder, Rifai et al., ICML 2011).
 
     The penalty is the squared norm of the code's derivative by the image, through BatchNorm's running statistics.
 
     Attributes:
         jacobian: ``estimate``, from one random direction per image and step, or ``exact``, for small codes.
-        weight: of the penalty beside the loss, >= 0.
-        criterion: See `ImageMethod`.
+        weight: Of the penalty beside the loss, >= 0.
     """
 
     jacobian: str = setting("estimate", choices=("estimate", "exact"))
     weight: float = setting(0.01, low=0)
-    criterion: str = setting("mse", choices=tuple(CRITERIA))
 
     def penalty(self, code: Tensor, encode: Encode, images: Tensor) -> Tensor:
-        norm = jacobian_norm if self.jacobian == "exact" else estimate_jacobian_norm
-        return self.weight * norm(encode, images)
+        return self.weight * (jacobian_norm if self.jacobian == "exact" else estimate_jacobian_norm)(encode, images)
 
 
 @register_method("variational")
 @dataclass(frozen=True)
-class Variational(CleanImageMethod):
+class Variational(ImageMethod):
     """Give back the image from a sample of a Gaussian code near the standard normal one (VAE, arXiv 1312.6114).
 
     Loss and penalty are minus the evidence lower bound, divided by the number of pixel values: of Bernoulli pixels with
     criterion ``binary_cross_entropy``, of normal ones with variance 1/2 with ``mse``.
 
     Attributes:
-        beta: weight of the divergence, >= 0; other than 1 makes a beta-VAE (Higgins et al., ICLR 2017).
-        criterion: See `ImageMethod`.
+        beta: Weight of the divergence, >= 0; other than 1 makes a beta-VAE (Higgins et al., ICLR 2017).
     """
 
+    code: ClassVar[str] = "gaussian"
     beta: float = setting(1.0, low=0)
-    criterion: str = setting("mse", choices=tuple(CRITERIA))
-
-    @property
-    def code(self) -> str:
-        return "gaussian"
 
     def penalty(self, code: Tensor, encode: Encode, images: Tensor) -> Tensor:
-        """Beta times the divergence from the standard normal distribution, per pixel value."""
         return self.beta * gaussian_kl(code).mean() / images[0].numel()

@@ -40,16 +40,16 @@ class ClassicLayers(nn.Module):
         super().__init__()
         kind, self.channels, sides = _layout(name, in_channels, image_size)
         self.shape = (in_channels, image_size, image_size)
-        layers: list[nn.Module] = []
+        self.layers = nn.ModuleList()
         for place, (inside, outside) in enumerate(pairwise(self.channels)):
-            # the code has no activation of its own: a bottleneck may add one
-            activation = [nn.ReLU()] if place < len(self.channels) - 2 else []
+            # a convolution over the whole map is a dense layer
+            size, padding = (3, 1) if kind == "conv" else (sides[place], 0)
+            layer = nn.Sequential(nn.Conv2d(inside, outside, size, padding=padding))
+            if place < len(self.channels) - 2:  # the code has no activation of its own: a bottleneck may add one
+                layer.append(nn.ReLU())
             if kind == "conv":
-                pool = nn.MaxPool2d(2, ceil_mode=True)  # 28, 14, 7, 4
-                layers.append(nn.Sequential(nn.Conv2d(inside, outside, 3, padding=1), *activation, pool))
-            else:  # a convolution over the whole map is a dense layer
-                layers.append(nn.Sequential(nn.Conv2d(inside, outside, sides[place]), *activation))
-        self.layers = nn.ModuleList(layers)
+                layer.append(nn.MaxPool2d(2, ceil_mode=True))  # 28, 14, 7, 4
+            self.layers.append(layer)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the maps of images (B, C, S, S)."""

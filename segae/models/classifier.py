@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from segae._io import check_range
-from segae.data.image_io import read_image, resize_image
-from segae.errors import SegaeError
+from segae.data.image_io import as_image, resize_image
 from segae.models.checkpoint import Info, PathLike, load_described, load_strictly, save_described
-from segae.models.classic import is_classic
 from segae.models.encoder import Encoder, EncoderInfo, evaluation_mode, make_encoder, require_image_size
-from segae.models.inference import predict_logits
+from segae.models.inference import pooled_features, predict_probabilities
 
 
 @dataclass(frozen=True)
@@ -39,16 +37,14 @@ class Classifier(nn.Module):
         check_range("num_classes", len(info.classes), low=2, integer=True)
         require_image_size(info.image_size, encoder.output_stride)
         self.encoder, self.info, self.num_classes = encoder, info, len(info.classes)
-        self.pool = "flatten" if is_classic(info.encoder.architecture) else "avg"
-        self.head: nn.Module = nn.Identity()
-        with evaluation_mode(self), torch.no_grad():
-            pooled = self(torch.zeros(1, info.encoder.in_channels, info.image_size, info.image_size))
-        self.head = nn.Linear(pooled.shape[1], self.num_classes)
+        with evaluation_mode(encoder), torch.no_grad():
+            side, weights = info.image_size, next(encoder.parameters())
+            black = weights.new_zeros(1, info.encoder.in_channels, side, side)
+            self.head = nn.Linear(pooled_features(encoder, black).shape[1], self.num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalized images (B, C, H, W) to logits (B, K)."""
-        deepest = self.encoder(images)[-1]
-        return self.head(deepest.flatten(1) if self.pool == "flatten" else deepest.mean((2, 3)))
+        return self.head(pooled_features(self.encoder, images))
 
     def predict(self, images: Any, *, return_probabilities: bool = False, batch_size: int = 64) -> Any:
         """Name the class of an image, or of each in a list: files, arrays uint8 (H, W, 3) or PIL images.
@@ -57,13 +53,10 @@ class Classifier(nn.Module):
         """
         if not isinstance(images, list | tuple):
             return self.predict([images], return_probabilities=return_probabilities)[0]
-        arrays = [read_image(Path(one)) if isinstance(one, str | Path) else np.asarray(one) for one in images]
-        if wrong := [f"{one.dtype} {one.shape}" for one in arrays if one.dtype != np.uint8 or one.shape[2:] != (3,)]:
-            raise SegaeError(f"images must be uint8 (H, W, 3), got {wrong[0]}")
-        squares = np.array([resize_image(one, self.info.image_size) for one in arrays])
-        found = [logits.softmax(dim=1).cpu() for logits in predict_logits(self, squares, batch_size=batch_size)]
-        values = torch.cat([torch.empty(0, self.num_classes), *found])
-        return values.numpy() if return_probabilities else [self.info.classes[best] for best in values.argmax(dim=1)]
+        read = (as_image(one, self.info.encoder.in_channels) for one in images)
+        squares = np.array([resize_image(one, self.info.image_size) for one in read])
+        found = predict_probabilities(self, squares, batch_size=batch_size)
+        return found.numpy() if return_probabilities else [self.info.classes[best] for best in found.argmax(dim=1)]
 
 
 def create_classifier(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional
 from segae._io import check_range
 from segae.data.image_io import GRAY, resize_image
 from segae.errors import SegaeError
+from segae.models.classic import is_classic
 from segae.models.encoder import evaluation_mode
 
 Network = Callable[[NDArray[np.uint8]], Tensor]
@@ -45,6 +46,19 @@ def normalize(
     mean_1c11, std_1c11 = (torch.tensor(part, device=device).reshape(1, -1, 1, 1) for part in (mean, std))
     normalized_bchw = image_bchw.div_(255).sub_(mean_1c11).div_(std_1c11)
     return normalized_bchw if device.type == "cpu" else normalized_bchw.contiguous()
+
+
+def pooled_features(encoder: nn.Module, images: Tensor) -> Tensor:
+    """Average the deepest feature map over its positions, float32 (B, channels); of a small encoder, keep all values.
+
+    Args:
+        encoder: returns a list of maps, deepest last, or one tensor (B, C) or (B, C, H, W). Its modes stay.
+        images: normalized, clean images (B, C, H, W).
+    """
+    features = encoder(images)
+    deepest = (features if isinstance(features, Tensor) else features[-1]).float()
+    small = is_classic(getattr(getattr(encoder, "info", None), "architecture", ""))
+    return deepest.flatten(1) if small or deepest.ndim < 4 else deepest.mean(dim=(2, 3))
 
 
 def input_settings(
@@ -97,6 +111,12 @@ def predict_logits(
         with evaluation_mode(model), torch.inference_mode():
             logits_bkhw = model(batch_bchw).float()
         yield logits_bkhw
+
+
+def predict_probabilities(model: Any, images: NDArray[np.uint8], **how: Any) -> Tensor:
+    """Return the softmax (N, K) of a classifier's logits, on the CPU; arguments as in `predict_logits`."""
+    found = [logits.softmax(dim=1).cpu() for logits in predict_logits(model, images, **how)]
+    return torch.cat([torch.empty(0, model.num_classes), *found])
 
 
 def make_network(model: nn.Module, *, device: torch.device | str | None = None) -> Network:

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from segae._io import check_range, write_json
 from segae.data.datasets import make_palette
-from segae.data.image_io import read_image
+from segae.data.image_io import as_image
 from segae.errors import SegaeError
 from segae.models.checkpoint import Info, PathLike, load_decoder_into, load_described, load_strictly, save_described
 from segae.models.decoders import build_smp, list_decoders, require_choice, require_decoder_size
@@ -110,12 +109,12 @@ class Segmenter(nn.Module, HubModel):
         """
         check_range("batch_size", batch_size, low=1, integer=True)
         one = isinstance(images, str | Path) or (not isinstance(images, list | tuple) and np.ndim(images) <= 3)
-        given, results = [images] if one else list(images), []
+        given, results, channels = [images] if one else list(images), [], self.info.encoder.in_channels
         network = augment_network(make_network(self)) if tta else make_network(self)
         how: dict[str, Any] = {"image_size": self.info.image_size, "tile": tile, "overlap": overlap}
         how |= {"batch_size": batch_size, "probabilities": torch.float32 if return_probabilities else None}
         for start in range(0, len(given), batch_size):
-            read = [self._as_array(image) for image in given[start : start + batch_size]]
+            read = [as_image(image, channels) for image in given[start : start + batch_size]]
             for found in predict_images(network, read, **how):
                 results.append(found.probabilities if return_probabilities else found.mask)
         return results[0] if one else results
@@ -128,13 +127,6 @@ class Segmenter(nn.Module, HubModel):
                 model: Any = build_smp(about.architecture, self.info.decoder, self.num_classes, about.in_channels)
             config = model.config | {"_model_class": type(model).__name__}
         write_json(save_directory / CONFIG_FILE, config | {"_mean": about.mean, "_std": about.std})
-
-    def _as_array(self, image: Any) -> NDArray[np.uint8]:
-        array = read_image(Path(image)) if isinstance(image, str | Path) else np.asarray(image)
-        channels = self.info.encoder.in_channels
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != channels or not array.size:
-            raise SegaeError(f"images must be uint8 (H, W, {channels}), got {array.dtype} {array.shape}")
-        return array
 
 
 class LinearSegmenter(Segmenter):

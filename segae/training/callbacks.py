@@ -15,7 +15,7 @@ from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
 from fastai.metrics import Metric
 from fastai.torch_core import find_bs, get_model
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -23,7 +23,7 @@ from segae._io import check_range, write_atomically
 from segae.data.loaders import set_epoch
 from segae.errors import SegaeError
 from segae.evaluation.metrics import confusion_matrix, mean_iou
-from segae.models import build_autoencoder
+from segae.models import SMP_DECODERS, Classifier, build_autoencoder
 from segae.models.inference import argmax_classes
 from segae.training.cost import peak_memory_mb
 from segae.training.distributed import all_reduce, rank, run_on_main, world_size
@@ -292,7 +292,24 @@ class Accuracy(MeanIoU):
     name, score = "accuracy", staticmethod(lambda confusion: float(confusion.trace() / confusion.sum()))
 
 
-class ReconstructionTask(Callback):
+class AddedLoss(Callback):
+    """Adds to the loss what ``added`` makes of the output of the layer ``watched``, both of a subclass."""
+
+    order = 1  # after BottleneckDiagnostics, which compares losses without it
+
+    def before_fit(self) -> None:
+        self.handle = self.watched().register_forward_hook(lambda _layer, _inputs, made: setattr(self, "kept", made))
+
+    def after_loss(self) -> None:
+        if (added := self.added(self.kept)) is not None:
+            self.learn.loss_grad = self.learn.loss_grad + added
+            self.learn.loss = self.learn.loss_grad.detach().clone()
+
+    def after_fit(self) -> None:
+        self.handle.remove()
+
+
+class ReconstructionTask(AddedLoss):
     """Multi-task training: adds ``weight`` times the mean squared error of a reconstruction (Le et al., NeurIPS 2018).
 
     A head predicts the normalized image: from the output of a segmenter's decoder a 3x3 convolution, from a
@@ -300,36 +317,37 @@ class ReconstructionTask(Callback):
     making of the Learner to the end of training; the model that is saved has none. The validation loss is the task's.
     """
 
-    order, spans_phases, run_valid = 1, True, False
+    spans_phases, run_valid = True, False
 
     def __init__(self, weight: float) -> None:
         check_range("reconstruction_weight", weight, low=0)
         self.weight = weight
 
     def after_create(self) -> None:
-        model, channels = self.learn.model, self.learn.model.encoder.info.in_channels
-        last: Any = next(iter(getattr(model, "segmentation_head", nn.Identity()).children()), None)
-        if hasattr(model, "segmentation_head") and last is None:
-            raise SegaeError(f"decoder must be one of smp for reconstruction_weight, got {model.info.decoder}")
-        self.source = "encoder" if last is None else "decoder"
-        head: nn.Module = build_autoencoder(model.encoder, out_channels=channels).decoder
-        head = head if last is None else nn.Conv2d(last.in_channels, channels, 3, padding=1)
+        model: Any = self.learn.model
+        decoder = getattr(getattr(model, "info", None), "decoder", type(model).__name__)
+        if not isinstance(model, Classifier) and decoder not in SMP_DECODERS:
+            raise SegaeError(f"decoder must be one of smp for reconstruction_weight, got {decoder}")
+        channels = model.encoder.info.in_channels
+        if isinstance(model, Classifier):
+            self.source, head = "encoder", build_autoencoder(model.encoder, out_channels=channels).decoder
+        else:
+            last = model.segmentation_head[0]
+            self.source, head = "decoder", nn.Conv2d(last.in_channels, channels, 3, padding=1)
         model.reconstruction = head.to(self.learn.dls.device).to(memory_format=torch.channels_last)
 
-    def before_fit(self) -> None:
-        source = get_model(self.learn.model).get_submodule(self.source)
-        self.handle = source.register_forward_hook(lambda _module, _inputs, output: setattr(self, "features", output))
+    def watched(self) -> nn.Module:
+        return get_model(self.learn.model).get_submodule(self.source)
 
-    def after_loss(self) -> None:
+    def added(self, output: Any) -> Tensor:
         images = self.learn.xb[0]
         with self.learn.autocast():
-            made = get_model(self.learn.model).reconstruction(self.features)
+            made = get_model(self.learn.model).reconstruction(output)
         made = functional.interpolate(made.float(), images.shape[-2:], mode="bilinear")  # some decoders end at stride 4
-        self.learn.loss_grad = self.learn.loss_grad + self.weight * functional.mse_loss(made, images)
-        self.learn.loss = self.learn.loss_grad.detach().clone()
+        return self.weight * functional.mse_loss(made, images)
 
     def after_fit(self) -> None:
-        self.handle.remove()
+        super().after_fit()
         self.detach()
 
     def detach(self) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from segae._io import check_range
 from segae.errors import SegaeError
-from segae.evaluation.probe import feature_std, pooled_features, rankme
+from segae.evaluation import feature_std, pooled_features, rankme
 from segae.methods.base import Method
 from segae.methods.corruptions import Corrupted, PatchDifficulty, average_patches
 from segae.models.encoder import evaluation_mode
+from segae.training.callbacks import AddedLoss
 from segae.training.distributed import all_reduce, broadcast_state, gather_objects, rank, run_on_main, world_size
 from segae.training.run import epoch_seed
 
@@ -113,38 +114,18 @@ class CorruptInput(Callback):
         return torch.where(average_patches(trial.mask.float(), patch) > 0, mean, float("nan"))[:, 0]
 
 
-class CodePenalty(Callback):
-    """Adds the method's penalty on the code to the loss; column ``penalty`` is its part in the validation loss."""
-
-    order = 1  # after BottleneckDiagnostics, which compares losses without it
+class CodePenalty(AddedLoss):
+    """Adds the method's penalty on the code to the loss."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
 
-    def before_fit(self) -> None:
-        layer = get_model(self.learn.model).bottleneck
-        self.handle = layer.register_forward_hook(lambda _module, _inputs, output: setattr(self, "coded", output))
+    def watched(self) -> nn.Module:
+        return get_model(self.learn.model).bottleneck
 
-    def after_fit(self) -> None:
-        self.handle.remove()
-
-    def before_validate(self) -> None:
-        self.sums = torch.zeros(2, dtype=torch.float64)
-
-    def after_loss(self) -> None:
-        model, images = get_model(self.learn.model), self.learn.xb[0]
-        with evaluation_mode(model):  # each code of its image alone: without the statistics of a batch
-            penalty = self.method.penalty(self.coded, model.code, images)
-        if penalty is not None:
-            self.learn.loss_grad = self.learn.loss_grad + penalty
-            self.learn.loss = self.learn.loss_grad.detach().clone()
-            if not self.learn.training:
-                self.sums += torch.tensor([float(penalty) * len(images), len(images)], dtype=torch.float64)
-
-    def after_validate(self) -> None:
-        total, count = all_reduce(self.sums).tolist()
-        if count:
-            self.learn.epoch_clock.extra["penalty"] = float(f"{total / count:.4g}")
+    def added(self, output: Tensor) -> Tensor | None:
+        with evaluation_mode(model := get_model(self.learn.model)):  # without the statistics of a batch
+            return self.method.penalty(output, model.code, self.learn.xb[0])
 
 
 class DistancePenalty(Callback):

@@ -121,7 +121,7 @@ def test_predict_writes_a_table(classified: segae.FinetuneResult, colors: Path, 
 @pytest.mark.parametrize("cache", ["disk", "gpu", "none"])
 @pytest.mark.parametrize("encoder", ["test_resnet", "conv_8_4"])
 def test_all_caches_and_small_encoders(colors: Path, tmp_path: Path, small: Settings, cache: str, encoder: str) -> None:
-    settings = small | {"encoder": encoder, "image_size": 64 if encoder == "test_resnet" else 28}
+    settings = small | {"encoder": encoder, "image_size": 64 if encoder == "test_resnet" else 24}
     (colors / "train" / "red" / "broken.png").write_bytes(b"no image")
     try:
         result = segae.finetune(colors, task="classify", out=tmp_path / "run", labels=8, cache=cache, **settings)
@@ -146,6 +146,15 @@ def test_a_hash_of_the_names_splits_plain_class_folders(tmp_path: Path) -> None:
     splits = ClassFolders(make_classes(tmp_path, {"a": 40, "b": 10}, size=8)).splits
     assert 2 <= len(splits["test"]) <= 20
     assert len(splits["train"]) + len(splits["test"]) == len({*splits["train"].names, *splits["test"].names}) == 50
+
+
+def test_pretraining_leaves_the_test_folder_out(colors: Path, tmp_path: Path) -> None:
+    report = segae.data.find_pretraining_images([colors], near_duplicates=False)
+    left_out = [path for path, reason in report.excluded if reason == "is a test image"]
+    assert sorted(left_out) == sorted((colors / "test").rglob("*.png"))
+    assert {path.relative_to(colors).parts[0] for path in report.kept} == {"train"}  # val/ repeats test/
+    make_classes(tmp_path / "train", {"a": 2}, size=8)  # a folder without a test/ is all for training
+    assert len(segae.data.find_pretraining_images([tmp_path]).kept) == 2
 
 
 @pytest.mark.parametrize(
@@ -185,6 +194,12 @@ def test_wrong_folders_and_models_are_refused(
         segae.suggest(colors, count=1, model=classified.path, out=tmp_path / "suggest", device="cpu")
     with pytest.raises(segae.SegaeError, match="tile must be left out for a classifier, got 64"):
         segae.predict(classified.path, colors, out=tmp_path / "out", tile=64, device="cpu")
+    with pytest.raises(segae.SegaeError, match="coco must be left out for a classifier, got rle"):
+        segae.predict(classified.path, colors, out=tmp_path / "out", coco="rle", device="cpu")
+    with pytest.raises(segae.SegaeError, match="images must be readable, got 14 of which none is"):
+        segae.predict(
+            classified.path, [colors / "val", colors / "test"], out=tmp_path / "big", max_pixels=9, device="cpu"
+        )
     with pytest.raises(segae.SegaeError, match="num_classes must be an integer >= 2, got 1"):
         segae.create_classifier(segae.create_encoder("test_resnet"), num_classes=1)
     with pytest.raises(segae.SegaeError, match=r"images must be uint8 \(H, W, 3\), got float64"):

@@ -163,8 +163,8 @@ def test_the_jacobian_shrinks_with_the_weight(jacobian: str) -> None:
     for weight in (0.0, 0.02, 0.2):
         method = create_method("contractive", weight=weight, jacobian=jacobian)
         model = build("dense_16_4", method)
-        train(model, method, squares(64), steps=80)
-        norms.append(float(jacobian_norm(model.code, squares(64))))
+        train(model, method, squares(32), steps=60)
+        norms.append(float(jacobian_norm(model.code, squares(64)).detach()))
     assert norms[0] > 1.5 * norms[1] > 1.5 * norms[2]
 
 
@@ -172,9 +172,9 @@ def test_exact_and_estimated_jacobian_agree_and_a_large_code_is_refused() -> Non
     torch.manual_seed(0)
     model = create_autoencoder("test_resnet", bottleneck=4).eval()
     images = torch.randn(4, 3, 32, 32)
-    exact = float(jacobian_norm(model.code, images))
-    drawn = [float(estimate_jacobian_norm(model.code, images)) for _ in range(300)]
-    assert np.mean(drawn) == pytest.approx(exact, rel=0.05)
+    exact = float(jacobian_norm(model.code, images).detach())
+    drawn = estimate_jacobian_norm(model.code, images.repeat(300, 1, 1, 1))  # 300 directions for each image
+    assert float(drawn.detach()) == pytest.approx(exact, rel=0.05)
     linear = build("linear_4", "reconstruct")
     weight = linear.encoder.model.layers[0][0].weight
     assert float(jacobian_norm(linear.code, squares(3))) == pytest.approx(float(weight.square().sum()), rel=1e-4)
@@ -192,7 +192,7 @@ def test_a_variational_code_is_near_the_prior_and_drawn_while_training() -> None
         method = create_method("variational", beta=beta)
         model = build("dense_32_4", method)
         train(model, method, squares())
-        divergences.append(float(gaussian_kl(model.bottleneck(model.encode(squares())[-1])).mean()))
+        divergences.append(float(gaussian_kl(model.bottleneck(model.encode(squares())[-1])).mean().detach()))
     assert divergences[0] > 2 * divergences[1]
     images = squares(2)
     assert torch.equal(model.code(images, "mean"), model.code(images, "mean"))
@@ -209,14 +209,14 @@ def test_a_variational_code_is_near_the_prior_and_drawn_while_training() -> None
 def test_what_was_lost_comes_back_on_new_images(name: str) -> None:
     settings = {"inpaint": {"patch_size": 2, "mask_ratio": 0.25}}
     method = create_method(name, **settings.get(name, {}))
-    model = build("dense_256_64", method, channels=3, decoder="plain")
-    train(model, method, squares(1024, channels=3), steps=300, lr=3e-3)
+    model = build("dense_64_32", method, channels=3, decoder="plain")
+    train(model, method, squares(channels=3))
     new = squares(64, channels=3, seed=1)
     corrupted = method.corrupt(new, torch.Generator().manual_seed(1))
     shown = method.to_image(model.reconstruct(corrupted.image), corrupted.image, new)
     counted = torch.ones(64, 1, SIDE, SIDE) if corrupted.mask is None else corrupted.mask
     before, after = (((one - new).square() * counted).mean() for one in (corrupted.image, shown))
-    assert after < 0.6 * before
+    assert after < 0.4 * before
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -236,7 +236,7 @@ def test_criteria_are_the_textbooks_and_can_be_trained(criterion: str) -> None:
         return
     method, images = create_method("reconstruct", criterion=criterion), squares(64)
     if criterion == "ssim":
-        images = squares(64, 16)
+        images = squares(32, 16)
     model = build("dense_32", method, side=images.shape[-1])
     before = (method.to_image(model.reconstruct(images), images, images) - images).square().mean()
     train(model, method, images, steps=60)

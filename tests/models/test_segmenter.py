@@ -105,6 +105,16 @@ def test_a_prediction_normalizes_as_the_encoder_says() -> None:
     np.testing.assert_allclose(model.predict(array, return_probabilities=True), expected, atol=1e-5)
 
 
+def test_a_gray_encoder_takes_gray_arrays_and_makes_color_gray(tmp_path: Path) -> None:
+    model = build(encoder=create_encoder("test_resnet", in_channels=1)).eval()
+    gray = draw(np.random.default_rng(0), 64)[0][:, :, :1]
+    color = np.repeat(gray, 3, axis=2)
+    for image in (color, save(color, tmp_path / "a.png")):
+        assert np.array_equal(model.predict(image), model.predict(gray))
+    with pytest.raises(SegaeError, match=r"images must be uint8 \(H, W, 1 or 3\), got uint8 \(8, 8, 2\)"):
+        model.predict(np.zeros((8, 8, 2), np.uint8))
+
+
 @pytest.mark.parametrize(
     "image",
     [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((0, 8, 3), np.uint8)],

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import avg_pool2d
 
 from segae.errors import SegaeError
-from segae.evaluation.probe import feature_std, pooled_features, rankme
+from segae.evaluation import feature_std, pooled_features, rankme
 from segae.training import fit
 from segae.training.pretraining_callbacks import RankMeMonitor
 from tests.training.learners import KillAfter, changed, images, is_statistic, phase, pretraining, state

@@ -34,7 +34,7 @@ def make_learner(kind: str, encoder: Encoder, **settings: Any) -> Any:
 
 def small_encoder(name: str) -> Encoder:
     encoder = segae.create_encoder(name)
-    encoder.info = replace(encoder.info, image_size=28 if name.startswith("conv") else 64)
+    encoder.info = replace(encoder.info, image_size=28 if name.startswith("conv") else 32)
     return encoder
 
 
@@ -94,7 +94,7 @@ def test_a_linear_decoder_has_nothing_to_reconstruct_from(tmp_path: Path) -> Non
 
 def test_the_file_of_a_multi_task_run_is_that_of_any_segmenter(tmp_path: Path) -> None:
     data = segae.data.drawn_pets()
-    settings = {"encoder": "test_resnet", "image_size": 64, "device": "cpu", "threads": 1, "labels": 8}
+    settings = {"encoder": "test_resnet", "image_size": 32, "device": "cpu", "threads": 1, "labels": 8}
     result = segae.finetune(data, out=tmp_path / "run", reconstruction_weight=0.1, max_steps=1, **settings)
     model = segae.load_segmenter(result.path)
     assert set(model.state_dict()) == set(safetensors.torch.load_file(result.path))
