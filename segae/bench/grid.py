@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,7 @@ def _make_run(config: BenchConfig, contents: Contents, settings: dict[str, Any],
     pretrain |= {"encoder": settings["encoder"], "seed": seed if config.pretrain_seed is None else config.pretrain_seed}
     # an object, not its name: a method that a script registers is not known to the processes that it starts
     method = create_method(weights.method, **{**config.method_args.get(weights.method, {}), **weights.method_args})
-    decides = {"method": weights.method, "method_args": asdict(method), "weights": content, "data": contents.unlabeled}
+    decides = {"method": weights.method, "method_args": method.settings, "weights": content, "data": contents.unlabeled}
     pretrain_id = run_id({**pretrain, **decides, **trainer})
     pretrain |= {"method": method, "data": _roots(config), "weights": start}
     return Run(text, settings, seed, start, run_id({**common, "weights": pretrain_id}), pretrain, pretrain_id)

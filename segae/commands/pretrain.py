@@ -122,7 +122,7 @@ class _Pretraining:
         phases = training.pretraining_phases(frozen_encoder=method.frozen_encoder, **planned)
         folder = Path(config.out)
         how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
-        settings = asdict(replace(config, method=method.name, method_args=asdict(method), encoder=start.architecture))
+        settings = asdict(replace(config, method=method.name, method_args=method.settings, encoder=start.architecture))
         with training.open_run_folder(folder, settings, task="pretrain", **how) as run:
             facts = {"cache": data.cache, "workers": learner.dls.train.num_workers}
             source = run.start(device, images=split_hash(data.names), weights=os.fspath(config.weights), **facts)
@@ -229,7 +229,7 @@ class _Pretraining:
         return replace(
             self.start,
             image_size=config.image_size,
-            weights=models.Weights(str(self.start.weights), method.name, asdict(method)),
+            weights=models.Weights(str(self.start.weights), method.name, method.settings),
             source=f"method {method.name} from {self.start.source}",
             pretraining={**pretraining, "settings": changed},
         )

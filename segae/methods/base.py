@@ -73,6 +73,11 @@ class Method(ABC):
                 check_range(one.name, value, integer=isinstance(one.default, int), **rule)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Values of the settings; those of all image methods come last."""
+        return {name: getattr(self, name) for name in _defaults(type(self))}
+
+    @property
     def needs_pretrained_encoder(self) -> bool:
         """Whether the method asks the encoder that it starts from and so cannot start from random weights."""
         return False
