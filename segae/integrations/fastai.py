@@ -3,7 +3,7 @@
 # ruff: noqa: D102 - fastai's names of the events say when a method runs, and the class what for
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -87,7 +87,7 @@ class SaveEncoder(Callback):
         if isinstance(learn.dls.train, TfmdDL):
             look = normalization(learn.dls) or ((0.0,) * channels, (1.0,) * channels)
         if corrupt is not None:
-            weights = Weights(str(about.weights), corrupt.method.name, asdict(corrupt.method))
+            weights = Weights(str(about.weights), corrupt.method.name, corrupt.method.settings)
             if learn.encoder_mode.bn_mode != "eval" and not corrupt.method.frozen_encoder:
                 recalibrate_batchnorm(encoder, (images for images, *_ in learn.dls.train), learn.dls.device)
         new = {"mean": look[0], "std": look[1], "image_size": self.image_size, "weights": weights}
