@@ -60,12 +60,12 @@ class ImageIndex:
         found = collect_features(self.encoder, list_images(query), **self._how)
         if found.values.shape[1:] != self._mean.shape:
             raise SegaeError(f"encoder must give the {self._mean.shape} of the index, got {found.values.shape[1:]}")
-        wanted = unit_vectors(found.values, self._mean)
+        asked = unit_vectors(found.values, self._mean)
         if len(self.features) > _LARGE:
             require_package("faiss", "search")
-            cosines, places = faiss.knn(wanted, self._vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+            cosines, places = faiss.knn(asked, self._vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
             distances = 1 - cosines
         else:
-            distances, places = NearestNeighbors(n_neighbors=k, metric="cosine").fit(self._vectors).kneighbors(wanted)
+            distances, places = NearestNeighbors(n_neighbors=k, metric="cosine").fit(self._vectors).kneighbors(asked)
         rows = pd.DataFrame({"query": np.repeat(found.names, k), "rank": np.tile(np.arange(1, k + 1), len(found))})
         return rows.assign(image=np.array(self.features.names)[places.ravel()], distance=distances.ravel())

@@ -37,8 +37,8 @@ def fit_anomaly_detector(config: AnomalyFitConfig) -> AnomalyDetector:
         how |= {"false_alarm_rate": config.false_alarm_rate, "held_out": config.held_out}
         detector = AnomalyDetector.fit(config.images, model, **how)
         detector.save(out / "detector.safetensors")
-        told = detector.info.threshold, detector.info.held_out, *(100 * rate for rate in detector.info.rate_interval)
-        logger.info("threshold %.4g, from %d held-out images: false alarms %.2f to %.2f %% (95 %% interval)", *told)
+        facts = detector.info.threshold, detector.info.held_out, *(100 * rate for rate in detector.info.rate_interval)
+        logger.info("threshold %.4g, from %d held-out images: false alarms %.2f to %.2f %% (95 %% interval)", *facts)
         return detector
 
 

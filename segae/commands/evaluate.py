@@ -98,8 +98,10 @@ def load_model(model: Any, device: str, kinds: Any = Segmenter) -> Any:
         raise CheckpointError(f"model must be a .safetensors file, got {model}, which segae predict alone takes")
     found = load(model) if isinstance(model, str | os.PathLike) else model
     if not isinstance(found, kinds):
-        wanted = " or ".join(kind.__name__.lower() for kind in getattr(kinds, "__args__", (kinds,)))
-        raise CheckpointError(f"model must be a {wanted}, got {model}, which is of kind {type(found).__name__.lower()}")
+        allowed = " or ".join(kind.__name__.lower() for kind in getattr(kinds, "__args__", (kinds,)))
+        raise CheckpointError(
+            f"model must be a {allowed}, got {model}, which is of kind {type(found).__name__.lower()}"
+        )
     return found.to(choose_device(device))
 
 
