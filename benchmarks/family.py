@@ -17,7 +17,7 @@ Every model is trained by segae.pretrain. Studies:
 from __future__ import annotations
 
 import argparse
-import time
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from segae.data import drawn_pets, find_images, open_dataset, read_resized
 from segae.evaluation import normalize
 from segae.methods import create_method, jacobian_norm
 
-PETS, SIZE, SEEDS = "oxford-iiit-pet-sample", 64, (0, 1, 2)
+PETS, SIZE = "oxford-iiit-pet-sample", 64
 Row = dict[str, Any]
 
 
@@ -52,14 +52,14 @@ def fashion(args: argparse.Namespace, split: str, count: int | None = None) -> t
 
 
 def pretrain(args: argparse.Namespace, name: str, images: Any, seed: int = 0, **settings: Any) -> tuple[Any, float]:
-    """Train, or load what an earlier call trained; return the autoencoder and the seconds."""
-    out, started = args.runs / f"{name}-{seed}", time.perf_counter()
+    """Train, or load what an earlier call trained; return the autoencoder and the seconds of its training."""
+    out = args.runs / f"{name}-{seed}"
     if not (out / "metrics.json").exists():
         usual = {"in_channels": 1, "image_size": 28, "batch_size": 128, "augment": False, "weight_decay": 0.0}
         usual |= {"val_fraction": 0.02, "warmup": 0.1}
         trainer = segae.TrainerConfig(seed=seed, threads=args.threads, cache="gpu", device="cpu")
         segae.pretrain(images, out=out, trainer=trainer, resume=True, **{**usual, **settings})
-    return segae.load(out / "autoencoder.safetensors"), time.perf_counter() - started
+    return segae.load(out / "autoencoder.safetensors"), json.loads((out / "metrics.json").read_text())["seconds"]
 
 
 def error(model: Any, images: torch.Tensor) -> np.ndarray:
@@ -82,15 +82,8 @@ def pca_error(train: torch.Tensor, test: torch.Tensor, components: int) -> tuple
 
 def linear(args: argparse.Namespace) -> list[Row]:
     train, test = fashion(args, "train"), fashion(args, "test")
-    model, seconds = pretrain(
-        args,
-        "linear_32",
-        args.fashion / "train",
-        encoder="linear_32",
-        method="reconstruct",
-        epochs=args.epochs,
-        lr=2e-3,
-    )
+    settings = {"encoder": "linear_32", "method": "reconstruct", "epochs": args.epochs, "lr": 2e-3}
+    model, seconds = pretrain(args, "linear_32", args.fashion / "train", **settings)
     pca, best = pca_error(train, test, 32)
     with torch.no_grad():
         spanned = (
@@ -294,7 +287,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    rows = [{"study": args.study, **row} for row in studies[args.study](args)]
+    short = args.study in ("bottleneck", "sparse", "contractive")
+    epochs = args.restore_epochs if args.study == "restore" else args.short if short else args.epochs
+    shared = {"study": args.study, "note": f"{epochs} epochs, one seed; intervals over images"}
+    rows = [{**shared, **row} for row in studies[args.study](args)]
     for row in rows:
         print({name: f"{value:.5g}" if isinstance(value, float) else value for name, value in row.items()})
     if args.write:

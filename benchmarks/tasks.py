@@ -138,7 +138,7 @@ def multitask(arguments: argparse.Namespace, work: Path) -> Iterator[Row]:
 
 
 def detect(arguments: argparse.Namespace, work: Path) -> Iterator[Row]:  # noqa: ARG001
-    train = runpy.run_path(str(Path(__file__).parent.parent / "recipes" / "17_detect.py"))["main"]
+    train = runpy.run_path(str(Path(__file__).parent.parent / "recipes" / "15_detect.py"))["main"]
     how = {"image_size": 64, "epochs": 1} if arguments.tiny else {"image_size": 96, "epochs": 3}
     boxes = [segae.data.Pair(f.stem, f, f) for f in (arguments.data / PETS / "annotations" / "xmls").glob("*.xml")]
     count = len(segae.data.train_val_split(boxes, 0.2, seed=0)[1])  # as the recipe splits them

@@ -90,14 +90,14 @@ def test_features(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_anomaly(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("--encoder", out / "encoder.safetensors", "--image-size", "64", "--out", out)
-    run(monkeypatch, "10_anomaly.py", pets / "unlabeled", pets / "images", *given)
+    run(monkeypatch, "8_anomaly.py", pets / "unlabeled", pets / "images", *given)
     assert "heat map (64, 64)" in capsys.readouterr().out
     assert segae.load(out / "detector.safetensors").info.held_out == 2
 
 
 def test_discover(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("--encoder", out / "encoder.safetensors", "--image-size", "64", "--out", out)
-    run(monkeypatch, "11_discover.py", pets / "unlabeled", *given)
+    run(monkeypatch, "9_search_cluster_map.py", pets / "unlabeled", *given)
     assert "images in each cluster" in capsys.readouterr().out
     assert np.loadtxt(out / "map.csv", delimiter=",", skiprows=1).shape == (12, 3)
 
@@ -116,13 +116,13 @@ def test_classify(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(image, folder)
     given = ("--weights", out / "encoder.safetensors", *TINY, "--out", out / "classify")
-    run(monkeypatch, "15_classify.py", pets.parent / "classes", *given)
+    run(monkeypatch, "13_classify.py", pets.parent / "classes", *given)
     assert {"accuracy", "accuracy_cat", "accuracy_dog"} <= set(capsys.readouterr().out.split())
 
 
 def test_multitask(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     given = ("--weights", out / "encoder.safetensors", "--labels", "4", *TINY, "--out", out / "tasks")
-    run(monkeypatch, "16_multitask.py", pets, *given)
+    run(monkeypatch, "14_multitask.py", pets, *given)
     assert [line[:11] for line in capsys.readouterr().out.splitlines() if "joint: " in line or "alone: " in line] == [
         "alone: mIoU",
         "joint: mIoU",
@@ -138,16 +138,16 @@ def test_detect(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys) 
     )
     for image in sorted((pets / "images").iterdir())[:6]:
         (folder / f"{image.stem}.xml").write_text(f"<annotation><object><bndbox>{box}</bndbox></object></annotation>")
-    run(monkeypatch, "17_detect.py", pets, "--weights", out / "encoder.safetensors", *TINY)
+    run(monkeypatch, "15_detect.py", pets, "--weights", out / "encoder.safetensors", *TINY)
     assert "map_50" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("recipe", "folders", "files"),
     [
-        ("12_compress.py", ["unlabeled"], []),
-        ("13_generate.py", ["unlabeled"], ["samples.png", "interpolation.png"]),
-        ("14_two_domains.py", ["unlabeled", "images"], ["reconstructions.png"]),
+        ("10_compress.py", ["unlabeled"], []),
+        ("11_generate.py", ["unlabeled"], ["samples.png", "interpolation.png"]),
+        ("12_two_domains.py", ["unlabeled", "images"], ["reconstructions.png"]),
     ],
 )
 def test_codes(recipe: str, folders: list[str], files: list[str], pets: Path, tmp_path: Path, monkeypatch) -> None:

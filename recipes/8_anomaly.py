@@ -1,6 +1,6 @@
 """Find images that are unlike normal ones, after seeing normal images alone.
 
-python recipes/10_anomaly.py GOOD NEW [--encoder imagenet] [--image-size 128]
+python recipes/8_anomaly.py GOOD NEW [--encoder imagenet] [--image-size 128]
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Search, cluster and map images by the features of a frozen encoder.
 
-python recipes/11_discover.py [FOLDER] [--encoder imagenet] [--image-size 128]
+python recipes/9_search_cluster_map.py [FOLDER] [--encoder imagenet] [--image-size 128]
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Compress images with an autoencoder, and compare sizes and fidelity with JPEG.
 
-python recipes/12_compress.py [FOLDER] [--epochs 30] [--image-size 64]
+python recipes/10_compress.py [FOLDER] [--epochs 30] [--image-size 64]
 """
 
 import io

@@ -1,6 +1,6 @@
 """Segment and reconstruct in one network: does the second task help when there are few masks?
 
-python recipes/16_multitask.py [FOLDER] [--labels 30] [--weight 0.1]
+python recipes/14_multitask.py [FOLDER] [--labels 30] [--weight 0.1]
 """
 
 from pathlib import Path

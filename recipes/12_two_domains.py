@@ -1,6 +1,6 @@
 """Train one encoder with a decoder for each of two folders, and decode images of one with the decoder of the other.
 
-python recipes/14_two_domains.py FOLDER FOLDER [--epochs 30] [--image-size 64]
+python recipes/12_two_domains.py FOLDER FOLDER [--epochs 30] [--image-size 64]
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Train a variational autoencoder, and look at samples and at the way from one image to another.
 
-python recipes/13_generate.py [FOLDER] [--epochs 30] [--image-size 28]
+python recipes/11_generate.py [FOLDER] [--epochs 30] [--image-size 28]
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Classify images: freeze the encoder for one epoch, then train everything; score the test images.
 
-python recipes/15_classify.py FOLDER [--weights runs/recipe/encoder.safetensors] [--labels 100]
+python recipes/13_classify.py FOLDER [--weights runs/recipe/encoder.safetensors] [--labels 100]
 
 FOLDER has train/ and test/ with a folder of images per class, or a folder of images per class.
 """

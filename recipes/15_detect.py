@@ -1,6 +1,6 @@
 """Detect objects with a frozen encoder: train FCOS on Pascal VOC boxes and score it; needs segae[detection].
 
-python recipes/17_detect.py FOLDER [--weights imagenet]
+python recipes/15_detect.py FOLDER [--weights imagenet]
 
 FOLDER has images/ and annotations/xmls/, as Oxford-IIIT Pets do; a fifth of the files is for the test.
 """
