@@ -328,8 +328,8 @@ def _finetune(config: BenchConfig, run: Run, folder: Path, device: str) -> Outco
     if test:
         how = {"out": folder / "test", "device": device, "threads": trainer.threads, "overwrite": True}
         how |= {"classes": config.classes, "merge": config.merge}
-        scores = evaluate(folder / "model.safetensors", str(config.data), **how)
-        values = {**scores.as_row(), "miou_without_border": _without_border(scores)}
+        found: Any = evaluate(folder / "model.safetensors", str(config.data), **how)  # of a segmenter
+        values = {**found.as_row(), "miou_without_border": _without_border(found)}
     row = make_row(read_metrics(folder) or {}, values, pretraining)
     row |= {"experiment": config.experiment, "split": config.split, "run_id": run.run_id}
     return Outcome(row, collect_details(folder, row) if test else {})

@@ -18,6 +18,8 @@ from segae.commands._data import takes_settings_of, write_skipped
 from segae.config import EvaluateConfig
 from segae.errors import CheckpointError, DataError
 from segae.evaluation import (
+    ClassificationScores,
+    SegmentationScores,
     confusion_figure,
     evaluate_at_mask_size,
     evaluate_classifier,
@@ -35,7 +37,7 @@ _SHEET_ROWS = 8  # at most: evenly spaced ranks from the worst image to the best
 
 
 @takes_settings_of(EvaluateConfig)
-def evaluate(config: EvaluateConfig) -> Any:
+def evaluate(config: EvaluateConfig) -> SegmentationScores | ClassificationScores:
     """Score a segmenter or classifier, a file or one in memory; all settings are those of ``EvaluateConfig``.
 
     Results of a model file are written beside it unless ``out`` names a folder; those of a model in memory only if it

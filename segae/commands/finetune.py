@@ -39,8 +39,8 @@ from segae.data import (
     split_hash,
 )
 from segae.errors import SegaeError
-from segae.evaluation import draw_curves, evaluate_model, predict_masks, segmentation_sheet
-from segae.evaluation.classification import evaluate_classifier
+from segae.evaluation import SegmentationScores, draw_curves, evaluate_model, predict_masks, segmentation_sheet
+from segae.evaluation.classification import ClassificationScores, evaluate_classifier
 from segae.methods import create_method, method_names
 from segae.training.run import RESUME_FILE
 
@@ -61,10 +61,10 @@ class FinetuneResult:
             trained on nor scored; only their masks are checked.
     """
 
-    model: Any
+    model: models.Segmenter | models.Classifier
     path: Path
     log: pd.DataFrame
-    scores: Any
+    scores: SegmentationScores | ClassificationScores | None
 
 
 @takes_settings_of(FinetuneConfig)
