@@ -1,11 +1,9 @@
 """Detect anomalies after seeing normal images alone: by reconstruction error or by the distance of features."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -80,7 +78,7 @@ class AnomalyDetector:
     def fit(
         cls, images: Any, model: Any, *, false_alarm_rate: float = 0.01, held_out: float = 0.2, seed: int = 0,
         image_size: int | None = None, **how: Any,
-    ) -> AnomalyDetector:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """Learn from normal images, and set the threshold on others that are not learned from.
 
         Args:
@@ -144,7 +142,7 @@ class AnomalyDetector:
         return save_described(path, "anomaly_detector", self._network.state_dict(), self.info)
 
     @classmethod
-    def load(cls, path: PathLike, **how: Any) -> AnomalyDetector:
+    def load(cls, path: PathLike, **how: Any) -> Self:
         """Read what ``save`` wrote; ``batch_size`` and the like as in ``fit``. CheckpointError if it is damaged."""
         state, info = load_described(path, "anomaly_detector", DetectorInfo)
         inner = {name[6:]: state.pop(name) for name in [*state] if name.startswith("model.")}

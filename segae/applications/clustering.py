@@ -1,7 +1,5 @@
 """Group images by their features, and reduce features to two numbers for a map."""
 
-from __future__ import annotations
-
 import lazy_loader
 import numpy as np
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Lossy image compression with an autoencoder: the codes of square tiles, quantized and range-coded."""
 
-from __future__ import annotations
-
 import math
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """Features of images from a frozen encoder: a vector or a dense map per image, in order, at constant memory."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json
@@ -13,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import lazy_loader
 import numpy as np
@@ -68,7 +66,7 @@ class Features:
         return file
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Features:
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what ``extract_features`` wrote, else a DataError; the values of a .npy file are a memory map."""
         file = Path(path)
         check_format(file, "path")

@@ -1,7 +1,5 @@
 """Images from the codes of an autoencoder: random samples, and the way from one image to another."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,9 +1,7 @@
 """Find images like a query image, by the cosine of their features."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lazy_loader
 import numpy as np
@@ -36,7 +34,7 @@ class ImageIndex:
         self._vectors = unit_vectors(features.values, self._mean)
 
     @classmethod
-    def build(cls, images: Any, encoder: Any = "imagenet", **how: Any) -> ImageIndex:
+    def build(cls, images: Any, encoder: Any = "imagenet", **how: Any) -> Self:
         """Compute the features of images: files, folders or arrays uint8 (H, W, 3)."""
         opened = open_encoder(encoder)
         return cls(collect_features(opened, list_images(images), **how), opened, **how)
@@ -46,7 +44,7 @@ class ImageIndex:
         return self.features.save(path)
 
     @classmethod
-    def load(cls, path: PathLike, encoder: Any, **how: Any) -> ImageIndex:
+    def load(cls, path: PathLike, encoder: Any, **how: Any) -> Self:
         """Read what ``save`` or ``segae features`` wrote with this encoder."""
         return cls(Features.load(path), encoder, **how)
 

@@ -1,7 +1,5 @@
 """Which images to label next: those with features like many others, and unlike those of labeled images."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,14 +1,12 @@
 """Trust in a mask: how near an image's features are to those of the images that a segmenter was trained on."""
 
-from __future__ import annotations
-
 import logging
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -48,7 +46,7 @@ class TrustScore:
     @classmethod
     def fit(
         cls, model: Segmenter, images: NDArray[np.uint8], held_out: NDArray[np.uint8], *, batch_size: int = 32
-    ) -> TrustScore:
+    ) -> Self:
         """Measure training images and held-out ones, uint8 (N, S, S, C); of over 1,024 training images some."""
         if not len(images) or not len(held_out):
             raise SegaeError(f"images and held_out must be one or more each, got {len(images)} and {len(held_out)}")
@@ -87,7 +85,7 @@ class TrustScore:
         write_atomically(path, lambda file: np.savez(file, features=features, held_out=self.held_out, model=model))
 
     @classmethod
-    def load(cls, path: Path, model: Segmenter) -> TrustScore:
+    def load(cls, path: Path, model: Segmenter) -> Self:
         """Read what ``save`` wrote for a model; a file that is damaged or of another model is a CheckpointError."""
         try:
             with np.load(path) as arrays:
@@ -99,7 +97,7 @@ class TrustScore:
         return found
 
     @classmethod
-    def find(cls, source: Any, model: Segmenter) -> TrustScore | None:
+    def find(cls, source: Any, model: Segmenter) -> Self | None:
         """Read the file beside a model's file; None for a model in memory, and where there is none that fits."""
         if isinstance(source, Segmenter) or not (path := Path(source).with_name(TRUST_FILE)).is_file():
             return None

@@ -1,7 +1,5 @@
 """Pictures of what an encoder sees: dense features in three colors."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA

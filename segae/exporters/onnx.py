@@ -1,7 +1,5 @@
 """Segmenters and encoders as ONNX, preprocessing and softmax inside, compared with PyTorch before they are written."""
 
-from __future__ import annotations
-
 import copy
 import importlib.metadata
 import json

@@ -1,7 +1,5 @@
 """Masks or features of images from an exported ONNX file, by ONNX Runtime; torch is not imported."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

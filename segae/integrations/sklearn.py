@@ -1,10 +1,8 @@
 """A frozen encoder as a scikit-learn transformer: images in, feature vectors out."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +48,7 @@ class EncoderFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self.encoder, self.layer, self.pool = encoder, layer, pool
         self.image_size, self.batch_size, self.device = image_size, batch_size, device
 
-    def fit(self, X: Any, y: Any = None) -> EncoderFeatures:  # noqa: ARG002 - scikit-learn's names
+    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: ARG002 - scikit-learn's names
         """Load the encoder; nothing is trained, and ``X`` and ``y`` are not used."""
         if self.pool == "none":
             raise SegaeError("pool must be avg, max or gem, got none")

@@ -2,8 +2,6 @@
 
 # ruff: noqa: ARG002 - the defaults of Method do not need all arguments
 
-from __future__ import annotations
-
 import difflib
 import inspect
 from abc import ABC, abstractmethod

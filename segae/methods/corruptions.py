@@ -5,8 +5,6 @@ generator alone and are drawn on its device, so a CPU generator gives the same c
 numbers are checked by the methods that call these functions.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

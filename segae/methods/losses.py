@@ -4,8 +4,6 @@ Predictions and targets are (B, C, H, W) and are compared in float32. A ``mask``
 hidden; with a mask only hidden pixels count, with None all of them do.
 """
 
-from __future__ import annotations
-
 import importlib
 import math
 from typing import Any

@@ -2,8 +2,6 @@
 
 # ruff: noqa: ARG002, D102 - every method has the signatures and docstrings of Method, and few need all arguments
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar

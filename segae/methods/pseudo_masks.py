@@ -7,15 +7,13 @@ has to be said beside their numbers.
 
 # ruff: noqa: ARG002, D102 - a method has the signatures and docstrings of Method and does not need all arguments
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import cv2
 import numpy as np
@@ -263,7 +261,7 @@ class FeatureDiscriminant:
         self._direction = self._offset = torch.empty(0)
 
     @torch.no_grad()
-    def fit(self, encoder: nn.Module, batches: Iterable[Tensor]) -> FeatureDiscriminant:
+    def fit(self, encoder: nn.Module, batches: Iterable[Tensor]) -> Self:
         """Keep a copy of the encoder as it is, and find the direction in clean, whole, normalized images.
 
         Raises:

@@ -1,7 +1,5 @@
 """Models that know themselves: encoders, autoencoders for pretraining, segmenters; and their files."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from segae.errors import CheckpointError

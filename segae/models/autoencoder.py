@@ -1,7 +1,5 @@
 """The model that is pretrained: an encoder, a decoder that predicts every pixel, and three ways to hide pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

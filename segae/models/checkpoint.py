@@ -1,7 +1,5 @@
 """Weight files: safetensors with a typed header and a checksum, loaded strictly; published weights by name."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

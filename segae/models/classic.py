@@ -5,8 +5,6 @@
 that a network was made for, such as 28 x 28.
 """
 
-from __future__ import annotations
-
 import re
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Classifiers: an encoder, a pooling and one fully connected layer; they know their classes and image size."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field

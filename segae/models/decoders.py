@@ -1,7 +1,5 @@
 """Decoders, from an encoder's feature maps to pixels: plain, linear and hierarchical ones, and those of smp."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from itertools import pairwise

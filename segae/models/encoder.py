@@ -1,13 +1,11 @@
 """Encoders: any convolutional network of timm as a feature pyramid that knows what it is and where it comes from."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
@@ -48,7 +46,7 @@ class Weights(Info):
             raise SegaeError(f"transfer must be encoder or {_WHOLE}, got {self.transfer!r}")
 
     @classmethod
-    def parse(cls, text: str, known_methods: Mapping[str, str | None] | None = None) -> Weights:
+    def parse(cls, text: str, known_methods: Mapping[str, str | None] | None = None) -> Self:
         """Read weights from text; ``known_methods`` are the methods' names, each with the setting that a value is for.
 
         Raises:
@@ -168,7 +166,7 @@ class Encoder(TimmUniversalEncoder, HubModel):
         zeros, ones = (0.0,) * in_channels, (1.0,) * in_channels
         self.info = EncoderInfo(architecture, in_channels, zeros, ones, image_size, source="random initialization")
 
-    def with_stride(self, output_stride: int) -> Encoder:
+    def with_stride(self, output_stride: int) -> "Encoder":
         """Return this encoder, or where its stride is another one a copy that is dilated; draws no random number."""
         if output_stride == self.output_stride:
             return self

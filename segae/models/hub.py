@@ -1,7 +1,5 @@
 """Folders for the Hugging Face Hub that timm and segmentation_models.pytorch read too: weights, config, model card."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path

@@ -4,8 +4,6 @@ Both ways end in the same strict step: the tensors of a whole timm classifier, m
 own loading into a feature extractor may leave random what it cannot find.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping

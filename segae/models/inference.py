@@ -1,7 +1,5 @@
 """Run a segmenter on images of any size: whole or in overlapping tiles, with or without test-time augmentation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 

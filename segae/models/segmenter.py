@@ -1,7 +1,5 @@
 """Segmenters: an encoder, a decoder of smp or a linear one, and logits per pixel; they know classes and image size."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field

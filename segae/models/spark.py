@@ -1,7 +1,5 @@
 """Sparse masked encoding of any convolutional network (SparK, arXiv 2301.03580): it sees visible positions only."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Sequence
