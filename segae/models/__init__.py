@@ -3,42 +3,41 @@
 from typing import Any
 
 from segae.errors import CheckpointError
-from segae.models.autoencoder import Autoencoder, AutoencoderInfo, build_autoencoder, load_autoencoder, save_autoencoder
-from segae.models.checkpoint import (
-    PathLike,
-    decoder_file,
-    find_weights,
-    fingerprint,
-    load_decoder_into,
-    published_name,
-    published_weights,
-    read_header,
-    save_decoder,
-)
-from segae.models.classifier import Classifier, create_classifier, load_classifier, save_classifier
-from segae.models.decoders import SMP_DECODERS, list_decoders, require_decoder_size
-from segae.models.encoder import (
-    Encoder,
-    EncoderInfo,
-    Weights,
-    create_encoder,
-    evaluation_mode,
-    list_encoders,
-    load_encoder,
-    require_image_size,
-    save_encoder,
-    set_gradient_checkpointing,
-)
-from segae.models.segmenter import Segmenter, SegmenterInfo, create_segmenter, load_segmenter, save_segmenter
-
-__all__ = [
-    "KINDS", "SMP_DECODERS", "Autoencoder", "AutoencoderInfo", "Classifier", "Encoder", "EncoderInfo", "Segmenter",
-    "SegmenterInfo", "Weights", "build_autoencoder", "create_classifier", "create_encoder", "create_segmenter",
-    "decoder_file", "evaluation_mode", "find_weights", "fingerprint", "list_decoders", "list_encoders", "load",
-    "load_autoencoder", "load_decoder_into", "load_encoder", "load_segmenter", "published_name", "published_weights",
-    "require_decoder_size", "require_image_size", "save_autoencoder", "save_classifier", "save_decoder", "save_encoder",
-    "save_segmenter", "set_gradient_checkpointing",
-]  # fmt: skip
+from segae.models.autoencoder import Autoencoder as Autoencoder
+from segae.models.autoencoder import AutoencoderInfo as AutoencoderInfo
+from segae.models.autoencoder import build_autoencoder as build_autoencoder
+from segae.models.autoencoder import load_autoencoder as load_autoencoder
+from segae.models.autoencoder import save_autoencoder as save_autoencoder
+from segae.models.checkpoint import PathLike, read_header
+from segae.models.checkpoint import decoder_file as decoder_file
+from segae.models.checkpoint import find_weights as find_weights
+from segae.models.checkpoint import fingerprint as fingerprint
+from segae.models.checkpoint import load_decoder_into as load_decoder_into
+from segae.models.checkpoint import published_name as published_name
+from segae.models.checkpoint import published_weights as published_weights
+from segae.models.checkpoint import save_decoder as save_decoder
+from segae.models.classifier import Classifier as Classifier
+from segae.models.classifier import create_classifier as create_classifier
+from segae.models.classifier import load_classifier
+from segae.models.classifier import save_classifier as save_classifier
+from segae.models.decoders import SMP_DECODERS as SMP_DECODERS
+from segae.models.decoders import list_decoders as list_decoders
+from segae.models.decoders import require_decoder_size as require_decoder_size
+from segae.models.encoder import Encoder as Encoder
+from segae.models.encoder import EncoderInfo as EncoderInfo
+from segae.models.encoder import Weights as Weights
+from segae.models.encoder import create_encoder as create_encoder
+from segae.models.encoder import evaluation_mode as evaluation_mode
+from segae.models.encoder import list_encoders as list_encoders
+from segae.models.encoder import load_encoder as load_encoder
+from segae.models.encoder import require_image_size as require_image_size
+from segae.models.encoder import save_encoder as save_encoder
+from segae.models.encoder import set_gradient_checkpointing as set_gradient_checkpointing
+from segae.models.segmenter import Segmenter as Segmenter
+from segae.models.segmenter import SegmenterInfo as SegmenterInfo
+from segae.models.segmenter import create_segmenter as create_segmenter
+from segae.models.segmenter import load_segmenter as load_segmenter
+from segae.models.segmenter import save_segmenter as save_segmenter
 
 KINDS: dict[str, Any] = {"encoder": load_encoder, "segmenter": load_segmenter, "autoencoder": load_autoencoder}
 KINDS |= {"classifier": load_classifier}
