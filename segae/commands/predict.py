@@ -32,6 +32,7 @@ from segae.commands._data import write_skipped
 from segae.commands.evaluate import load_model, name_model
 from segae.config import PredictConfig
 from segae.data import SkippedFiles, UnreadableImage, find_images, read_image, resize_image
+from segae.data.cache import read_ahead
 from segae.data.video import VIDEO_SUFFIXES, read_frames, write_video
 from segae.errors import DataError, SegaeError
 from segae.evaluation import overlay
@@ -52,7 +53,7 @@ rasterio = lazy_loader.load("rasterio")  # an extra, for GeoTIFF
 logger = logging.getLogger("segae")
 
 _JPEG_QUALITY = 92
-_AT_ONCE = 8  # images that are read, and written, at the same time
+_AT_ONCE = 8  # images that are written at the same time
 
 Files = dict[str, Path]
 
@@ -265,15 +266,9 @@ def _open_model(config: PredictConfig) -> tuple[Network, SegmenterInfo, Any] | C
 
 
 def _read_images(config: PredictConfig, paths: Sequence[Path], size: int) -> Iterator[list[_Loaded]]:
-    """Yield images and their squares in batches, of one image with tiles; meanwhile the next batch is read."""
-    count = 1 if config.tile else config.batch_size
+    """Yield images and their squares in batches, of one image with tiles."""
     load = functools.partial(_load, image_size=size, max_pixels=config.max_pixels)
-    with ThreadPoolExecutor(min(count, _AT_ONCE)) as readers:
-        ahead = readers.map(load, paths[:count])
-        for start in range(0, len(paths), count):
-            batch = list(ahead)
-            ahead = readers.map(load, paths[start + count : start + 2 * count])
-            yield batch
+    return read_ahead(load, paths, 1 if config.tile else config.batch_size)
 
 
 def _read_video(video: Path, size: int, max_pixels: int) -> Iterator[_Loaded]:

@@ -168,6 +168,16 @@ def map_in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], ba
                 yield result
 
 
+def read_ahead(function: Callable[[Task], Result], tasks: Sequence[Task], count: int) -> Iterator[list[Result]]:
+    """Apply a function in threads, as `map_in_threads` does, and yield ``count`` results while the next are made."""
+    with ThreadPoolExecutor(min(count, 8)) as pool:
+        ahead = pool.map(function, tasks[:count])
+        for start in range(count, len(tasks) + count, count):
+            results = list(ahead)
+            ahead = pool.map(function, tasks[start : start + count])
+            yield results
+
+
 def _progress(title: str, total: int) -> tqdm:
     return tqdm(total=total, desc=title, leave=False, disable=None)  # shown on a terminal only
 
