@@ -11,12 +11,12 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from segae.errors import SegaeError
+from segae.errors import SegaeError, nearest
 
 _TEMPORARY = re.compile(r"\.(?P<pid>\d+)-\w+\.segae-part")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -146,6 +146,12 @@ def require_package(package: str, extra: str) -> None:
     """Refuse to go on without an optional package."""
     if importlib.util.find_spec(package) is None:
         raise SegaeError(f"the package {package} must be installed: pip install 'segae[{extra}]'")
+
+
+def require_choice(argument: str, value: str, choices: Collection[str]) -> None:
+    """Raise SegaeError with a close match unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise SegaeError(f"{argument} must be one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}")
 
 
 def check_range(

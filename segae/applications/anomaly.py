@@ -18,8 +18,7 @@ from segae.applications.features import collect_features, compute_features, list
 from segae.data import image_io
 from segae.errors import SegaeError
 from segae.models import KINDS, Autoencoder, AutoencoderInfo, Encoder, EncoderInfo
-from segae.models.autoencoder import rebuild
-from segae.models.checkpoint import Info, PathLike, load_described, save_described
+from segae.models.checkpoint import Info, PathLike, load_described, load_strictly, save_described
 
 _LAYER = 4  # stride 16; benchmarks/discovery.py compares layers
 _MOST = 1000  # images that the fit sees: their maps are in memory
@@ -146,7 +145,9 @@ class AnomalyDetector:
         """Read what ``save`` wrote; ``batch_size`` and the like as in ``fit``. CheckpointError if it is damaged."""
         state, info = load_described(path, "anomaly_detector", DetectorInfo)
         inner = {name[6:]: state.pop(name) for name in [*state] if name.startswith("model.")}
-        return cls(rebuild(info.model, inner, str(path)), info, state, **how)
+        model = info.model.build()
+        load_strictly(model, inner, str(path))
+        return cls(model, info, state, **how)
 
 
 def _learn(encoder: Encoder, images: Any, **how: Any) -> dict[str, Tensor]:

@@ -7,10 +7,9 @@ from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from segae._io import check_range, require_package
+from segae._io import check_range, require_choice, require_package
 from segae.applications.selection import unit_vectors
 from segae.errors import SegaeError
-from segae.models.decoders import require_choice
 
 umap = lazy_loader.load("umap")  # an extra
 

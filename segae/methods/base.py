@@ -2,7 +2,6 @@
 
 # ruff: noqa: ARG002 - the defaults of Method do not need all arguments
 
-import difflib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -11,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from torch import Generator, Tensor, nn
 
-from segae._io import check_range, require_name
+from segae._io import check_range, require_choice, require_name
 from segae.errors import SegaeError
 from segae.methods.corruptions import Corrupted, PatchDifficulty
 from segae.methods.losses import UNIT_RANGE
@@ -65,8 +64,7 @@ class Method(ABC):
             value, rule = getattr(self, one.name), one.metadata.get("rule", {})
             number = isinstance(one.default, int | float) and not isinstance(one.default, bool)
             if isinstance(rule, tuple):
-                if value not in rule:
-                    raise SegaeError(f"{one.name} must be one of {', '.join(rule)}, got {value!r}")
+                require_choice(one.name, value, rule)
             elif number or (rule and value is not None):
                 check_range(one.name, value, integer=isinstance(one.default, int), **rule)
 
@@ -188,10 +186,7 @@ def create_method(name: str, **settings: Any) -> Method:
         >>> create_method("denoise", sigma=0.2)
         Denoise(target='pixels', criterion='mse', sigma=0.2)
     """
-    if not isinstance(name, str) or name not in _METHODS:
-        close = difflib.get_close_matches(str(name), _METHODS, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise SegaeError(f"method must be one of {', '.join(_METHODS)}, got {name!r}{hint}")
+    require_choice("method", name, tuple(_METHODS))
     cls = _METHODS[name]
     known = list(_defaults(cls))
     for key, value in settings.items():

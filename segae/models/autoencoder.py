@@ -1,6 +1,6 @@
 """The model that is pretrained: an encoder, a decoder that predicts every pixel, and three ways to hide pixels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,24 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segae._io import check_range
+from segae._io import check_range, require_choice
 from segae.errors import SegaeError
-from segae.models.checkpoint import Info, PathLike, load_described, load_strictly, save_described
-from segae.models.classic import is_classic
-from segae.models.decoders import (
-    SMP_DECODERS,
-    DeepestDecoder,
-    DomainDecoders,
-    GaussianCode,
-    HierarchicalDecoder,
-    LinearDecoder,
-    MaskTokens,
-    MirroredDecoder,
-    PlainDecoder,
-    build_smp,
-    require_choice,
-)
-from segae.models.encoder import Encoder, EncoderInfo, evaluation_mode, make_encoder, require_image_size
+from segae.models import decoders
+from segae.models.checkpoint import Info, PathLike, load_model, save_described
+from segae.models.classic import is_classic, mirrored_layers
+from segae.models.decoders import DeepestDecoder, GaussianCode, HierarchicalDecoder, MaskTokens
+from segae.models.encoder import Encoder, EncoderInfo, evaluation_mode, require_image_size
 from segae.models.spark import encode_visible, find_spatial_modules, make_trial
 
 
@@ -59,7 +48,7 @@ class AutoencoderInfo(Info):
 
     def __post_init__(self) -> None:
         require_choice("masking", self.masking, ("dense", "sparse", "token"))
-        require_choice("decoder", self.decoder, ("plain", "linear", "hierarchical", *SMP_DECODERS))
+        require_choice("decoder", self.decoder, ("plain", "linear", "hierarchical", *decoders.SMP_DECODERS))
         require_choice("upsampling", self.upsampling, ("nearest", "transposed"))
         require_choice("output_activation", self.output_activation, ("none", "sigmoid", "tanh"))
         check_range("out_channels", self.out_channels, low=1, high=4096, integer=True)
@@ -74,6 +63,11 @@ class AutoencoderInfo(Info):
         if self.decoder != "plain" and (self.bottleneck, self.upsampling, self.code) != (None, "nearest", "linear"):
             given = f"bottleneck={self.bottleneck}, upsampling={self.upsampling} and code={self.code}"
             raise SegaeError(f"decoder must be plain, which alone can have {given}, got {self.decoder}")
+
+    def build(self) -> "Autoencoder":
+        """Build the autoencoder that this describes, with random weights."""
+        settings = {name: value for name, value in vars(self).items() if name != "encoder"}
+        return build_autoencoder(self.encoder.build(), **settings)
 
 
 class Autoencoder(nn.Module):
@@ -173,12 +167,11 @@ class Autoencoder(nn.Module):
         A variational autoencoder has two: ``draw`` is ``mean`` or ``sample``; of others it must be None.
         """
         layer, deepest = self._without_skips().bottleneck, self.encode(images)[-1]
-        allowed = ("mean", "sample") if isinstance(layer, GaussianCode) else (None,)
-        if draw not in allowed:
-            one = "variational " if isinstance(layer, GaussianCode) else ""
-            names = " or ".join(map(str, allowed))
-            raise SegaeError(f"draw must be {names} for the code of this {one}autoencoder, got {draw}")
-        return layer.draw(deepest, sample=draw == "sample") if isinstance(layer, GaussianCode) else layer(deepest)
+        variational = isinstance(layer, GaussianCode)
+        if draw not in (("mean", "sample") if variational else (None,)):
+            what = "mean or sample for the code of this variational" if variational else "None for the code of this"
+            raise SegaeError(f"draw must be {what} autoencoder, got {draw}")
+        return layer(deepest, sample=draw == "sample") if variational else layer(deepest)
 
     def from_code(self, code: Tensor) -> Tensor:
         """Predict (B, out_channels, H, W) from a code (B, K, h, w)."""
@@ -226,21 +219,25 @@ def build_autoencoder(encoder: Encoder, **settings: Any) -> Autoencoder:
         SegaeError: an unknown or impossible choice.
     """
     info, channels, stride = AutoencoderInfo(encoder.info, **settings), encoder.out_channels, encoder.output_stride
-    head: nn.Module = nn.Identity()
+    about, out_channels, head = encoder.info, info.out_channels, nn.Identity()
     decoder: nn.Module
     if info.decoder == "hierarchical":
-        decoder = HierarchicalDecoder(channels, info.out_channels, tokens=info.masking == "sparse")
-    elif is_classic(encoder.info.architecture):
-        decoder = MirroredDecoder(encoder.info, info.out_channels, info.upsampling, info.bottleneck, info.code)
+        decoder = HierarchicalDecoder(channels, out_channels, tokens=info.masking == "sparse")
+    elif is_classic(about.architecture):
+        bottleneck = decoders.make_bottleneck(channels[-1], info.bottleneck, info.code)
+        width = info.bottleneck or channels[-1]
+        decoder = DeepestDecoder(bottleneck, mirrored_layers(about, out_channels, width, info.upsampling))
     elif info.decoder == "linear":
-        decoder = LinearDecoder(channels, info.out_channels, stride)
+        decoder = decoders.LinearDecoder(channels, out_channels, stride)
     elif info.decoder == "plain":
-        decoder = PlainDecoder(channels, info.out_channels, stride, info.upsampling, info.bottleneck, info.code)
+        how = info.upsampling, info.bottleneck, info.code
+        decoder = decoders.PlainDecoder(channels, out_channels, stride, *how)
     else:
-        model: Any = build_smp(encoder.info.architecture, info.decoder, info.out_channels, encoder.info.in_channels)
+        model: Any = decoders.build_smp(about.architecture, info.decoder, out_channels, about.in_channels)
         encoder = encoder.with_stride(model.encoder.output_stride)
         decoder, head = model.decoder, model.segmentation_head
-    return Autoencoder(encoder, DomainDecoders(decoder, len(info.domains)) if info.domains else decoder, head, info)
+    decoder = decoders.DomainDecoders(decoder, len(info.domains)) if info.domains else decoder
+    return Autoencoder(encoder, decoder, head, info)
 
 
 def save_autoencoder(model: Autoencoder, path: PathLike) -> Path:
@@ -250,15 +247,4 @@ def save_autoencoder(model: Autoencoder, path: PathLike) -> Path:
 
 def load_autoencoder(path: PathLike) -> Autoencoder:
     """Rebuild an autoencoder from its file alone, every tensor checked; errors as in `segae.models.load_encoder`."""
-    state, info = load_described(path, "autoencoder", AutoencoderInfo)
-    return rebuild(info, state, str(path))
-
-
-def rebuild(info: Any, state: Mapping[str, Tensor], origin: str) -> Any:
-    """Build the encoder or autoencoder that an info describes, with these tensors, every one of them checked."""
-    about = getattr(info, "encoder", info)
-    model: Any = make_encoder(about.architecture, about.in_channels, about)
-    if about is not info:
-        model = build_autoencoder(model, **{name: value for name, value in vars(info).items() if name != "encoder"})
-    load_strictly(model, state, origin)
-    return model
+    return load_model(path, "autoencoder", AutoencoderInfo)

@@ -171,6 +171,14 @@ def load_described(path: PathLike, kind: str, info_type: type[InfoType]) -> tupl
         raise CheckpointError(f"the info in the header of {path} cannot be used ({'; '.join(problems)})") from error
 
 
+def load_model(path: PathLike, kind: str, info_type: Any) -> Any:
+    """Rebuild a model from what `save_described` wrote: ``build`` of its info makes it, every tensor is checked."""
+    state, info = load_described(path, kind, info_type)
+    model = info.build()
+    load_strictly(model, state, str(path))
+    return model
+
+
 def is_file(path: PathLike) -> bool:
     """Whether it is an existing file; False too for names that are too long, for which `Path.is_file` raises."""
     return os.path.isfile(path)  # noqa: PTH113

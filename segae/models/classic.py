@@ -7,6 +7,7 @@ that a network was made for, such as 28 x 28.
 
 import re
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -59,11 +60,9 @@ class ClassicLayers(nn.Module):
         return maps[1:]
 
 
-def mirrored_layers(
-    name: str, in_channels: int, image_size: int, out_channels: int, code_channels: int, upsampling: str
-) -> nn.Sequential:
-    """Build the decoder from a code of ``code_channels`` channels: the encoder's layers in reverse."""
-    kind, channels, sides = _layout(name, in_channels, image_size)
+def mirrored_layers(encoder: Any, out_channels: int, code_channels: int, upsampling: str) -> nn.Sequential:
+    """Build the decoder from a code of ``code_channels`` channels: the layers of an encoder's info in reverse."""
+    kind, channels, sides = _layout(encoder.architecture, encoder.in_channels, encoder.image_size)
     channels = [out_channels, *channels[1:-1], code_channels]
     layers: list[nn.Module] = []
     for place in range(len(channels) - 1, 0, -1):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from segae._io import check_range
 from segae.data.image_io import as_image, resize_image
-from segae.models.checkpoint import Info, PathLike, load_described, load_strictly, save_described
-from segae.models.encoder import Encoder, EncoderInfo, evaluation_mode, make_encoder, require_image_size
+from segae.models.checkpoint import Info, PathLike, load_model, save_described
+from segae.models.encoder import Encoder, EncoderInfo, evaluation_mode, require_image_size
 from segae.models.inference import pooled_features, predict_probabilities
 
 
@@ -25,6 +25,10 @@ class ClassifierInfo(Info):
     classes: tuple[str, ...]
     image_size: int
     training: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def build(self) -> "Classifier":
+        """Build the classifier that this describes, with random weights."""
+        return Classifier(self.encoder.build(), self)
 
 
 class Classifier(nn.Module):
@@ -79,7 +83,4 @@ def save_classifier(model: Classifier, path: PathLike) -> Path:
 
 def load_classifier(path: PathLike) -> Classifier:
     """Rebuild a classifier from its file alone, every tensor checked; errors as in `segae.models.load_encoder`."""
-    state, info = load_described(path, "classifier", ClassifierInfo)
-    model = Classifier(make_encoder(info.encoder.architecture, info.encoder.in_channels, info.encoder), info)
-    load_strictly(model, state, str(path))
-    return model
+    return load_model(path, "classifier", ClassifierInfo)

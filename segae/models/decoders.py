@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import Conv2dNormActivation
 
-from segae.errors import SegaeError, nearest
-from segae.models.classic import is_classic, mirrored_layers
+from segae.errors import SegaeError
+from segae.models.classic import is_classic
 
 # Light on purpose: on a CPU a training step spends 40 % as long here as in tf_efficientnet_lite0 at 128 px.
 PLAIN_CHANNELS = (128, 64, 32, 16, 16)
@@ -30,22 +30,27 @@ def list_decoders() -> list[str]:
 
 
 class DeepestDecoder(nn.Module):
-    """A decoder of the deepest feature map alone: without skip connections it cannot copy an uncorrupted input."""
+    """A decoder of the deepest feature map alone: without skip connections it cannot copy an uncorrupted input.
 
-    layers: nn.Sequential
+    The first layer makes the code, see `make_bottleneck`, and the second one decodes it.
+    """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
 
     @property
     def bottleneck(self) -> nn.Module:
         """What makes the code of the deepest feature map."""
-        return nn.Identity()
+        return self.layers[0]
 
     def forward(self, features: Sequence[Tensor], *domain: Tensor | int) -> Tensor:
         """Decode the last of the feature maps: (B, C, h, w) to (B, out_channels, stride h, stride w)."""
         return self.from_code(self.bottleneck(features[-1]), *domain)
 
     def from_code(self, code: Tensor) -> Tensor:
-        """Decode what `bottleneck` made of the deepest feature map."""
-        return self.layers(code)
+        """Decode what `bottleneck` made of the deepest feature map, (B, K, h, w)."""
+        return self.layers[1](code)
 
 
 class GaussianCode(nn.Module):
@@ -55,13 +60,10 @@ class GaussianCode(nn.Module):
         super().__init__()
         self.moments = nn.Conv2d(in_channels, 2 * channels, 1)  # means, then logarithms of the variances
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Make a code (B, K, h, w) of features (B, C, h, w)."""
-        return self.draw(features, sample=self.training)
-
-    def draw(self, features: Tensor, *, sample: bool) -> Tensor:
-        """Make a code, the mean or a sample."""
+    def forward(self, features: Tensor, sample: bool | None = None) -> Tensor:
+        """Make a code (B, K, h, w) of features (B, C, h, w); ``sample`` None leaves it to the mode."""
         mean, log_variance = self.moments(features).chunk(2, dim=1)
+        sample = self.training if sample is None else sample
         return mean + torch.randn_like(mean) * (log_variance / 2).exp() if sample else mean
 
 
@@ -74,7 +76,7 @@ def make_bottleneck(in_channels: int, channels: int | None, code: str) -> nn.Mod
 
 
 class PlainDecoder(DeepestDecoder):
-    """Upsampling stages, by nearest neighbor or transposed convolution; first a bottleneck, see `make_bottleneck`."""
+    """A bottleneck, then upsampling stages, by nearest neighbor or transposed convolution."""
 
     def __init__(
         self,
@@ -85,41 +87,19 @@ class PlainDecoder(DeepestDecoder):
         bottleneck: int | None,
         code: str = "linear",
     ) -> None:
-        super().__init__()
         deepest = encoder_channels[-1]
         widths = (bottleneck or deepest, *PLAIN_CHANNELS[-(stride.bit_length() - 1) :])
         blocks = [_upsampling_block(inside, outside, upsampling) for inside, outside in pairwise(widths)]
         rest = nn.Sequential(*blocks, nn.Conv2d(widths[-1], out_channels, 3, padding=1))
-        self.layers = nn.Sequential(make_bottleneck(deepest, bottleneck, code), rest)
-
-    @property
-    def bottleneck(self) -> nn.Module:
-        """The first layer."""
-        return self.layers[0]
-
-    def from_code(self, code: Tensor) -> Tensor:
-        """Decode a code (B, K, h, w)."""
-        return self.layers[1](code)
+        super().__init__(make_bottleneck(deepest, bottleneck, code), rest)
 
 
-class MirroredDecoder(PlainDecoder):
-    """The layers of a small network in reverse, after a bottleneck."""
-
-    def __init__(self, info: Any, out_channels: int, upsampling: str, bottleneck: int | None, code: str) -> None:
-        DeepestDecoder.__init__(self)
-        deepest = int(info.architecture.rpartition("_")[2])
-        shape = (info.architecture, info.in_channels, info.image_size, out_channels, bottleneck or deepest)
-        first = make_bottleneck(deepest, bottleneck, code)
-        self.layers = nn.Sequential(first, mirrored_layers(*shape, upsampling))
-
-
-class DomainDecoders(PlainDecoder):
+class DomainDecoders(DeepestDecoder):
     """A decoder for each domain behind one bottleneck; ``domain`` is an index for all images or one for each (B,)."""
 
     def __init__(self, first: Any, count: int) -> None:
-        DeepestDecoder.__init__(self)
-        copies = [copy.deepcopy(first.layers[1]) for _ in range(count)]
-        self.layers = nn.Sequential(first.bottleneck, nn.ModuleList(copies))
+        bottleneck, rest = first.layers
+        super().__init__(bottleneck, nn.ModuleList(copy.deepcopy(rest) for _ in range(count)))
 
     def from_code(self, code: Tensor, domain: Tensor | int = 0) -> Tensor:
         """Decode a code (B, K, h, w)."""
@@ -133,14 +113,22 @@ class DomainDecoders(PlainDecoder):
 
 
 class LinearDecoder(DeepestDecoder):
-    """One 1x1 convolution, whose channels become the pixels below each position."""
+    """One 1x1 convolution, whose channels become the pixels below each position; the code is the deepest map."""
 
     def __init__(self, encoder_channels: Sequence[int], out_channels: int, stride: int) -> None:
-        super().__init__()
         to_pixels = nn.Conv2d(encoder_channels[-1], out_channels * stride**2, 1)
         # begin near the mean color: torch's weights on large features would begin with noise in every pixel
         nn.init.normal_(to_pixels.weight, std=0.01 / encoder_channels[-1] ** 0.5)
-        self.layers = nn.Sequential(to_pixels, nn.PixelShuffle(stride))
+        super().__init__(to_pixels, nn.PixelShuffle(stride))
+
+    @property
+    def bottleneck(self) -> nn.Module:
+        """Nothing."""
+        return nn.Identity()
+
+    def from_code(self, code: Tensor) -> Tensor:
+        """Decode the deepest map (B, C, h, w)."""
+        return self.layers(code)
 
 
 class MaskTokens(nn.Module):
@@ -180,8 +168,8 @@ class HierarchicalDecoder(nn.Module):
         self.mask_tokens = MaskTokens(channels) if tokens else None
         self.projections = nn.ModuleList(
             # the deepest map goes through convolutions next, the others are added to something
-            nn.Conv2d(count, width, 1 if stage == 0 else 3, padding=0 if stage == 0 else 1)
-            for stage, (count, width) in enumerate(zip(reversed(channels), widths, strict=True))
+            nn.Conv2d(count, width, size, padding=size // 2)
+            for count, width, size in zip(reversed(channels), widths, (1, 3, 3, 3), strict=True)
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(*_upsampling_block(inside, outside), *Conv2dNormActivation(outside, outside))
@@ -217,26 +205,15 @@ def build_smp(architecture: str, decoder: str, num_classes: int, in_channels: in
     """Build smp's random model, with attributes `encoder`, `decoder` and `segmentation_head`, or raise SegaeError."""
     if is_classic(architecture):
         raise SegaeError(f"decoder must be plain for encoder {architecture}, a small network, got {decoder}")
+    options = {"in_channels": in_channels, "classes": num_classes, **_OPTIONS.get(decoder, {})}
     try:
-        return smp.create_model(
-            decoder,
-            encoder_name=f"tu-{architecture}",
-            encoder_weights=None,  # never False: smp reads that as "pretrained"
-            in_channels=in_channels,
-            classes=num_classes,
-            **_OPTIONS.get(decoder, {}),
-        )
+        # None and never False: smp reads that as "pretrained"
+        return smp.create_model(decoder, f"tu-{architecture}", encoder_weights=None, **options)
     except Exception as error:  # whatever timm or smp raise for a pair they cannot join
         raise SegaeError(
             f"decoder must be one that works with encoder {architecture}, such as unet, fpn or linear, got {decoder} "
             f"({error!r})"
         ) from error
-
-
-def require_choice(argument: str, value: str, choices: Sequence[str]) -> None:
-    """Raise SegaeError with a close match unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise SegaeError(f"{argument} must be one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}")
 
 
 def require_decoder_size(decoder: str, image_size: int) -> None:

@@ -132,6 +132,12 @@ class EncoderInfo(Info):
             for value in values:
                 check_range(name, value, low=0 if name == "std" else None, low_open=True)
 
+    def build(self) -> "Encoder":
+        """Build the encoder that this describes, with random weights."""
+        encoder = make_encoder(self.architecture, self.in_channels, self.image_size)
+        encoder.info = self
+        return encoder
+
 
 class Encoder(TimmUniversalEncoder, HubModel):
     """A convolutional network of timm that returns six feature maps, from the input to stride 32, with random weights.
@@ -216,7 +222,7 @@ def create_encoder(
     """
     start = "random" if weights is None else str(weights)
     if start in ("random", "imagenet"):
-        encoder = make_encoder(str(name), 3 if in_channels is None else in_channels, image_size=image_size)
+        encoder = make_encoder(str(name), 3 if in_channels is None else in_channels, image_size)
         if start == "imagenet":
             source = load_imagenet(encoder, encoder.info.architecture, encoder.info.in_channels)
             encoder.info = replace(encoder.info, weights=Weights("imagenet"), source=source)
@@ -230,15 +236,11 @@ def create_encoder(
     return encoder
 
 
-def make_encoder(
-    name: str, in_channels: int, info: EncoderInfo | None = None, image_size: int | None = None
-) -> Encoder:
-    """Build a random encoder, with another info if one is given; one of timm gives maps of stride 4 to 32."""
+def make_encoder(name: str, in_channels: int, image_size: int | None = None) -> Encoder:
+    """Build a random encoder; one of timm gives maps of stride 4 to 32, and a small network has an image size."""
     check_range("in_channels", in_channels, low=1, high=1024, integer=True)
     if is_classic(name):
-        encoder = Encoder(name, in_channels, image_size=info.image_size if info else image_size)
-        encoder.info = info or encoder.info
-        return encoder
+        return Encoder(name, in_channels, image_size=image_size)
     if not timm.is_model(name):
         hint = nearest(name, timm.list_models(), count=4, cutoff=0.5)
         raise SegaeError(f"name must be a network of timm, such as tf_efficientnet_lite0, got {name[:100]!r}{hint}")
@@ -253,7 +255,6 @@ def make_encoder(
             "name must be a convolutional network with feature maps of stride 4 to 32 at any image size, such as "
             f"tf_efficientnet_lite0, resnet18 or convnext_atto, got {name!r} ({error!r})"
         ) from error
-    encoder.info = encoder.info if info is None else info
     return encoder
 
 
@@ -265,7 +266,7 @@ def load_encoder(source: PathLike) -> Encoder:
     """
     path = find_weights(source)
     state, info = load_described(path, "encoder", EncoderInfo)
-    encoder = make_encoder(info.architecture, info.in_channels, info)
+    encoder = info.build()
     # the file of save_pretrained has the whole network
     load_strictly(encoder, select_from_whole(encoder.state_dict(), state) or state, str(path))
     return encoder

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segae._io import check_range, write_json
+from segae._io import check_range, require_choice, write_json
 from segae.data.datasets import make_palette
 from segae.data.image_io import as_image
 from segae.errors import SegaeError
-from segae.models.checkpoint import Info, PathLike, load_decoder_into, load_described, load_strictly, save_described
-from segae.models.decoders import build_smp, list_decoders, require_choice, require_decoder_size
-from segae.models.encoder import Encoder, EncoderInfo, create_encoder, make_encoder, require_image_size
+from segae.models.checkpoint import Info, PathLike, load_decoder_into, load_model, save_described
+from segae.models.decoders import build_smp, list_decoders, require_decoder_size
+from segae.models.encoder import Encoder, EncoderInfo, create_encoder, require_image_size
 from segae.models.hub import CONFIG_FILE, MODEL_FILE, HubModel
 from segae.models.inference import augment_network, make_network, predict_images
 
@@ -54,6 +54,10 @@ class SegmenterInfo(Info):
                 raise SegaeError(f"{name} must have one entry per class ({len(self.classes)}), got {len(values)}")
         for value in (value for color in self.palette for value in color):
             check_range("palette", value, low=0, high=255, integer=True)
+
+    def build(self) -> "Segmenter":
+        """Build the segmenter that this describes, with random weights."""
+        return _build(self.encoder.build(), self)
 
 
 class Segmenter(nn.Module, HubModel):
@@ -212,8 +216,4 @@ def save_segmenter(model: Segmenter, path: PathLike) -> Path:
 
 def load_segmenter(path: PathLike) -> Segmenter:
     """Rebuild a segmenter from its file alone, every tensor checked; errors as in `segae.models.load_encoder`."""
-    state, info = load_described(path, "segmenter", SegmenterInfo)
-    encoder = make_encoder(info.encoder.architecture, info.encoder.in_channels, info.encoder)
-    model = _build(encoder, info)
-    load_strictly(model, state, str(path))
-    return model
+    return load_model(path, "segmenter", SegmenterInfo)

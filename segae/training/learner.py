@@ -19,11 +19,10 @@ from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from segae._io import check_range
+from segae._io import check_range, require_choice
 from segae.errors import SegaeError
 from segae.methods import Method, create_autoencoder, create_method
 from segae.models import Autoencoder, Classifier, PathLike, Segmenter, create_segmenter
-from segae.models.decoders import require_choice
 from segae.models.inference import argmax_classes
 from segae.training import callbacks as common
 from segae.training import pretraining_callbacks

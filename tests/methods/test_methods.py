@@ -114,7 +114,7 @@ def test_every_method_brings_its_learning_rate_masking_and_decoder() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("denoize", {}, r"method .*reconstruct.*got 'denoize' \(did you mean denoise\?\)"),
+        ("denoize", {}, r"method .*reconstruct.*got 'denoize'; did you mean denoise"),
         (None, {}, "method .*got None"),
         ("reconstruct", {"sigma": 0.5}, "reconstruct must be one of target, criterion, got sigma=0.5"),
         ("denoise", {"patch_size": 16}, "denoise must be one of sigma, target, criterion, got patch_size=16"),

@@ -6,16 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from segae._io import require_choice
 from segae.errors import SegaeError
 from segae.models import require_decoder_size
-from segae.models.decoders import (
-    SMP_DECODERS,
-    HierarchicalDecoder,
-    MaskTokens,
-    PlainDecoder,
-    build_smp,
-    require_choice,
-)
+from segae.models.decoders import SMP_DECODERS, HierarchicalDecoder, MaskTokens, PlainDecoder, build_smp
 
 CHANNELS = [3, 0, 8, 16, 24, 32]
 
