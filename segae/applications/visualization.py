@@ -14,9 +14,7 @@ def pca_colors(maps: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Show dense features (N, C, H, W) as pictures (N, H, W, 3): the first three principal components as RGB.
 
     The components are those of all N images together, so equal colors mean similar features across images.
-
-    Raises:
-        SegaeError: no dense features of at least 3 channels.
+    SegaeError: no dense features of at least 3 channels.
 
     Example:
         >>> features = extract_features("photos", layer=4, pool="none")  # doctest: +SKIP

@@ -59,8 +59,7 @@ class EncoderFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def transform(self, X: Any) -> NDArray[np.float32]:
         """Compute features (N, C) of N image files, or of arrays uint8 (H, W, 3).
 
-        Raises:
-            DataError: a file cannot be read; leaving it out would shift the rows against the labels.
+        DataError: a file cannot be read; leaving it out would shift the rows against the labels.
         """
         check_is_fitted(self)
         images: Any = [image if isinstance(image, np.ndarray) else Path(image) for image in X]

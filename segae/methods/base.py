@@ -33,7 +33,8 @@ def setting(default: Any, *, choices: tuple[str, ...] = (), kw_only: bool = Fals
 class Method(ABC):
     """A pretraining task: how images are corrupted, and what the prediction is compared with.
 
-    The fields of a subclass, a frozen dataclass, are its settings. Only `corrupt` and `loss` have to be written.
+    The fields of a subclass, a frozen dataclass, are its settings; one out of its range is a SegaeError. Only `corrupt`
+    and `loss` have to be written.
 
     Attributes:
         name: Registered name.
@@ -45,9 +46,6 @@ class Method(ABC):
         frozen_encoder: Whether only the decoder is trained.
         crops: Whether the corruption crops by itself and so has to be given whole images.
         code: How the bottleneck ends, see `AutoencoderInfo`; other than linear asks for decoder ``plain``.
-
-    Raises:
-        SegaeError: a setting is out of its range.
     """
 
     name: ClassVar[str] = ""
@@ -142,8 +140,7 @@ M = TypeVar("M", bound=Method)
 def register_method(name: str) -> Callable[[type[M]], type[M]]:
     """Class decorator that registers a subclass of `Method` under a name, your own included.
 
-    Raises:
-        SegaeError: the name is taken or has other characters than ``a-z A-Z 0-9 . _ -``, or the class lacks something.
+    SegaeError: the name is taken or has other characters than ``a-z A-Z 0-9 . _ -``, or the class lacks something.
 
     Example:
         >>> @register_method("zeros")
@@ -179,8 +176,7 @@ def register_method(name: str) -> Callable[[type[M]], type[M]]:
 def create_method(name: str, **settings: Any) -> Method:
     """Create a pretraining method by its name, one of `list_methods`; a setting that is None keeps its default.
 
-    Raises:
-        SegaeError: the method does not exist, it does not have a setting, or a value is out of its range.
+    SegaeError: the method does not exist, it does not have a setting, or a value is out of its range.
 
     Example:
         >>> create_method("denoise", sigma=0.2)

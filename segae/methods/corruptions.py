@@ -50,9 +50,6 @@ class PatchDifficulty:
     Attributes:
         loss: Reconstruction error of each patch (B, rows, columns); NaN = unknown, counts as the lowest.
         fraction: Share of the hidden patches that is chosen by loss, in [0, 1]; the others are drawn at random.
-
-    Raises:
-        SegaeError: the fraction or the number of dimensions is wrong.
     """
 
     loss: Tensor
@@ -113,9 +110,7 @@ def hide_patches(
     them, in [0, 1), rounded to whole patches, is hidden; ``difficulty`` chooses some of these. Their pixels become
     ``zero``, about the mean of all images after normalization, or the ``mean`` of the visible pixels of the image:
     unlike in A2MIM (arXiv 2205.13943), which takes all pixels, nothing of the hidden ones reaches the network.
-
-    Raises:
-        SegaeError: nothing would be hidden, or the difficulty has another grid of patches.
+    SegaeError: nothing would be hidden, or the difficulty has another grid of patches.
     """
     batch, _, height, width = images.shape
     rows, columns = -(-height // patch_size), -(-width // patch_size)
@@ -218,10 +213,8 @@ def crop_with_mask(
 ) -> Tensor:
     """Crop images and masks (B, 1, H, W) at the same random place and resize the crops to the size of the images.
 
-    A crop keeps the aspect ratio; ``area`` is its smallest and largest share of the image's in (0, 1].
-
-    Returns:
-        float32 (B, C + 1, H, W): the crop and, last, its mask in [0, 1], which resampling leaves between both at edges.
+    A crop keeps the aspect ratio; ``area`` is its smallest and largest share of the image's in (0, 1]. Returned are, in
+    float32 (B, C + 1, H, W), the crop and, last, its mask in [0, 1], which resampling leaves between both at edges.
     """
     layered = torch.cat([images.float(), masks], dim=1)
     drawn = torch.rand(len(images), 3, generator=generator, device=generator.device).to(images.device)

@@ -52,10 +52,8 @@ def criterion_loss(criterion: str, prediction: Tensor, target: Tensor, mask: Ten
     """Compare images by a loss of `CRITERIA`; over hidden pixels, or of the image with its holes filled for SSIM.
 
     ``cross_entropy`` takes logits (B, 16 C, H, W) of the intensity of each pixel, ``binary_cross_entropy`` values in
-    [0, 1]; ``ssim`` and ``ms_ssim`` (Wang et al., 2004, 2003) are one minus the similarity.
-
-    Raises:
-        SegaeError: values are outside what the criterion needs, or the image is too small for it.
+    [0, 1]; ``ssim`` and ``ms_ssim`` (Wang et al., 2004, 2003) are one minus the similarity. SegaeError: values are
+    outside what the criterion needs, or the image is too small for it.
     """
     bins = INTENSITY_BINS if criterion == "cross_entropy" else 1
     _check_shape(prediction, target, more_channels=(bins - 1) * target.shape[1])

@@ -41,8 +41,7 @@ def gaussian_kl(moments: Tensor) -> Tensor:
 def jacobian_norm(encode: Encode, images: Tensor) -> Tensor:
     """Squared Frobenius norm of the code's derivative by the image, mean over the images, exactly.
 
-    Raises:
-        SegaeError: the code has more than 256 numbers.
+    SegaeError: the code has more than 256 numbers.
     """
     if (size := encode(images[:1]).numel()) > _LARGEST_CODE:
         raise SegaeError(f"jacobian must be estimated for a code of more than {_LARGEST_CODE} numbers, got {size}")

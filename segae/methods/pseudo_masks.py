@@ -104,14 +104,11 @@ class PseudoMasks(Method):
 
 @torch.no_grad()
 def segment_by_color(images: Tensor) -> Tensor:
-    """Estimate where the object is by the palettes of object and background.
+    """Estimate where the object is by the palettes of object and background: float32 (B, 1, H, W) in (0, 1).
 
     The colors of an image are gathered into a palette of 16 by k-means. Every pixel begins with a prior that falls off
     from the middle; then, five times, object and background count how often they have each color, and the pixels are
-    divided again by these counts and the prior. Nothing is drawn at random.
-
-    Returns:
-        Probability of the object, float32 (B, 1, H, W) in (0, 1), for images (B, C, H, W) of any scale.
+    divided again by these counts and the prior. Nothing is drawn at random. The images (B, C, H, W) have any scale.
     """
     height, width = images.shape[2:]
     rows, columns = min(height, _SIDE), min(width, _SIDE)
@@ -264,8 +261,7 @@ class FeatureDiscriminant:
     def fit(self, encoder: nn.Module, batches: Iterable[Tensor]) -> Self:
         """Keep a copy of the encoder as it is, and find the direction in clean, whole, normalized images.
 
-        Raises:
-            SegaeError: no image, or all of them without an object or without a background.
+        SegaeError: no image, or all of them without an object or without a background.
         """
         self._encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
         device = next(encoder.parameters()).device
@@ -335,15 +331,12 @@ def within_covariance(classes: Sequence[WeightedSums]) -> Tensor:
 
 @torch.no_grad()
 def segment_by_brightness(images: Tensor) -> Tensor:
-    """Mark the bright or the dark pixels of each image, whichever are fewer; uneven light is taken away before.
+    """Mark by 1 the bright or the dark pixels of each image, whichever are fewer; uneven light is taken away before.
 
     Otsu's threshold (1979, doi 10.1109/TSMC.1979.4310076) of the square root of the brightness, which evens out how
     faintly fluorescent things differ from the background, less a wide blur of it. The objects can be anywhere, but have
-    to cover less than half of the image, each below a quarter of its side.
-
-    Returns:
-        1 for object and 0 for background, float32 (B, 1, H, W), for images (B, C, H, W) of any scale. An image of one
-        brightness is background.
+    to cover less than half of the image, each below a quarter of its side. The marks are float32 (B, 1, H, W), for
+    images (B, C, H, W) of any scale; an image of one brightness is background, 0.
     """
     with torch.autocast(images.device.type, enabled=False):
         light = _to_unit(images.float().mean(dim=1, keepdim=True)).sqrt()

@@ -47,8 +47,7 @@ KINDS |= {"classifier": load_classifier}
 def load(path: PathLike) -> Any:
     """Load any model or detector from its file alone; the header says which kind it is.
 
-    Raises:
-        SegaeError: no such file or published name, a damaged file, or a decoder, which is no model by itself.
+    SegaeError: no such file or published name, a damaged file, or a decoder, which is no model by itself.
     """
     file = find_weights(path)
     kind = read_header(file).get("kind", "")

@@ -211,12 +211,8 @@ def find_token_module(encoder: nn.Module) -> str:
 def build_autoencoder(encoder: Encoder, **settings: Any) -> Autoencoder:
     """Join an encoder with a random decoder for pretraining; `segae.create_autoencoder` chooses by the method.
 
-    Args:
-        encoder: becomes ``.encoder`` itself; a decoder that dilates it (pan, deeplabv3, deeplabv3plus) gets a copy.
-        **settings: the fields of `AutoencoderInfo` but ``encoder``.
-
-    Raises:
-        SegaeError: an unknown or impossible choice.
+    The settings are the fields of `AutoencoderInfo`; SegaeError if one is unknown or impossible. The encoder becomes
+    ``.encoder`` itself; a decoder that dilates it (pan, deeplabv3, deeplabv3plus) gets a copy.
     """
     info, channels, stride = AutoencoderInfo(encoder.info, **settings), encoder.out_channels, encoder.output_stride
     about, out_channels, head = encoder.info, info.out_channels, nn.Identity()

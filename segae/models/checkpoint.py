@@ -37,8 +37,7 @@ class Info:
 def read_weights(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors of a weight file, to the CPU, and the text of its header.
 
-    Raises:
-        CheckpointError: no such file, a pickle, a damaged or changed file, NaN or infinity in it, or another format.
+    CheckpointError: no such file, a pickle, a damaged or changed file, NaN or infinity in it, or another format.
     """
     metadata = read_header(path)
     try:
@@ -113,8 +112,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """Load ``state`` into ``module``, every tensor of both, or raise before anything has changed.
 
-    Raises:
-        CheckpointError: from this ``origin`` a tensor is missing, unknown, or of another shape or kind of number.
+    CheckpointError: from this ``origin`` a tensor is missing, unknown, or of another shape or kind of number.
     """
     own = module.state_dict()
     both = [(name, state[name], tensor) for name, tensor in own.items() if name in state]
@@ -239,9 +237,7 @@ def load_decoder_into(path: PathLike, segmenter: Any) -> DecoderInfo:
     """Load a pretrained decoder into a segmenter; its encoder and its head stay as they are.
 
     ``path`` is a file of `save_decoder`, or the published name of an encoder that comes with a decoder.
-
-    Raises:
-        CheckpointError: no such file, or it holds another decoder, or one that was trained with another encoder.
+    CheckpointError: no such file, or it holds another decoder, or one that was trained with another encoder.
     """
     file = decoder_file(path) if str(path) in published_weights() and not is_file(path) else Path(path)
     state, info = load_described(file, "decoder", DecoderInfo)

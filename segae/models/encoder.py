@@ -49,8 +49,7 @@ class Weights(Info):
     def parse(cls, text: str, known_methods: Mapping[str, str | None] | None = None) -> Self:
         """Read weights from text; ``known_methods`` are the methods' names, each with the setting that a value is for.
 
-        Raises:
-            SegaeError: an unknown method, or a value that the method has no setting for.
+        SegaeError: an unknown method, or a value that the method has no setting for.
 
         Example:
             >>> str(Weights.parse("imagenet+pseudo_masks:features+decoder", {"pseudo_masks": "source"}))
@@ -261,8 +260,7 @@ def make_encoder(name: str, in_channels: int, image_size: int | None = None) -> 
 def load_encoder(source: PathLike) -> Encoder:
     """Rebuild an encoder from its .safetensors file alone, or from its published name, every tensor checked.
 
-    Raises:
-        SegaeError: no such file, a pickle, a damaged file, an unknown architecture, or tensors that do not fit.
+    SegaeError: no such file, a pickle, a damaged file, an unknown architecture, or tensors that do not fit.
     """
     path = find_weights(source)
     state, info = load_described(path, "encoder", EncoderInfo)
@@ -275,8 +273,7 @@ def load_encoder(source: PathLike) -> Encoder:
 def save_encoder(encoder: Encoder, path: PathLike, *, info: EncoderInfo | None = None) -> Path:
     """Write an encoder with its info, or another one, in the header, and as a .json file beside it.
 
-    Raises:
-        SegaeError: it cannot be written, or holds NaN or infinity; the old files survive.
+    SegaeError: it cannot be written, or holds NaN or infinity; the old files survive.
     """
     return save_described(path, "encoder", encoder.state_dict(), encoder.info if info is None else info)
 
@@ -318,8 +315,7 @@ def set_gradient_checkpointing(model: nn.Module) -> int:
     timm's own switch leaves out the decoder: a U-Net on tf_efficientnet_lite0 keeps 69 of 176 MB then, and 19 MB here.
     The model is changed in place; returned is the number of its stages that were.
 
-    Raises:
-        SegaeError: the model has no encoder, or hides pixels inside it by hooks, which are gone in the second pass.
+    SegaeError: the model has no encoder, or hides pixels inside it by hooks, which are gone in the second pass.
     """
     if not isinstance(getattr(model, "encoder", None), nn.Module):
         raise SegaeError(f"model must have an encoder for gradient checkpointing, got {type(model).__name__}")

@@ -49,9 +49,8 @@ def normalize(
 def pooled_features(encoder: nn.Module, images: Tensor) -> Tensor:
     """Average the deepest feature map over its positions, float32 (B, channels); of a small encoder, keep all values.
 
-    Args:
-        encoder: returns a list of maps, deepest last, or one tensor (B, C) or (B, C, H, W). Its modes stay.
-        images: normalized, clean images (B, C, H, W).
+    The encoder returns a list of maps, deepest last, or one tensor (B, C) or (B, C, H, W), of normalized, clean images
+    (B, C, H, W); its modes stay.
     """
     features = encoder(images)
     deepest = (features if isinstance(features, Tensor) else features[-1]).float()
@@ -92,14 +91,11 @@ def predict_logits(
 
     Args:
         model: from normalized images to logits.
-        images: uint8 (N, H, W, C), RGB; may be a memory map.
+        images: uint8 (N, H, W, C), RGB, else a SegaeError; may be a memory map.
         mean: of each channel, on the scale 0-1; None takes that of ``model.info``, as for ``std``.
         std: of each channel, on the scale 0-1.
         batch_size: images per forward pass, 1 or more.
         device: where to compute; None is where the model is.
-
-    Raises:
-        SegaeError: ``images`` is no uint8 (N, H, W, C), or a number is out of range.
     """
     check_range("batch_size", batch_size, low=1, integer=True)
     mean, std, device = input_settings(model, mean, std, device)

@@ -27,16 +27,12 @@ def encode_visible(
     The hooks that do this exist during the call; before and after, the encoder is a plain dense one.
 
     Args:
-        encoder: has an ``output_stride``.
+        encoder: has an ``output_stride``; its features, zero at hidden positions, are returned.
         spatial: names of the modules that need a map, from `find_spatial_modules`.
         images: normalized (B, C, H, W); hidden pixels may hold anything, NaN too.
         mask: (B, 1, H, W), 1 = hidden, 0 = visible, in blocks of the encoder's stride, as many in every image; anything
             else is a SegaeError.
-        visible: how many blocks every image shows, where that is known; None counts and checks them, for which the
-            host waits for a GPU.
-
-    Returns:
-        The encoder's features, zero at hidden positions.
+        visible: how many blocks every image shows; None counts and checks them, for which the host waits for a GPU.
     """
     if mask.shape != (len(images), 1, *images.shape[-2:]):
         raise SegaeError(f"mask must be (B, 1, H, W) as images {tuple(images.shape)}, got {tuple(mask.shape)}")
@@ -84,10 +80,8 @@ def find_spatial_modules(encoder: nn.Module) -> tuple[str, ...]:
     """Name the modules of an encoder to which it matters which positions are neighbors.
 
     Convolutions tell by their attributes; any other module without children must give the same for a map and its list.
-    With nothing hidden the result must then be the dense one; else some operation was not seen.
-
-    Raises:
-        SegaeError: the encoder mixes positions elsewhere than in its modules, so it cannot be made sparse.
+    With nothing hidden the result must then be the dense one; else the encoder mixes positions elsewhere than in its
+    modules and cannot be made sparse, a SegaeError.
     """
     copied, images = make_trial(encoder)
     found: dict[str, None] = {}
