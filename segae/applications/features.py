@@ -160,19 +160,11 @@ def compute_features(
 ) -> Generator[_Batch, None, None]:
     """Yield the features of images batch by batch; while one batch is computed the next ones are read.
 
-    Args:
-        encoder: is moved to the device, in channels_last layout, and runs in evaluation mode.
-        images: files, or arrays uint8 (H, W, 3); each is resized to a square.
-        layer: which feature map, 1 (stride 2) to 5 (stride 32), or -1 for the deepest.
-        pool: auto (see ``default_pool``), avg, max, gem (power 3, arXiv 1711.02512), flatten or none.
-        image_size: side in pixels; None takes that of ``encoder.info``.
-        batch_size: images per forward pass; features differ by rounding only.
-        device: where to compute.
-        start: place of the first image.
-        skipped: receives the files that cannot be read.
-
-    Raises:
-        SegaeError: the encoder has no such map, a number is out of range, or none of the images can be read.
+    The encoder is moved to the device, in channels_last layout, and runs in evaluation mode. ``images`` are files, or
+    arrays uint8 (H, W, 3), from place ``start`` on; each is resized to a square. Layer (1 of stride 2 to 5 of stride
+    32, or -1), pool and the other settings are those of `segae.extract_features`; gem has power 3 (arXiv 1711.02512),
+    and auto is `default_pool`. ``skipped`` receives the files that cannot be read. SegaeError: the encoder has no such
+    map, a number is out of range, or none of the images can be read.
     """
     size = encoder.info.image_size if image_size is None else image_size
     require_image_size(size, encoder.output_stride)

@@ -51,7 +51,7 @@ class ImageMethod(Method):
         return self.target == "pixels" and self.criterion != "cross_entropy"
 
     @property
-    def mask_patch(self) -> int | None:
+    def mask_patch(self) -> int | None:  # type: ignore[override]
         return getattr(self, "patch_size", None)
 
     def out_channels(self, in_channels: int) -> int:

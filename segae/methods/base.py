@@ -45,6 +45,8 @@ class Method(ABC):
         decoder: Name of the decoder that suits the method.
         frozen_encoder: Whether only the decoder is trained.
         crops: Whether the corruption crops by itself and so has to be given whole images.
+        needs_pretrained_encoder: Whether it asks the encoder that it starts from, which random weights cannot answer.
+        mask_patch: Side in pixels of the patches that `corrupt` hides; None where it hides none.
         code: How the bottleneck ends, see `AutoencoderInfo`; other than linear asks for decoder ``plain``.
     """
 
@@ -55,6 +57,8 @@ class Method(ABC):
     decoder: ClassVar[str] = "plain"
     frozen_encoder: ClassVar[bool] = False
     crops: ClassVar[bool] = False
+    needs_pretrained_encoder: ClassVar[bool] = False
+    mask_patch: ClassVar[int | None] = None
     code: ClassVar[str] = "linear"
 
     def __post_init__(self) -> None:
@@ -72,19 +76,9 @@ class Method(ABC):
         return {name: getattr(self, name) for name in _defaults(type(self))}
 
     @property
-    def needs_pretrained_encoder(self) -> bool:
-        """Whether the method asks the encoder that it starts from and so cannot start from random weights."""
-        return False
-
-    @property
     def predicts_pixels(self) -> bool:
         """Whether the prediction is an image, whose values an output activation can bound."""
         return self.family == "autoencoding"
-
-    @property
-    def mask_patch(self) -> int | None:
-        """Side in pixels of the patches that `corrupt` hides; None where it hides none."""
-        return None
 
     @abstractmethod
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
@@ -268,14 +262,7 @@ def create_autoencoder(
         if output_activation == "tanh":
             raise SegaeError(f"output_activation must be sigmoid for {method}, got tanh")
         output_activation = "sigmoid"
-    return build_autoencoder(
-        encoder,
-        out_channels=method.out_channels(encoder.info.in_channels),
-        masking=method.masking,
-        decoder=decoder or method.decoder,
-        upsampling=upsampling,
-        bottleneck=bottleneck,
-        output_activation=output_activation,
-        code=method.code,
-        domains=domains,
-    )
+    given: dict[str, Any] = {"upsampling": upsampling, "bottleneck": bottleneck, "domains": domains}
+    given |= {"decoder": decoder or method.decoder, "output_activation": output_activation}
+    by_method = {"masking": method.masking, "code": method.code, "out_channels": method.out_channels(about.in_channels)}
+    return build_autoencoder(encoder, **given, **by_method)

@@ -65,7 +65,7 @@ class PseudoMasks(Method):
     boundary: float | None = setting(None, low=0, high=0.5, high_open=True)
 
     @property
-    def needs_pretrained_encoder(self) -> bool:
+    def needs_pretrained_encoder(self) -> bool:  # type: ignore[override]
         return self.source == "features"
 
     @property
@@ -114,7 +114,7 @@ def segment_by_color(images: Tensor) -> Tensor:
     rows, columns = min(height, _SIDE), min(width, _SIDE)
     with torch.autocast(images.device.type, enabled=False):
         small = _smooth(functional.interpolate(images.float(), size=(rows, columns), mode="area"), 0.7)
-        share = _palette_shares(_standardize(small.flatten(2).transpose(1, 2)))
+        share = _palette_shares(small.flatten(2).transpose(1, 2))
         prior = center_prior(rows, columns, images.device)
         mask = prior.expand(len(images), 1, rows, columns)
         for _ in range(_MASK_STEPS):
@@ -125,16 +125,12 @@ def segment_by_color(images: Tensor) -> Tensor:
         return functional.interpolate(mask, size=(height, width), mode="bilinear", align_corners=False)
 
 
-def _standardize(color: Tensor) -> Tensor:
-    """Colors (B, N, C) less the image's mean, in units of its deviation over all channels; 0 for a single color."""
-    centered = color - color.mean(dim=1, keepdim=True)
-    deviation = centered.square().mean(dim=(1, 2), keepdim=True).sqrt()
-    return torch.where(deviation > 1e-5, centered / deviation.clamp(min=1e-5), 0.0)
-
-
 def _palette_shares(color: Tensor) -> Tensor:
     """How much of each pixel's color (B, N, C) is each color of the image's palette (B, N, K); they sum to 1."""
     count, channels = color.shape[1:]
+    centered = color - color.mean(dim=1, keepdim=True)
+    deviation = centered.square().mean(dim=(1, 2), keepdim=True).sqrt()  # over all channels
+    color = torch.where(deviation > 1e-5, centered / deviation.clamp(min=1e-5), 0.0)
     chosen = torch.linspace(0, count - 1, _COLORS, device=color.device).long()
     order = color.sum(dim=2).argsort(dim=1, stable=True)
     palette = color.gather(1, order[:, chosen].unsqueeze(2).expand(-1, -1, channels))
@@ -194,7 +190,9 @@ class GrabCut:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Return 1 for object and 0 for background, float32 (B, 1, H, W), for images (B, C, H, W) of any scale."""
-        upright = _to_bytes(images)
+        # uint8 (B, H, W, C), each image from its own darkest to its own brightest value
+        scaled = (_to_unit(images) * 255).round().byte().permute(0, 2, 3, 1)
+        upright = np.asarray(scaled.contiguous().cpu().numpy())
         mirrored = _are_mirrored(upright)
         upright[mirrored] = upright[mirrored][:, :, ::-1]
         keys = [blake2b(one.tobytes(), digest_size=16, person=str(one.shape).encode()[:16]).digest() for one in upright]
@@ -213,12 +211,6 @@ class GrabCut:
         masks = np.unpackbits(bits, axis=1, count=height * width).reshape(-1, height, width)
         masks[mirrored] = masks[mirrored][:, :, ::-1]
         return torch.from_numpy(masks).unsqueeze(1).to(images.device, torch.float32)
-
-
-def _to_bytes(images: Tensor) -> np.ndarray:
-    """uint8 (B, H, W, C), each image from its own darkest to its own brightest value."""
-    scaled = (_to_unit(images) * 255).round().byte()
-    return np.asarray(scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
 def _are_mirrored(images: np.ndarray) -> np.ndarray:

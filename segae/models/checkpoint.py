@@ -205,9 +205,8 @@ def find_weights(source: PathLike) -> Path:
 def decoder_file(encoder: PathLike) -> Path:
     """Return where the decoder that was pretrained with an encoder is: beside its file, or under its published name."""
     published = published_name(encoder)
-    return find_weights(encoder).with_name(
-        f"{published}{_DECODER_SUFFIX}.safetensors" if published else "decoder.safetensors"
-    )
+    name = f"{published}{_DECODER_SUFFIX}" if published else "decoder"
+    return find_weights(encoder).with_name(f"{name}.safetensors")
 
 
 def published_name(source: PathLike) -> str:

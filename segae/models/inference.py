@@ -87,15 +87,9 @@ def predict_logits(
 ) -> Iterator[Tensor]:
     """Yield the logits (B, K, H, W) of images batch by batch, on the device.
 
-    The model is moved to the device and runs in evaluation mode without gradients; its modes are restored.
-
-    Args:
-        model: from normalized images to logits.
-        images: uint8 (N, H, W, C), RGB, else a SegaeError; may be a memory map.
-        mean: of each channel, on the scale 0-1; None takes that of ``model.info``, as for ``std``.
-        std: of each channel, on the scale 0-1.
-        batch_size: images per forward pass, 1 or more.
-        device: where to compute; None is where the model is.
+    The model, from normalized images to logits, is moved to the device and runs in evaluation mode without gradients;
+    its modes are restored. ``images`` are uint8 (N, H, W, C), RGB, else a SegaeError, and may be a memory map. ``mean``
+    and ``std`` of each channel, on the scale 0-1, and the device are those of the model where they are None.
     """
     check_range("batch_size", batch_size, low=1, integer=True)
     mean, std, device = input_settings(model, mean, std, device)

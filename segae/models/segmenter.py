@@ -68,11 +68,7 @@ class Segmenter(nn.Module, HubModel):
     def __init__(self, encoder: Encoder, decoder: nn.Module, segmentation_head: nn.Module, info: SegmenterInfo) -> None:
         super().__init__()
         self.encoder, self.decoder, self.segmentation_head, self.info = encoder, decoder, segmentation_head, info
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.info.classes)
+        self.num_classes = len(info.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalized images (B, C, H, W) to logits (B, K, H, W); sides are multiples of the encoder's stride."""
