@@ -80,6 +80,8 @@ class AnomalyDetector:
     ) -> Self:  # fmt: skip
         """Learn from normal images, and set the threshold on others that are not learned from.
 
+        SegaeError: a number out of range, too few images, or an autoencoder of something else than its images.
+
         Args:
             images: files, folders, or arrays uint8 (H, W, 3), without anomalies; for an autoencoder, which learns
                 nothing more, not those of its training: all of them set the threshold.
@@ -90,9 +92,6 @@ class AnomalyDetector:
             seed: of the choice of held-out images.
             image_size: side in pixels; None for the model's.
             **how: ``batch_size``, ``device``, ``skipped``, as in ``compute_features``.
-
-        Raises:
-            SegaeError: a number out of range, too few images, or an autoencoder of something else than its images.
         """
         check_range("false_alarm_rate", false_alarm_rate, low=0, high=1, low_open=True, high_open=True)
         check_range("held_out", held_out, low=0, high=1, high_open=True)

@@ -128,12 +128,6 @@ def require_layer(encoder: Encoder, layer: int) -> int:
     return encoder.out_channels[layer]
 
 
-def default_pool(encoder: Encoder, layer: int) -> str:
-    """Return flatten for small networks and maps of few channels, where position matters, avg for others."""
-    few = require_layer(encoder, layer) < _FEW or is_classic(encoder.info.architecture)
-    return "flatten" if few else "avg"
-
-
 def list_images(images: Any) -> Sequence[Any]:
     """Return the files of images and folders, or files or arrays in the given order; one or several."""
     alone = isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim == 3)
@@ -163,14 +157,16 @@ def compute_features(
     The encoder is moved to the device, in channels_last layout, and runs in evaluation mode. ``images`` are files, or
     arrays uint8 (H, W, 3), from place ``start`` on; each is resized to a square. Layer (1 of stride 2 to 5 of stride
     32, or -1), pool and the other settings are those of `segae.extract_features`; gem has power 3 (arXiv 1711.02512),
-    and auto is `default_pool`. ``skipped`` receives the files that cannot be read. SegaeError: the encoder has no such
-    map, a number is out of range, or none of the images can be read.
+    and auto is flatten for small networks and maps of few channels, where position matters, else avg. ``skipped``
+    receives the files that cannot be read. SegaeError: the encoder has no such map, a number is out of range, or none
+    of the images can be read.
     """
     size = encoder.info.image_size if image_size is None else image_size
     require_image_size(size, encoder.output_stride)
     check_range("batch_size", batch_size, low=1, integer=True)
-    pool = default_pool(encoder, layer) if pool == "auto" else pool
-    require_layer(encoder, layer)
+    few = require_layer(encoder, layer) < _FEW or is_classic(encoder.info.architecture)
+    if pool == "auto":
+        pool = "flatten" if few else "avg"
     if not len(images):
         raise DataError("images must be one or more, got none")
     if pool not in _POOLS:

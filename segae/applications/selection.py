@@ -22,7 +22,8 @@ def select_images(
 
     The coverage of an image is its largest cosine similarity, above 0, to a labeled or chosen image, after the mean of
     the pool is subtracted. Each step takes the image that adds most to the sum. Unlike a choice of the most distant
-    images it is not drawn to outliers.
+    images it is not drawn to outliers. Returned are places in the pool, the best first. SegaeError: shapes that do not
+    fit, or a count out of its range.
 
     Args:
         pool: features (N, C).
@@ -30,12 +31,6 @@ def select_images(
         count: how many to choose, 1 to N.
         uncertainty: (N,), at least 0: how much the coverage of each pool image counts.
         seed: of the draw where N is over 4,096.
-
-    Returns:
-        Places in the pool, the best first.
-
-    Raises:
-        SegaeError: shapes that do not fit, or a count out of its range.
     """
     check_range("count", count, low=1, high=len(pool), integer=True)
     if labeled is not None and labeled.shape[1:] != pool.shape[1:]:

@@ -96,7 +96,6 @@ class Reconstruct(ImageMethod):
 
 
 @register_method("denoise")
-@dataclass(frozen=True)
 class Denoise(ImageMethod):
     """Remove Gaussian noise (the denoising autoencoder, Vincent et al., 2008).
 
@@ -112,7 +111,6 @@ class Denoise(ImageMethod):
 
 
 @register_method("inpaint")
-@dataclass(frozen=True)
 class Inpaint(ImageMethod):
     """Fill hidden patches, which alone are judged; the network sees zeros in their place.
 
@@ -131,7 +129,6 @@ class Inpaint(ImageMethod):
 
 
 @register_method("spark")
-@dataclass(frozen=True)
 class Spark(Inpaint):
     """Fill hidden patches that no convolution of the encoder sees (SparK, arXiv 2301.03580).
 
@@ -152,7 +149,6 @@ class Spark(Inpaint):
 
 
 @register_method("a2mim")
-@dataclass(frozen=True)
 class A2MIM(Inpaint):
     """Fill patches hidden behind the mean color, judged by pixels and frequencies (A2MIM, arXiv 2205.13943).
 
@@ -167,7 +163,6 @@ class A2MIM(Inpaint):
 
 
 @register_method("mixture")
-@dataclass(frozen=True)
 class Mixture(ImageMethod):
     """Undo hidden patches, noise, missing color, blur and low resolution at once, and find the edges.
 
@@ -206,7 +201,6 @@ class Colorize(ImageMethod):
 
 
 @register_method("super_resolution")
-@dataclass(frozen=True)
 class SuperResolution(ImageMethod):
     """Give an image the resolution that it lost (super-resolution, arXiv 1501.00092).
 
@@ -222,7 +216,6 @@ class SuperResolution(ImageMethod):
 
 
 @register_method("sharpen")
-@dataclass(frozen=True)
 class Sharpen(ImageMethod):
     """Undo a Gaussian blur.
 
@@ -238,7 +231,6 @@ class Sharpen(ImageMethod):
 
 
 @register_method("ddep")
-@dataclass(frozen=True)
 class DDeP(Method):
     """Train the decoder alone to predict the noise of standard deviation ``sigma`` (DDeP, arXiv 2205.11423)."""
 

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, dataclass_transform
 
 from torch import Generator, Tensor, nn
 
@@ -33,8 +33,8 @@ def setting(default: Any, *, choices: tuple[str, ...] = (), kw_only: bool = Fals
 class Method(ABC):
     """A pretraining task: how images are corrupted, and what the prediction is compared with.
 
-    The fields of a subclass, a frozen dataclass, are its settings; one out of its range is a SegaeError. Only `corrupt`
-    and `loss` have to be written.
+    The fields of a subclass are its settings; one out of its range is a SegaeError. Only `corrupt` and `loss` have to
+    be written.
 
     Attributes:
         name: Registered name.
@@ -131,8 +131,9 @@ _METHODS: dict[str, type[Method]] = {}
 M = TypeVar("M", bound=Method)
 
 
+@dataclass_transform(frozen_default=True)
 def register_method(name: str) -> Callable[[type[M]], type[M]]:
-    """Class decorator that registers a subclass of `Method` under a name, your own included.
+    """Class decorator that registers a subclass of `Method` under a name and makes it a frozen dataclass.
 
     SegaeError: the name is taken or has other characters than ``a-z A-Z 0-9 . _ -``, or the class lacks something.
 
@@ -231,11 +232,12 @@ def create_autoencoder(
     Args:
         encoder: from `segae.create_encoder`, or an architecture's name for random weights.
         method: decides the masking and the output channels; None is ``reconstruct``.
-        decoder: ``plain`` (no skips), ``linear``, ``hierarchical`` or one of smp's; None takes the method's own.
+        decoder: ``plain`` (no skips), ``linear``, ``hierarchical`` (SparK's), or one of smp's, for a segmenter later;
+            None takes the method's own.
         bottleneck: channels after a 1x1 convolution before decoder ``plain``; None for none.
         upsampling: of decoder ``plain``: ``nearest`` (then a 3x3 convolution) or ``transposed`` (4x4, stride 2).
         output_activation: ``sigmoid`` or ``tanh`` bounds the output to images in [0, 1]; only for predicted pixels.
-        domains: names of kinds of images that each get a ``plain`` decoder of their own.
+        domains: names of two or more kinds of images that each get a ``plain`` decoder of their own.
 
     Raises:
         SegaeError: a choice is unknown or impossible.

@@ -25,12 +25,8 @@ HOG_CELL, HOG_BINS = 8, 9  # side of a cell in pixels; orientations between 0 an
 # one to three gray levels of 255, by the encoder's normalization: fainter gradients are quantization, not edges
 CONTRAST_FLOOR = 0.02
 _FREQUENCY_WEIGHT = 0.5
-_ERRORS: dict[str, Any] = {
-    "mse": functional.mse_loss,
-    "l1": functional.l1_loss,
-    "binary_cross_entropy": functional.binary_cross_entropy,
-    "cross_entropy": functional.cross_entropy,
-}
+_ERRORS: dict[str, Any] = {"mse": functional.mse_loss, "l1": functional.l1_loss}
+_ERRORS |= {name: getattr(functional, name) for name in ("binary_cross_entropy", "cross_entropy")}
 _PIXEL_WEIGHT = 0.1  # of the pixels beside a pseudo-mask
 
 

@@ -3,7 +3,6 @@
 # ruff: noqa: ARG002, D102 - every method has the signatures and docstrings of Method, and few need all arguments
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -57,7 +56,6 @@ def estimate_jacobian_norm(encode: Encode, images: Tensor) -> Tensor:
 
 
 @register_method("sparse")
-@dataclass(frozen=True)
 class Sparse(ImageMethod):
     """Give back the image from a code that is mostly zero (sparse autoencoder: L1, or KL to a target rate).
 
@@ -80,7 +78,6 @@ class Sparse(ImageMethod):
 
 
 @register_method("contractive")
-@dataclass(frozen=True)
 class Contractive(ImageMethod):
     """Give back the image from a code that hardly moves with it (contractive autoencoder, Rifai et al., ICML 2011).
 
@@ -99,7 +96,6 @@ class Contractive(ImageMethod):
 
 
 @register_method("variational")
-@dataclass(frozen=True)
 class Variational(ImageMethod):
     """Give back the image from a sample of a Gaussian code near the standard normal one (VAE, arXiv 1312.6114).
 

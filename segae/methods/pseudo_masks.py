@@ -10,7 +10,6 @@ has to be said beside their numbers.
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from typing import ClassVar, Literal, Self
@@ -43,7 +42,6 @@ FindObject = Callable[[Tensor], Tensor]
 
 
 @register_method("pseudo_masks")
-@dataclass(frozen=True)
 class PseudoMasks(Method):
     """Tell object, background and boundary in a crop, as an unsupervised segmentation did in the whole image.
 

@@ -20,7 +20,7 @@ from segae.models.spark import encode_visible, find_spatial_modules, make_trial
 
 @dataclass(frozen=True)
 class AutoencoderInfo(Info):
-    """What an autoencoder consists of, stored in the header of its file.
+    """What an autoencoder consists of, stored in the header of its file; see also `segae.create_autoencoder`.
 
     Attributes:
         encoder: what its encoder is and began with.
@@ -28,12 +28,7 @@ class AutoencoderInfo(Info):
         masking: `dense` (the encoder sees the corrupted image), `sparse` (it sees visible positions only, and learned
             tokens fill the holes before decoding; SparK, arXiv 2301.03580) or `token` (a learned token is added to
             hidden positions at stride 16; A2MIM, arXiv 2205.13943).
-        decoder: `plain` (no skips), `linear`, `hierarchical` (SparK's), or one of smp's, for a segmenter later.
-        upsampling: of decoder `plain`: `nearest` or `transposed`.
-        bottleneck: of decoder `plain`: channels after a 1x1 convolution; None for no bottleneck.
-        output_activation: `none`, or `sigmoid` or `tanh`, which bound the output to images in [0, 1].
         code: of decoder `plain`: `linear`, `relu`, `sigmoid`, or `gaussian`, of which training draws samples.
-        domains: of decoder `plain`: names of two or more kinds of images, each of which gets a decoder.
     """
 
     encoder: EncoderInfo

@@ -152,8 +152,7 @@ def save_described(path: PathLike, kind: str, state: Mapping[str, Tensor], info:
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     parts, path = (len(header).to_bytes(8, "little"), header, content[end:]), Path(path)
-    beside = f"{text}\n".encode()
-    write_together({path: lambda file: file.writelines(parts), path.with_suffix(".json"): lambda f: f.write(beside)})
+    write_together({path: lambda file: file.writelines(parts), path.with_suffix(".json"): f"{text}\n".encode()})
     return path
 
 

@@ -313,9 +313,8 @@ def set_gradient_checkpointing(model: nn.Module) -> int:
     Costs a second forward pass of them, about a third of a step, and saves most of the activations' memory. Weights,
     names, gradients and BatchNorm statistics stay what they would be, and the model can be copied and pickled.
     timm's own switch leaves out the decoder: a U-Net on tf_efficientnet_lite0 keeps 69 of 176 MB then, and 19 MB here.
-    The model is changed in place; returned is the number of its stages that were.
-
-    SegaeError: the model has no encoder, or hides pixels inside it by hooks, which are gone in the second pass.
+    The model is changed in place; returned is the number of its stages that were. SegaeError: the model has no encoder,
+    or hides pixels inside it by hooks, which are gone in the second pass.
     """
     if not isinstance(getattr(model, "encoder", None), nn.Module):
         raise SegaeError(f"model must have an encoder for gradient checkpointing, got {type(model).__name__}")
