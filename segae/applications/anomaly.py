@@ -98,10 +98,9 @@ class AnomalyDetector:
         found, whole = list_images(images), isinstance(model, Autoencoder)
         model = model if whole else open_encoder(model)
         encoder = model.encoder if whole else model
-        if whole and (channels := model.info.out_channels) != encoder.info.in_channels:
-            raise SegaeError(
-                f"model must predict the {encoder.info.in_channels} channels of its images, got {channels}"
-            )
+        channels = encoder.info.in_channels
+        if whole and model.info.out_channels != channels:
+            raise SegaeError(f"model must predict the {channels} channels of its images, got {model.info.out_channels}")
         count = len(found) if whole else round(held_out * len(found))
         if count < 1 or (not whole and len(found) - count < 2):
             why = "those that were learned from would promise too few false alarms"

@@ -45,7 +45,7 @@ def encode_images(images: NDArray[np.uint8], model: Autoencoder) -> Tensor:
 
     Example: ``encode_images(images, segae.load("autoencoder.safetensors"))``.
     """
-    how, draw = input_settings(model, None, None), "mean" if model.info.code == "gaussian" else None
+    how, draw = input_settings(model), "mean" if model.info.code == "gaussian" else None
     batches = (images[start : start + _BATCH] for start in range(0, max(len(images), 1), _BATCH))
     with evaluation_mode(model), torch.inference_mode():
         return torch.cat([model.code(normalize(batch, *how), draw).float().cpu() for batch in batches])
@@ -53,7 +53,7 @@ def encode_images(images: NDArray[np.uint8], model: Autoencoder) -> Tensor:
 
 def decode_codes(codes: Tensor, model: Autoencoder) -> NDArray[np.uint8]:
     """Compute the images uint8 (N, S, S, 3) of codes (N, K, h, w)."""
-    mean, std, device = input_settings(model, None, None)
+    mean, std, device = input_settings(model)
     with evaluation_mode(model), torch.inference_mode():
         made = (model.from_code(batch.to(device)) for batch in codes.float().split(_BATCH))
         return np.stack([denormalize(image, mean, std) for batch in made for image in batch])

@@ -248,9 +248,8 @@ def create_autoencoder(
     if not isinstance(method, Method):
         method = create_method(method or "reconstruct")
     if output_activation != "none" and not method.predicts_pixels:
-        raise SegaeError(
-            f"output_activation must be none for {method!r}, which predicts no image, got {output_activation!r}"
-        )
+        task = f"{method!r}, which predicts no image"
+        raise SegaeError(f"output_activation must be none for {task}, got {output_activation!r}")
     encoder = create_encoder(encoder) if isinstance(encoder, str) else encoder
     about, criterion = encoder.info, getattr(method, "criterion", "mse")
     if criterion in UNIT_RANGE and (any(about.mean) or {*about.std} != {1.0}):

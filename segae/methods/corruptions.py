@@ -117,10 +117,8 @@ def hide_patches(
     # one patch stays visible, or there would be nothing to reconstruct from
     count = min(round(mask_ratio * rows * columns), rows * columns - 1)
     if mask_ratio > 0 and count == 0:
-        raise SegaeError(
-            f"patch_size must be small enough to hide {mask_ratio:g} of the patches of a {height} x {width} px image, "
-            f"got {patch_size}"
-        )
+        share = f"{mask_ratio:g} of the patches of a {height} x {width} px image"
+        raise SegaeError(f"patch_size must be small enough to hide {share}, got {patch_size}")
     rank = torch.rand(batch, rows * columns, generator=generator, device=generator.device).argsort(dim=1)
     if difficulty is not None:
         rank = _difficult_first(rank, difficulty, (batch, rows, columns), count)

@@ -198,9 +198,8 @@ def find_token_module(encoder: nn.Module) -> str:
         copied.get_submodule(names[0]).register_forward_hook(lambda _module, _inputs, output: output.flip(0))
         if not torch.equal(copied(images)[-1], deepest):
             return names[0]
-    raise SegaeError(
-        "encoder must have a layer that makes the whole map of stride 16 for masking token: use another one"
-    )
+    needed = "a layer that makes the whole map of stride 16 for masking token"
+    raise SegaeError(f"encoder must have {needed}: use another one")
 
 
 def build_autoencoder(encoder: Encoder, **settings: Any) -> Autoencoder:

@@ -60,8 +60,8 @@ def pooled_features(encoder: nn.Module, images: Tensor) -> Tensor:
 
 def input_settings(
     model: nn.Module,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Sequence[float], Sequence[float], torch.device]:
     """Return mean, std and device, each that of the model (its ``info``, its parameters) where it is None."""
@@ -107,9 +107,9 @@ def predict_probabilities(model: Any, images: NDArray[np.uint8], **how: Any) -> 
     return torch.cat([torch.empty(0, model.num_classes), *found])
 
 
-def make_network(model: nn.Module, *, device: torch.device | str | None = None) -> Network:
-    """Make the function from bytes to logits that a prediction calls; a device of None is where the model is."""
-    return lambda images: next(predict_logits(model, images, batch_size=len(images), device=device))
+def make_network(model: nn.Module) -> Network:
+    """Make the function from bytes to logits that a prediction calls, on the device of the model."""
+    return lambda images: next(predict_logits(model, images, batch_size=len(images)))
 
 
 def augment_network(network: Network) -> Network:

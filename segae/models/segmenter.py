@@ -130,9 +130,8 @@ class Segmenter(nn.Module, HubModel):
 class LinearSegmenter(Segmenter):
     """A 1x1 convolution on the encoder's upsampled feature maps: a test of how linear the classes already are.
 
-    A 1x1 convolution commutes with bilinear upsampling, so each stage is mapped to class scores first and only these
-    few channels are upsampled and summed: the same function as one 1x1 convolution on the concatenation of all
-    upsampled maps, at a fraction of the memory.
+    As it commutes with bilinear upsampling, each map becomes class scores first, and only these few channels are
+    upsampled and summed: the same function as on the concatenation of all upsampled maps, at a fraction of the memory.
     """
 
     def __init__(self, encoder: Encoder, info: SegmenterInfo) -> None:

@@ -157,9 +157,8 @@ class VisiblePositions:
         batch, channels, height, width = feature.shape
         side = height // self.rows
         if side == 0 or (height, width) != (self.rows * side, self.columns * side):
-            raise SegaeError(
-                f"encoder must make maps of {self.rows} x {self.columns} blocks, got {tuple(feature.shape)}: {_OTHERS}"
-            )
+            blocks = f"{self.rows} x {self.columns} blocks"
+            raise SegaeError(f"encoder must make maps of {blocks}, got {tuple(feature.shape)}: {_OTHERS}")
         runs = feature.permute(0, 2, 3, 1).reshape(-1, side * channels)
         listed = _Move.apply(runs, self._runs_of(side), None)
         return listed.view(batch, -1, 1, channels).permute(0, 3, 1, 2)
