@@ -45,7 +45,7 @@ class Method(ABC):
         decoder: Name of the decoder that suits the method.
         frozen_encoder: Whether only the decoder is trained.
         crops: Whether the corruption crops by itself and so has to be given whole images.
-        needs_pretrained_encoder: Whether it asks the encoder that it starts from, which random weights cannot answer.
+        needs_pretrained_encoder: Whether targets come from the encoder that it starts from, never from random weights.
         mask_patch: Side in pixels of the patches that `corrupt` hides; None where it hides none.
         code: How the bottleneck ends, see `AutoencoderInfo`; other than linear asks for decoder ``plain``.
     """

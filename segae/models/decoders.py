@@ -113,7 +113,7 @@ class DomainDecoders(DeepestDecoder):
 
 
 class LinearDecoder(DeepestDecoder):
-    """One 1x1 convolution, whose channels become the pixels below each position; the code is the deepest map."""
+    """One 1x1 convolution, whose channels become the pixels below each position."""
 
     def __init__(self, encoder_channels: Sequence[int], out_channels: int, stride: int) -> None:
         to_pixels = nn.Conv2d(encoder_channels[-1], out_channels * stride**2, 1)
@@ -123,7 +123,7 @@ class LinearDecoder(DeepestDecoder):
 
     @property
     def bottleneck(self) -> nn.Module:
-        """Nothing."""
+        """Nothing: the code is the deepest feature map."""
         return nn.Identity()
 
     def from_code(self, code: Tensor) -> Tensor:
