@@ -32,6 +32,7 @@ from segae.training.run import CONFIG_FILE, open_result_folder
 P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C", bound=Config)
+AnyConfig = PretrainConfig | FinetuneConfig
 
 _MAX_GPU_SHARE = 0.25  # of the free GPU memory, for decoded images
 _CLEAN_IMAGES = 2048  # enough for BatchNorm statistics; all of millions would cost an epoch
@@ -56,7 +57,7 @@ def takes_settings_of(kind: Callable[P, C]) -> Callable[[Callable[[C], R]], Call
     return decorate
 
 
-def load_start(config: PretrainConfig | FinetuneConfig) -> Encoder:
+def load_start(config: AnyConfig) -> Encoder:
     """The encoder that a training starts from; a weights file brings its own architecture."""
     weights = str(config.weights)
     name = config.encoder or (DEFAULT_ENCODER if weights in ("random", "imagenet") else None)
@@ -68,7 +69,7 @@ def load_start(config: PretrainConfig | FinetuneConfig) -> Encoder:
     return encoder
 
 
-def set_up_model(model: Any, config: PretrainConfig | FinetuneConfig) -> None:
+def set_up_model(model: Any, config: AnyConfig) -> None:
     """Switch on gradient checkpointing and compilation where they are asked for."""
     if config.trainer.gradient_checkpointing:
         set_gradient_checkpointing(model)
@@ -76,39 +77,35 @@ def set_up_model(model: Any, config: PretrainConfig | FinetuneConfig) -> None:
         model.compile()  # in place: names and files stay as they are
 
 
-def fit_into_memory(make: Callable[[int], Any], config: PretrainConfig | FinetuneConfig, image_size: int) -> Any:
-    """What ``make`` gives for the largest loader batch that fits, or for the part that ``accumulate`` asks for."""
+def make_learner(
+    build: Callable, model: Any, images: Images, config: AnyConfig, device: torch.device, side: int, **more: Any
+) -> Any:
+    """Build a Learner with the largest loader batch that fits into memory, or the part that ``accumulate`` asks for."""
     size, parts = config.batch_size, config.trainer.accumulate
-    if parts is None:
-        return largest_batch(make, size, image_size=image_size)[0]
-    if size % parts:
+    if parts is not None and size % parts:
         raise SegaeError(f"accumulate must be a divisor of batch_size {size}, got {parts}")
-    return make(size // parts)
+    settings, loading = (settings_taken_by(function, config) for function in (build, data.make_loaders))
+    loading |= {"device": device, "train_indices": images.train_indices, "rank": rank(), "world_size": world_size()}
+    if images.cache == "stream" and loading["workers"] is None:  # they decide the order of a resumed stream
+        loading["workers"] = earlier_run(config).get("workers")
+
+    def make(batch: int) -> Any:
+        loaders = data.make_loaders(images.train, images.valid, **{**loading, "batch_size": batch})
+        return build(loaders, model, **{**settings, "accumulate": size // batch, **more})
+
+    return largest_batch(make, size, image_size=side)[0] if parts is None else make(size // parts)
 
 
-def loading_settings(config: PretrainConfig | FinetuneConfig, device: torch.device, cache: str) -> dict[str, Any]:
-    """What both trainings tell ``make_loaders``; a resumed stream keeps its workers, which decide its order."""
-    workers = config.trainer.workers
-    if workers is None and cache == "stream":
-        workers = earlier_run(config).get("workers")
-    place = {"rank": rank(), "world_size": world_size()}
-    return {"device": device, "workers": workers, "seed": config.trainer.seed, **place}
-
-
-def settings_taken_by(function: Callable[..., Any], config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+def settings_taken_by(function: Callable[..., Any], config: AnyConfig) -> dict[str, Any]:
     """The settings of a config and of its trainer that a function has arguments for, by name."""
     known = {**vars(config.trainer), **vars(config)}
     return {name: known[name] for name in inspect.signature(function).parameters if name in known}
 
 
-def earlier_run(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+def earlier_run(config: AnyConfig) -> dict[str, Any]:
     """What the run that is resumed noted about itself; empty where none is resumed."""
-
-    def read() -> dict[str, Any]:
-        content = read_json(Path(config.out) / CONFIG_FILE) if config.resume else None
-        return content.get("run", {}) if isinstance(content, dict) else {}
-
-    return run_on_main(read)
+    content = run_on_main(lambda: read_json(Path(config.out) / CONFIG_FILE) if config.resume else None)
+    return content.get("run", {}) if isinstance(content, dict) else {}
 
 
 def write_skipped(
@@ -161,7 +158,7 @@ def write_result(path: Path, content: Any) -> None:
     write_atomically(path, content)
 
 
-def choose_cache(config: PretrainConfig | FinetuneConfig, need: int, device: torch.device) -> str:
+def choose_cache(config: AnyConfig, need: int, device: torch.device) -> str:
     """Choose where decoded images, which take ``need`` bytes, are kept: disk, gpu or none.
 
     The choice is the same in all ranks, which must all call this. A resumed run keeps it, because augmentation differs.
@@ -179,11 +176,12 @@ def choose_cache(config: PretrainConfig | FinetuneConfig, need: int, device: tor
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TrainingData:
+class Images:
     """What both trainings have."""
 
     train: Any  # augmented items
     valid: Any = None  # clean items of the validation images; None where there are none
+    train_indices: Sequence[int] | None = None  # which items of ``train`` are an epoch; None for all
     cache: str  # disk, gpu, none or stream
 
     @property
@@ -197,10 +195,9 @@ class _TrainingData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlabeledData(_TrainingData):
+class UnlabeledData(Images):
     """The images of a pretraining."""
 
-    train_indices: Sequence[int] | None = None  # which items of ``train`` are an epoch; None for all
     clean: Any  # clean training items, enough for BatchNorm statistics
     pictures: np.ndarray  # uint8 (n, S, S, 3), a few images to look at, validation images where there are any
     names: Sequence[str]  # file names of all images; of a stream its shards
@@ -299,7 +296,7 @@ def _read_some(paths: Sequence[Path], size: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabeledData(_TrainingData):
+class LabeledData(Images):
     """The images and masks of a fine-tuning."""
 
     pairs: data.PairList  # the training pairs, where they are decoded once those that can be read

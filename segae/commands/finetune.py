@@ -17,10 +17,9 @@ from segae import models, training
 from segae.applications.trust import TRUST_FILE, TrustScore
 from segae.commands._data import (
     LabeledData,
-    fit_into_memory,
     load_labeled,
     load_start,
-    loading_settings,
+    make_learner,
     set_up_model,
     settings_taken_by,
     takes_settings_of,
@@ -34,7 +33,6 @@ from segae.data import (
     SkippedFiles,
     check_masks,
     eval_transform,
-    make_loaders,
     open_dataset,
     split_hash,
 )
@@ -123,7 +121,7 @@ class _Finetuning:
         """Train and write everything."""
         config, model, start, device, skipped = self.config, self.model, self.start, self.device, SkippedFiles()
         data = load_labeled(config, self.dataset, start, self.size, device, skipped)
-        learner = fit_into_memory(partial(self.make_learner, data), config, self.size)
+        learner = make_learner(training.segmentation_learner, model, data, config, device, self.size)
         folder = Path(config.out)
         how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
         settings = asdict(replace(config, encoder=start.architecture))
@@ -182,15 +180,6 @@ class _Finetuning:
             )
             logger.info("wrote %s", path)
             return FinetuneResult(model, path, log, scores)
-
-    def make_learner(self, data: LabeledData, batch: int) -> Any:
-        """Make the Learner of a number of images in a loader's batch."""
-        config, loading = self.config, loading_settings(self.config, self.device, data.cache)
-        return training.segmentation_learner(
-            make_loaders(data.train, data.valid, batch_size=batch, epoch_images=config.epoch_images, **loading),
-            self.model,
-            **{**settings_taken_by(training.segmentation_learner, config), "accumulate": config.batch_size // batch},
-        )
 
     def initialize(self, data: LabeledData) -> None:
         """Recalibrate BatchNorm and fit the head (LP-FT), in one pass each over clean training images."""

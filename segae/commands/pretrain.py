@@ -19,10 +19,9 @@ from torch.utils.data import DataLoader, Subset
 from segae import models, training
 from segae.commands._data import (
     UnlabeledData,
-    fit_into_memory,
     load_start,
     load_unlabeled,
-    loading_settings,
+    make_learner,
     set_up_model,
     settings_taken_by,
     takes_settings_of,
@@ -36,7 +35,6 @@ from segae.data import (
     choose_by_hash,
     eval_transform,
     is_stream,
-    make_loaders,
     open_dataset,
     split_hash,
 )
@@ -115,9 +113,9 @@ class _Pretraining:
     def run(self) -> PretrainResult:
         """Train and write everything."""
         config, model, method, start, device = self.config, self.model, self.method, self.start, self.device
-        skipped, probe = SkippedFiles(), self.make_probe()
+        skipped, own = SkippedFiles(), {"method": method, "probe": self.make_probe()}
         data = load_unlabeled(config, start, method, device, skipped)
-        learner = fit_into_memory(partial(self.make_learner, data, probe), config, config.image_size)
+        learner = make_learner(training.pretraining_learner, model, data, config, device, config.image_size, **own)
         planned = settings_taken_by(training.pretraining_phases, config)
         phases = training.pretraining_phases(frozen_encoder=method.frozen_encoder, **planned)
         folder = Path(config.out)
@@ -173,16 +171,6 @@ class _Pretraining:
             )
             logger.info("wrote %s", path)
             return result
-
-    def make_learner(self, data: UnlabeledData, probe: Callable[[nn.Module], float] | None, batch: int) -> Any:
-        """Make the Learner of a number of images in a loader's batch."""
-        config, loading = self.config, loading_settings(self.config, self.device, data.cache)
-        settings = settings_taken_by(training.pretraining_learner, config)
-        return training.pretraining_learner(
-            make_loaders(data.train, data.valid, batch_size=batch, train_indices=data.train_indices, **loading),
-            self.model,
-            **{**settings, "method": self.method, "probe": probe, "accumulate": config.batch_size // batch},
-        )
 
     def make_probe(self) -> Callable[[nn.Module], float] | None:
         """Make a function from an encoder to the mIoU of its linear probe on training images of ``config.probe``.
