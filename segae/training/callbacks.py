@@ -186,9 +186,8 @@ class EpochLog(Callback):
         sums[:] = sums[0] + self.learn.loss.detach() * size, sums[1] + size
         if self.learn.training and not self.bar.disable:
             speed = sums[1] * world_size() / max(time.perf_counter() - self.started, 1e-9)
-            self.bar.set_postfix_str(
-                f"{speed:.0f} images/s, loss {self.learn.epoch_clock.mean_loss:.4f}", refresh=False
-            )
+            text = f"{speed:.0f} images/s, loss {self.learn.epoch_clock.mean_loss:.4f}"
+            self.bar.set_postfix_str(text, refresh=False)
             self.bar.update()
 
     def after_train(self) -> None:
@@ -208,7 +207,7 @@ class EpochLog(Callback):
         text, path = pd.DataFrame(clock.log).to_csv(index=False).encode(), self.path
         try:
             if path is not None:
-                run_on_main(lambda: write_atomically(path, lambda file: file.write(text)))
+                run_on_main(lambda: write_atomically(path, text))
         except SegaeError as failure:
             clock.stop(failure)
         if rank() == 0:
@@ -313,8 +312,8 @@ class ReconstructionTask(AddedLoss):
     """Multi-task training: adds ``weight`` times the mean squared error of a reconstruction (Le et al., NeurIPS 2018).
 
     A head predicts the normalized image: from the output of a segmenter's decoder a 3x3 convolution, from a
-    classifier's maps the plain decoder of an autoencoder. It is a part of the model, and of a resume file, from the
-    making of the Learner to the end of training; the model that is saved has none. The validation loss is the task's.
+    classifier's maps the plain decoder of an autoencoder. It is a part of the model and of a resume file until the end
+    of training; the model that is saved has none. The validation loss is the task's.
     """
 
     spans_phases, run_valid = True, False

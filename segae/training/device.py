@@ -20,12 +20,7 @@ _OTHER_LIBRARY = AttributeError, OSError, TypeError  # TypeError: Windows opens 
 def choose_device(name: str = "auto") -> torch.device:
     """Turn ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto`` (CUDA, then MPS, then the CPU) into a device.
 
-    Raises:
-        SegaeError: the device is missing: a silent fallback to the CPU would turn minutes into hours.
-
-    Example:
-        >>> choose_device("cpu")
-        device(type='cpu')
+    SegaeError if the device is missing: a silent fallback to the CPU would turn minutes into hours.
     """
     available = available_devices()
     if name == "auto":
@@ -47,8 +42,7 @@ def prepare_device(device: torch.device) -> None:
     """Switch this process to faster settings with the same results; for commands, never for constructors.
 
     On CUDA, cuDNN tries its algorithms on each new input size and keeps the fastest. On a CPU, glibc's malloc keeps
-    freed blocks: the next step asks for the same sizes, and to fault their pages in and zero them again took a tenth
-    of a U-Net's step. The peak does not change.
+    freed blocks for the next step: to map and zero them again took a tenth of a U-Net's. The peak does not change.
     """
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -62,15 +56,11 @@ def prepare_device(device: torch.device) -> None:
 
 @contextmanager
 def keep_memory_shared() -> Iterator[None]:
-    """Within, share what is in memory now with worker processes that are started, instead of copying it bit by bit.
-
-    What was freed goes back to the kernel first, where glibc's malloc kept it. Garbage collections pass over the
-    objects that exist, since they would write to the pages of each.
-    """
+    """Within, share what is in memory now with worker processes that are started, instead of copying it bit by bit."""
     gc.collect()
     with suppress(*_OTHER_LIBRARY):
-        ctypes.CDLL(None).malloc_trim(0)
-    gc.freeze()
+        ctypes.CDLL(None).malloc_trim(0)  # what glibc's malloc kept goes back to the kernel
+    gc.freeze()  # a garbage collection would write to the pages of each object
     try:
         yield
     finally:
@@ -81,13 +71,7 @@ def keep_memory_shared() -> Iterator[None]:
 def limit_threads(threads: int | None = None) -> Iterator[None]:
     """Use a given number of CPU threads within, in torch and in OpenCV; restore both numbers afterwards.
 
-    ``threads`` is 1 to 1024. None keeps torch's number (OMP_NUM_THREADS or the cores) and gives OpenCV the same, which
-    does not read OMP_NUM_THREADS.
-
-    Example:
-        >>> with limit_threads(1):
-        ...     torch.get_num_threads()
-        1
+    ``threads`` is 1 to 1024. None keeps torch's number (OMP_NUM_THREADS or the cores) and gives OpenCV the same.
     """
     if threads is not None:
         check_range("threads", threads, low=1, high=1024, integer=True)

@@ -121,10 +121,9 @@ def sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
 class AverageGradients(Callback):
     """Average gradients over all images of an optimizer step: of several batches, of several processes, or of both.
 
-    A loss is a mean over images, so each batch counts by its images, the smaller last ones too. A step is then that of
-    one large batch, except for BatchNorm's statistics; after an epoch all ranks take over the running ones of rank 0.
-    fastai's GradientAccumulation carries an unfinished step over into the next epoch, and DistributedDataParallel would
-    wrap the model, whose names and ``encoder`` are used everywhere.
+    Each batch counts by its images, the smaller last ones too. A step is then that of one large batch, except for
+    BatchNorm's statistics; after an epoch all ranks take over the running ones of rank 0. fastai's GradientAccumulation
+    carries an unfinished step over into the next epoch, and DistributedDataParallel would wrap the model.
     """
 
     order, run_valid = -4, False  # before DistancePenalty, which is added once; after StopOnNaN, which quotes the loss

@@ -149,8 +149,7 @@ def save_resume_file(path: Path, content: dict[str, Any]) -> None:
 def load_resume_file(path: Path) -> dict[str, Any]:
     """Read what ``save_resume_file`` wrote, tensors on the CPU.
 
-    Raises:
-        CheckpointError: no such file, a changed byte, a pickle of code, another format, or tensors that are not finite.
+    CheckpointError if there is no such file, a byte has changed, or it holds code or tensors that are not finite.
     """
     try:
         header, _, body = path.read_bytes().partition(b"\n")

@@ -18,10 +18,9 @@ def recalibrate_batchnorm(
 ) -> None:
     """Replace the running statistics of every BatchNorm layer by the plain average over clean images.
 
-    Pretraining on corrupted images leaves the statistics of corrupted images behind; a frozen encoder would normalize
-    clean images with them. ``batches`` are clean, normalized images (B, C, H, W), alone or with domains (B,). They go
-    ``through`` the model that ``module`` belongs to, on ``device``, or through itself where that is None. Training
-    modes are restored.
+    Those that pretraining leaves behind are of corrupted images. ``batches`` are clean, normalized images (B, C, H, W),
+    alone or with domains (B,). They go ``through`` the model that ``module`` belongs to, on ``device``, or through
+    itself where that is None. Training modes are restored.
     """
     model = module if through is None else through
     layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
@@ -52,9 +51,7 @@ def fit_lpft_head(
     (LP-FT, arXiv 2202.10054). The center of the kernel of the head's first convolution gets the weights, the rest
     zeros; nothing else of the model, which is on ``device``, is changed. ``batches``, gone through once, are clean,
     normalized images (B, C, H, W) and masks (B, H, W) of class indices below ``num_classes``; others are ignored.
-
-    Raises:
-        SegaeError: the head is no convolution with a bias over a decoder's features.
+    SegaeError if the head is no convolution with a bias over a decoder's features.
     """
     head: nn.Module = getattr(model, "segmentation_head", nn.Identity())
     convolution = next((part for part in head.modules() if isinstance(part, nn.Conv2d)), None)

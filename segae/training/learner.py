@@ -95,15 +95,11 @@ def pretraining_learner(
         raise SegaeError(f"model must use {method.masking} masking for method {method.name}, got {masking}")
     corrupt = pretraining_callbacks.CorruptInput(method, network, seed, hard_mask_fraction, skip_dropout)
     callbacks = [corrupt, pretraining_callbacks.RankMeMonitor(), pretraining_callbacks.BottleneckDiagnostics()]
-    if method.has_penalty:
-        callbacks.append(pretraining_callbacks.CodePenalty(method))
-    if patience is not None:
-        callbacks.append(pretraining_callbacks.EarlyStopping(patience))
-    if probe is not None:
-        callbacks.append(pretraining_callbacks.ProbeCallback(probe, probe_every))
+    callbacks += [pretraining_callbacks.CodePenalty(method)] if method.has_penalty else []
+    callbacks += [] if patience is None else [pretraining_callbacks.EarlyStopping(patience)]
+    callbacks += [] if probe is None else [pretraining_callbacks.ProbeCallback(probe, probe_every)]
     # "strict" differs from "train" in a frozen encoder only, which must not move at all
-    bn_mode = "strict" if bn_mode == "train" else bn_mode
-    shared = (weight_decay, precision, seed, bn_mode, accumulate, max_steps)
+    shared = (weight_decay, precision, seed, "strict" if bn_mode == "train" else bn_mode, accumulate, max_steps)
     parts = (_PretrainingLearner, dls, network, _Loss(method.loss), callbacks, shared)
     learner = _make_learner(*parts, train_bn=False, **fastai)
     if distance_penalty > 0:  # after the model was moved to its device

@@ -34,9 +34,8 @@ class CorruptInput(Callback):
 
     In the last epoch ``hard_mask_fraction`` of the hidden patches are chosen by their loss (arXiv 2512.06981), which
     costs two more forward passes; the share rises from 0, because early losses say more about the network than about
-    the image. Where a mask hides less than half, a patch may be unmeasured and then counts as easy.
-    ``skip_dropout`` is the share of the training images whose skip connections are cut, so that the decoder needs the
-    encoder's deepest map.
+    the image. Where a mask hides less than half, an unmeasured patch counts as easy. ``skip_dropout`` is the share of
+    the training images whose skip connections are cut, so that the decoder needs the encoder's deepest map.
     """
 
     def __init__(
@@ -153,11 +152,10 @@ class DistancePenalty(Callback):
 
 
 class RankMeMonitor(Callback):
-    """Columns ``rankme`` and ``feature_std``: whether the encoder still tells clean images apart.
+    """Columns ``rankme`` and ``feature_std``: whether the encoder still tells the first 256 validation images apart.
 
-    Both are of the first 256 validation images, through the encoder in evaluation mode. A warning is logged once when
-    the rank falls below 2, or the spread below a thousandth of its first value. With fewer than 2 validation images
-    there are no columns, with fewer than 8 no warning: so few show no collapse.
+    A warning is logged once when the rank falls below 2, or the spread below a thousandth of its first value. With
+    fewer than 2 validation images there are no columns, with fewer than 8 no warning: so few show no collapse.
     """
 
     order = -1  # before CorruptInput: the clean images
@@ -238,10 +236,9 @@ class BottleneckDiagnostics(Callback):
 
 
 class ProbeCallback(Callback):
-    """Column ``probe_miou``: a probe's score after every ``every``-th epoch and the last one.
+    """Column ``probe_miou``: what ``probe`` gives for the encoder after every ``every``-th epoch and the last one.
 
-    Training is not disturbed: modes are restored, and each epoch seeds itself before it draws a number. The probe maps
-    the model's encoder to a score, for example ``segae.evaluation.linear_probe`` on a labeled split.
+    Training is not disturbed: modes are restored, and each epoch seeds itself before it draws a number.
     """
 
     order = 55  # before EpochLog
@@ -258,11 +255,10 @@ class ProbeCallback(Callback):
 
 
 class EarlyStopping(Callback):
-    """Ends a phase cleanly once the validation loss no longer falls; the last phase ends the training.
+    """Ends a phase cleanly after ``patience`` epochs of it without a relative improvement of ``min_delta``.
 
-    It does after ``patience`` epochs of the phase without a relative improvement of ``min_delta``: a decoder that has
-    learned all it can beside a frozen encoder does not keep the encoder from being trained. Unlike with fastai's
-    EarlyStoppingCallback, a resumed run finds the plateau in its log again and trains no further.
+    A decoder that has learned all it can beside a frozen encoder does not keep the encoder from being trained. Unlike
+    with fastai's EarlyStoppingCallback, a resumed run finds the plateau in its log again and trains no further.
     """
 
     order = 75  # after SaveResume, so that the last epoch is kept

@@ -122,8 +122,7 @@ def open_run_folder(
 
     All ranks call this; rank 0 holds the lock. Wherever an earlier process was killed, the folder can be used again.
     ``task`` is the kind of run, such as "pretrain". ``resume`` goes on after the last finished epoch, if there is one.
-    ``overwrite`` deletes the ``files`` of an earlier run; nothing else in the folder is ever touched. Paths among the
-    settings that lie inside the folder are stored relative to it.
+    ``overwrite`` deletes the ``files`` of an earlier run and nothing else. Paths inside the folder are stored relative.
     """
     if resume and overwrite:
         raise SegaeError(f"resume and overwrite must not both be given; nothing in {folder} was changed")

@@ -73,26 +73,21 @@ class Phase:
 def freeze_finetune_phases(
     freeze_epochs: int = 1, epochs: int = 3, *, lr: float = 4e-3, lr_ratio: float = 1.0, warmup: float = 0.3
 ) -> tuple[Phase, ...]:
-    """Plan fine-tuning in two phases: first with the encoder frozen, then with everything training.
-
-    The curve follows fastai's ``fine_tune``: the frozen epochs rise almost to their end, then the full ones run at
-    half the rate; only the encoder's share is free.
+    """Plan fine-tuning in two phases, as fastai's ``fine_tune``: first with the encoder frozen, then all of it.
 
     Args:
         freeze_epochs: epochs with the encoder frozen, 0 or more.
         epochs: epochs with everything training, 0 or more; at least one epoch in all.
-        lr: peak learning rate of the head while the encoder is frozen, above 0.
+        lr: peak learning rate of the head while the encoder is frozen, above 0; the full epochs peak at half of it.
         lr_ratio: encoder rate over head rate in the full epochs, above 0.
         warmup: share of the full epochs in which the rate rises, in (0, 1).
     """
     check_range("freeze_epochs", freeze_epochs, low=0, integer=True)
     check_range("epochs", epochs, low=0 if freeze_epochs else 1, integer=True)
     _check_positive(lr=lr, lr_ratio=lr_ratio, warmup=warmup)
-    phases = (
-        Phase("frozen", freeze_epochs, lr * lr_ratio, lr, 0.99, 25.0, train_encoder=False),
-        Phase("full", epochs, lr / 2 * lr_ratio, lr / 2, warmup, 5.0, train_encoder=True),
-    )
-    return tuple(phase for phase in phases if phase.epochs)
+    frozen = Phase("frozen", freeze_epochs, lr * lr_ratio, lr, 0.99, 25.0, train_encoder=False)
+    full = Phase("full", epochs, lr / 2 * lr_ratio, lr / 2, warmup, 5.0, train_encoder=True)
+    return tuple(phase for phase in (frozen, full) if phase.epochs)
 
 
 def pretraining_phases(
@@ -106,8 +101,8 @@ def pretraining_phases(
 ) -> tuple[Phase, ...]:
     """Plan a pretraining: a short rise of the learning rate, then a cosine down to nothing.
 
-    An encoder that already has good weights (ImageNet) would be pulled away by a random decoder: the decoder can
-    train alone for ``freeze_epochs`` first, and the encoder more slowly, by ``encoder_lr_ratio``.
+    A random decoder would pull an encoder away from good weights (ImageNet), unless it first trains alone for
+    ``freeze_epochs``, and the encoder more slowly, by ``encoder_lr_ratio``.
 
     Args:
         epochs: 1 or more.
@@ -123,11 +118,9 @@ def pretraining_phases(
     lr_encoder = lr * encoder_lr_ratio
     if frozen_encoder:
         return (Phase("decoder", epochs + freeze_epochs, lr_encoder, lr, warmup, 25.0, train_encoder=False),)
-    phases = (
-        Phase("decoder", freeze_epochs, lr_encoder, lr, 0.5, 25.0, train_encoder=False),
-        Phase("pretrain", epochs, lr_encoder, lr, warmup, 25.0, train_encoder=True),
-    )
-    return tuple(phase for phase in phases if phase.epochs)
+    decoder = Phase("decoder", freeze_epochs, lr_encoder, lr, 0.5, 25.0, train_encoder=False)
+    pretrain = Phase("pretrain", epochs, lr_encoder, lr, warmup, 25.0, train_encoder=True)
+    return (decoder, pretrain) if freeze_epochs else (pretrain,)
 
 
 def _check_positive(**values: float) -> None:
