@@ -1,68 +1,53 @@
 """Images in: reading files, labeled data sets and their splits, the cache, torch data sets and loaders."""
 
-from segae.data.cache import CachedImages as CachedImages
-from segae.data.cache import CachedPairs as CachedPairs
-from segae.data.cache import cache_images as cache_images
-from segae.data.cache import cache_pairs as cache_pairs
-from segae.data.cache import content_hashes as content_hashes
-from segae.data.datasets import PETS_CLASSES as PETS_CLASSES
-from segae.data.datasets import PETS_PALETTE as PETS_PALETTE
-from segae.data.datasets import ClassFolders as ClassFolders
-from segae.data.datasets import ImageFolder as ImageFolder
-from segae.data.datasets import OxfordPets as OxfordPets
-from segae.data.datasets import SegmentationDataset as SegmentationDataset
-from segae.data.datasets import SegmentationFolder as SegmentationFolder
-from segae.data.datasets import check_masks as check_masks
-from segae.data.datasets import download_pets as download_pets
-from segae.data.datasets import drawn_pets as drawn_pets
-from segae.data.datasets import find_images as find_images
-from segae.data.datasets import make_palette as make_palette
-from segae.data.datasets import map_classes as map_classes
-from segae.data.datasets import open_dataset as open_dataset
-from segae.data.datasets import open_dataset_like as open_dataset_like
-from segae.data.datasets import parse_merge as parse_merge
-from segae.data.datasets import values_in_masks as values_in_masks
-from segae.data.duplicates import Duplicate as Duplicate
-from segae.data.duplicates import find_duplicates as find_duplicates
-from segae.data.fashion_mnist import download_fashion_mnist as download_fashion_mnist
-from segae.data.file_lists import NameList as NameList
-from segae.data.file_lists import Pair as Pair
-from segae.data.file_lists import PairList as PairList
-from segae.data.file_lists import PathList as PathList
-from segae.data.gpu import CropAndFlip as CropAndFlip
-from segae.data.gpu import GPUImageDataset as GPUImageDataset
-from segae.data.gpu import MildChange as MildChange
-from segae.data.image_io import GRAY as GRAY
-from segae.data.image_io import SkippedFiles as SkippedFiles
-from segae.data.image_io import UnavailableFile as UnavailableFile
-from segae.data.image_io import UnreadableImage as UnreadableImage
-from segae.data.image_io import read_image as read_image
-from segae.data.image_io import read_mask as read_mask
-from segae.data.image_io import read_pair as read_pair
-from segae.data.image_io import read_resized as read_resized
-from segae.data.image_io import require_same_size as require_same_size
-from segae.data.image_io import resize_image as resize_image
-from segae.data.image_io import resize_mask as resize_mask
-from segae.data.image_io import to_class_indices as to_class_indices
-from segae.data.loaders import choose_workers as choose_workers
-from segae.data.loaders import make_loaders as make_loaders
-from segae.data.loaders import set_epoch as set_epoch
-from segae.data.splits import ExclusionReport as ExclusionReport
-from segae.data.splits import choose_by_hash as choose_by_hash
-from segae.data.splits import exclude_test_images as exclude_test_images
-from segae.data.splits import find_pretraining_images as find_pretraining_images
-from segae.data.splits import label_subset as label_subset
-from segae.data.splits import split_hash as split_hash
-from segae.data.splits import train_val_split as train_val_split
-from segae.data.splits import unique_names as unique_names
-from segae.data.streaming import StreamDataset as StreamDataset
-from segae.data.streaming import is_stream as is_stream
-from segae.data.streaming import open_stream as open_stream
-from segae.data.streaming import sample_stream as sample_stream
-from segae.data.torch_datasets import CachedImageDataset as CachedImageDataset
-from segae.data.torch_datasets import CachedPairDataset as CachedPairDataset
-from segae.data.torch_datasets import LazyImageDataset as LazyImageDataset
-from segae.data.torch_datasets import LazyPairDataset as LazyPairDataset
-from segae.data.transforms import eval_transform as eval_transform
-from segae.data.transforms import pretrain_transform as pretrain_transform
-from segae.data.transforms import train_transform as train_transform
+from segae.data.cache import CachedPairs, cache_images, cache_pairs, content_hashes
+from segae.data.datasets import (
+    PETS_CLASSES,
+    ClassFolders,
+    OxfordPets,
+    SegmentationDataset,
+    SegmentationFolder,
+    check_masks,
+    choose_by_hash,
+    download_pets,
+    drawn_pets,
+    find_images,
+    make_palette,
+    map_classes,
+    open_dataset,
+    open_dataset_like,
+)
+from segae.data.duplicates import Duplicate, find_duplicates
+from segae.data.fashion_mnist import download_fashion_mnist
+from segae.data.file_lists import Pair, PairList, PathList
+from segae.data.gpu import CropAndFlip, GPUImageDataset, MildChange
+from segae.data.image_io import (
+    GRAY,
+    SkippedFiles,
+    UnavailableFile,
+    UnreadableImage,
+    read_image,
+    read_mask,
+    read_pair,
+    read_resized,
+    resize_image,
+    resize_mask,
+    to_class_indices,
+)
+from segae.data.loaders import make_loaders, set_epoch
+from segae.data.splits import find_pretraining_images, label_subset, split_hash, train_val_split, unique_names
+from segae.data.streaming import is_stream, open_stream, sample_stream
+from segae.data.torch_datasets import CachedImageDataset, CachedPairDataset, LazyImageDataset, LazyPairDataset
+from segae.data.transforms import eval_transform, pretrain_transform, train_transform
+
+__all__ = [
+    "GRAY", "PETS_CLASSES", "CachedImageDataset", "CachedPairDataset", "CachedPairs", "ClassFolders", "CropAndFlip",
+    "Duplicate", "GPUImageDataset", "LazyImageDataset", "LazyPairDataset", "MildChange", "OxfordPets", "Pair",
+    "PairList", "PathList", "SegmentationDataset", "SegmentationFolder", "SkippedFiles", "UnavailableFile",
+    "UnreadableImage", "cache_images", "cache_pairs", "check_masks", "choose_by_hash", "content_hashes",
+    "download_fashion_mnist", "download_pets", "drawn_pets", "eval_transform", "find_duplicates",
+    "find_images", "find_pretraining_images", "is_stream", "label_subset", "make_loaders", "make_palette",
+    "map_classes", "open_dataset", "open_dataset_like", "open_stream", "pretrain_transform", "read_image", "read_mask",
+    "read_pair", "read_resized", "resize_image", "resize_mask", "sample_stream", "set_epoch", "split_hash",
+    "to_class_indices", "train_transform", "train_val_split", "unique_names",
+]  # fmt: skip

@@ -80,11 +80,10 @@ class SegmentationFolder(SegmentationDataset):
     each value found in the masks. With K names the values 0..K-1 are meant, unless exactly K other values are found
     (such as 0 and 255), which then count in ascending order. Images without a mask are left out with a warning.
 
-    The splits come from ``train.txt`` or ``trainval.txt``, ``val.txt`` and ``test.txt`` in the folder itself or in
+    The splits come from ``train.txt`` or ``trainval.txt``, ``val.txt`` and ``test.txt`` in the folder or in
     ``annotations/``: one name per line, with or without extension; what follows it is ignored. Where the list for
     training or for test is missing, that split is the rest; without both, a seeded hash of each name decides, with
-    ``test_fraction`` for the test. Images of ``val.txt`` are in no other split. What is wrong with a folder is a
-    DataError.
+    ``test_fraction`` for the test. Images of ``val.txt`` are in no other split. DataError if a folder is wrong.
     """
 
     def __init__(self, root: Path, classes: Sequence[str] = (), test_fraction: float = 0.2, seed: int = 0) -> None:
@@ -154,24 +153,12 @@ def _match_classes(root: Path, place: Path) -> PairList:
     return PairList(Pair(path.relative_to(root).as_posix(), path, folder) for path, folder in found)
 
 
-class ImageFolder(PathList):
-    """The images in one or more folders and all their subfolders, without labels; see `find_images`."""
-
-    def __init__(self, *roots: Path) -> None:
-        super().__init__(find_images(roots))
-
-
 def open_dataset(root: Path, *, classes: Sequence[str] = (), merge: Sequence[str] = ()) -> SegmentationDataset:
     """Detect the format of a labeled data set and load its index: `SegmentationFolder` or `OxfordPets`.
 
     ``classes`` name those of an images/ + masks/ folder; left empty, its classes.txt or the masks decide. ``merge``
-    takes several as one, such as ``["foreground=pet+border"]``; see `map_classes`.
-
-    Raises:
-        DataError: the folder is missing or has neither layout, its files are wrong, or ``merge`` is.
-
-    Example:
-        ``open_dataset(Path("pets")).splits["test"][0].image``
+    takes several as one; see `map_classes`. An image is then ``open_dataset(Path("pets")).splits["test"][0].image``.
+    DataError if the folder is missing or has neither layout, its files are wrong, or ``merge`` is.
     """
     if not root.is_dir():
         raise DataError(f"There is no folder {root}. Name the folder of a data set: {_LAYOUTS}.")
@@ -197,12 +184,9 @@ def open_dataset_like(
 ) -> SegmentationDataset:
     """Open a data set so that its classes are those of a trained model.
 
-    Which value is which class is inferred where only names are given, so a data set that lacks a class may be read
-    another way than the one that the model was trained on; its mask values are therefore read as the model's were.
-    Without ``merge`` that of the model is taken, if the data set needs it. The rest is as in `open_dataset`.
-
-    Raises:
-        DataError: as `open_dataset`, or the merged classes, the classes or the values are not the model's.
+    Its mask values are read as the model's were: which value is which class is inferred where only names are given, so
+    a data set that lacks a class might be read another way. Without ``merge`` that of the model is taken, if the data
+    set needs it. The rest is as in `open_dataset`. DataError also if (merged) classes or values are not the model's.
     """
     if merge and model_merge and parse_merge(merge) != parse_merge(model_merge):
         raise DataError(f"merge must be empty or {list(model_merge)}, as the model was trained, got {list(merge)}")
@@ -229,16 +213,10 @@ def open_dataset_like(
 
 
 def map_classes(dataset: SegmentationDataset, merge: Sequence[str]) -> SegmentationDataset:
-    """Take several classes as one, such as a pet and its border as the foreground.
+    """Take several classes as one: ``merge`` are texts such as ``foreground=pet+border``, none changes nothing.
 
     The new classes are in the order in which the first of their members comes; a merged one has the color of that
-    member. ``merge`` are texts ``name=class+class``; none returns the data set itself.
-
-    Raises:
-        DataError: a text or a class is wrong, a new name is that of a class which stays, or only one class is left.
-
-    Example:
-        ``map_classes(dataset, ["foreground=pet+border"])``
+    member. DataError if a text or a class is wrong, a new name is that of a class which stays, or one class is left.
     """
     if not merge:
         return dataset
@@ -279,9 +257,8 @@ def parse_merge(merge: Sequence[str]) -> dict[str, frozenset[str]]:
 def check_masks(dataset: SegmentationDataset) -> None:
     """Check before training what would fail or mislead at its end, in all splits; unreadable files are passed over.
 
-    Raises:
-        DataError: a mask has another size than its image or holds a value that is no class, or all training masks
-            together hold fewer than two classes.
+    DataError if a mask has another size than its image or holds a value that is no class, or if all training masks
+    together hold fewer than two classes.
     """
     for pairs in dataset.splits.values():
         sizes = [_facts("size", paths, image_size) for paths in (pairs.images, pairs.masks)]
@@ -319,10 +296,8 @@ def download_pets(root: Path, *, base_url: str = _PETS_URL, archives: Mapping[st
     """Download the Oxford-IIIT Pet data set from its official site (about 810 MB), check it and unpack it.
 
     Returns ``root``. What was fetched before is not fetched again. ``archives`` are file names and checksums,
-    ``md5:<hex>`` or ``sha256:<hex>``; they stay in ``root`` and may be deleted.
-
-    Raises:
-        DataError: no connection, a wrong checksum, a damaged archive, or a folder that cannot be written to.
+    ``md5:<hex>`` or ``sha256:<hex>``; they stay in ``root`` and may be deleted. DataError if there is no connection, a
+    checksum is wrong, an archive is damaged, or the folder cannot be written to.
     """
     for name, checksum in archives.items():
         done = root / f".{name}.unpacked"
@@ -388,9 +363,9 @@ def walk_folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 def choose_by_hash(names: Sequence[str], fraction: float, seed: int, purpose: str) -> frozenset[str]:
     """Choose about a fraction of unique names, each by its own seeded hash; at least one, and never all.
 
-    Further names never change the choice among the first ones, and a smaller fraction is a part of a larger one.
-    ``purpose`` is mixed into the hash, so that choices for different purposes are independent. The fraction is in
-    [0, 1); another one, or one above 0 of fewer than two names, is a SegaeError.
+    Further names never change the choice among the first ones, a smaller fraction is a part of a larger one, and
+    choices for another ``purpose`` are independent. The fraction is in [0, 1); another one, or one above 0 of fewer
+    than two names, is a SegaeError.
     """
     check_range("fraction", fraction, low=0, high=1, high_open=True)
     if fraction == 0:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from segae._io import write_atomically
 from segae.data.file_lists import Values
@@ -31,8 +31,7 @@ _MAX_BYTES = 1 << 30
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 
 _TURN = Image.Transpose
-_ORIENTATION_TAG = 0x0112
-_TURNS = (_TURN.FLIP_LEFT_RIGHT, _TURN.ROTATE_180, _TURN.FLIP_TOP_BOTTOM)  # of the orientations 2, 3, 4
+_TURNS = (_TURN.FLIP_LEFT_RIGHT, _TURN.ROTATE_180, _TURN.FLIP_TOP_BOTTOM)  # of the EXIF orientations 2, 3, 4
 _TURNS_ON_SIDE = (_TURN.TRANSPOSE, _TURN.ROTATE_270, _TURN.TRANSVERSE, _TURN.ROTATE_90)  # 5 to 8
 _ORIENTATIONS = dict(enumerate(_TURNS + _TURNS_ON_SIDE, start=2))
 
@@ -42,8 +41,7 @@ class UnreadableImage(DataError):
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason)  # both as args, so that the exception survives pickling
-        self.path = path
-        self.reason = reason
+        self.path, self.reason = path, reason
 
     def __str__(self) -> str:
         return f"{self.path} cannot be read as an image: {self.reason}. Replace or remove the file."
@@ -85,16 +83,14 @@ class SkippedFiles:
             more = f"; and {len(new) - 3} more" if len(new) > 3 else ""
             logger.warning("%d unreadable file(s) skipped: %s%s", len(new), first, more)
 
-    def write(self, folder: Path) -> Path | None:
-        """Write ``skipped.csv`` (path, reason) into the folder; return its path. None and no file if there is none."""
-        if not self._reasons:
-            (folder / "skipped.csv").unlink(missing_ok=True)  # of an earlier call
-            return None
-        text = io.StringIO()
+    def write(self, folder: Path) -> None:
+        """Write ``skipped.csv`` (path, reason) into the folder; no file, also of an earlier call, if there is none."""
+        text, path = io.StringIO(), folder / "skipped.csv"
         csv.writer(text).writerows([("path", "reason"), *self.files])
-        content = text.getvalue().encode("utf-8", "backslashreplace")
-        write_atomically(folder / "skipped.csv", lambda file: file.write(content))
-        return folder / "skipped.csv"
+        if self.files:
+            write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))
+        else:
+            path.unlink(missing_ok=True)
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> np.ndarray:
@@ -106,14 +102,8 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None =
 
     The path is that of a regular file of at most 1 GiB; with ``data``, its contents, it is only named in the error. An
     image of more than ``max_pixels`` is refused before it is decoded; Pillow's own limit of about 179 million holds
-    too, unless ``PIL.Image.MAX_IMAGE_PIXELS`` is changed.
-
-    Raises:
-        UnreadableImage: the file is missing, damaged, too large, of an unknown format, or has negative or non-finite
-            values.
-
-    Example:
-        ``read_image(Path("cat.jpg")).shape``
+    too, unless ``PIL.Image.MAX_IMAGE_PIXELS`` is changed. UnreadableImage if the file is missing, damaged, too large,
+    of an unknown format, or has negative or non-finite values.
     """
     return _to_rgb(_decode(path, max_pixels, data=data), path)
 
@@ -122,11 +112,8 @@ def read_mask(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a mask to the numbers that the file holds, upright: int32 array (H, W).
 
     Palette images give their indices, 1-bit images 0 and 1, 16-bit images their 16-bit values. A color image whose
-    channels are equal everywhere, and which is opaque, counts as gray.
-
-    Raises:
-        UnreadableImage: the file is missing, damaged or too large.
-        DataError: the file is a picture, not a mask: colors, transparency, or values that are not whole.
+    channels are equal everywhere, and which is opaque, counts as gray. UnreadableImage if the file is missing, damaged
+    or too large; DataError if it is a picture, not a mask: colors, transparency, or values that are not whole.
     """
     decoded = _decode(path, max_pixels)
     mode, values, problem = decoded.image.mode, np.asarray(_turned(decoded.image, decoded.turn)), ""
@@ -163,11 +150,8 @@ def read_pair(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read an image and its mask, resized to a square: uint8 (size, size, 3) RGB, uint8 (size, size) class indices.
 
-    ``mask_values`` are as in `to_class_indices`, ``reduced`` as in `read_resized`.
-
-    Raises:
-        UnreadableImage: one of the files cannot be read; its ``path`` says which.
-        DataError: the mask has another size than its image or holds a value that is no class.
+    ``mask_values`` are as in `to_class_indices`, ``reduced`` as in `read_resized`. UnreadableImage if a file cannot be
+    read; DataError if the mask has another size than its image or holds a value that is no class.
     """
     decoded = _decode(image, at_least=size if reduced else None)
     values = read_mask(mask)
@@ -362,6 +346,6 @@ def _upright(size: tuple[int, int], turn: Image.Transpose | None) -> tuple[int, 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
     try:
-        return _ORIENTATIONS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a damaged EXIF block does not make the picture unreadable
         return None

@@ -1,7 +1,6 @@
 """Seeded choices of labeled images, and the images that pretraining may see: never those of a test split.
 
-All choices rank the names by a seeded hash, so they do not depend on the order of the files, on the machine or on any
-random state.
+All choices rank the names by a seeded hash: they do not depend on the order of files, the machine or a random state.
 """
 
 from __future__ import annotations
@@ -40,10 +39,8 @@ class ExclusionReport:
 def label_subset(pairs: Sequence[Pair], count: int | float | None, seed: int) -> PairList:
     """Choose the labeled images of a label budget, in a seeded order.
 
-    For one seed the budgets are nested: a smaller choice is the beginning of a larger one. Of class folders the choice
-    is stratified: one image of each, then equal shares.
-
-    ``count`` is a number, or a share as a float in (0, 1]; None takes all. One that is out of range is a SegaeError.
+    For one seed a smaller choice is the beginning of a larger one. Of class folders the choice is stratified: one image
+    of each, then equal shares. ``count`` is a number, or a share as a float in (0, 1]; else SegaeError. None takes all.
     """
     packed = PairList.of(pairs)
     if isinstance(count, float):
@@ -65,11 +62,8 @@ def train_val_split(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[
 
     An image is in the validation part whenever its hash is below the fraction, whichever other images are there. So no
     label budget trains on an image that another budget validates on, and a smaller fraction is a part of a larger one.
-
-    The fraction is in [0, 1), and 0 sets nothing aside. Another one, or fewer than two pairs, is a SegaeError.
-
-    Returns:
-        Training and validation part, both in the order of ``pairs``.
+    The fraction is in [0, 1), and 0 sets nothing aside. Another one, or fewer than two pairs, is a SegaeError. Both
+    parts, training and validation, are in the order of ``pairs``.
     """
     packed = PairList.of(pairs)
     chosen = choose_by_hash(packed.names, fraction, seed, "validation")
@@ -94,26 +88,16 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def find_pretraining_images(roots: Sequence[Path], *, near_duplicates: bool = True) -> ExclusionReport:
-    """Collect the images below the roots (`find_images`) without those that `exclude_test_images` leaves out."""
-    return exclude_test_images(find_images(roots), roots, near_duplicates=near_duplicates)
+    """Collect the images below the roots (`find_images`) without test images of labeled data sets and their copies.
 
-
-def exclude_test_images(
-    paths: Sequence[Path], roots: Sequence[Path], *, near_duplicates: bool = True
-) -> ExclusionReport:
-    """Leave out the test images of labeled data sets, their copies and their near-duplicates; log the number.
-
-    Data sets, and folders with train/ and test/, are looked for at the given roots and below them. Above a root they
-    are not, but for one case: a root named ``images`` (or a file in such a folder) may be the image folder of a data
-    set, so its parent is looked at.
-    Training images and images without masks stay, unless they repeat a test image.
+    Data sets, and folders with train/ and test/, are looked for at the given roots and below them; and at the parent of
+    a root named ``images`` (or of a file in such a folder), which may be the image folder of a data set. Training
+    images and images without masks stay, unless they repeat a test image. The number left out is logged.
 
     Without ``near_duplicates`` only copies of files are looked for, not those that were resized, mirrored or changed.
-
-    Raises:
-        DataError: nothing but test images is left, or a data set's splits cannot be read.
+    DataError if all images are test images, or a data set's splits cannot be read.
     """
-    packed = PathList.of(paths)
+    packed = find_images(roots)
     if not (test := _test_images(roots)):
         return ExclusionReport(packed, [])
     real = {os.path.realpath(image) for image in test}
@@ -133,7 +117,7 @@ def exclude_test_images(
 
 
 def _test_images(roots: Iterable[Path]) -> list[Path]:
-    """The test images of all data sets that `exclude_test_images` looks for."""
+    """The test images of all data sets that `find_pretraining_images` looks for."""
     folders: dict[str, Path] = {}
     for root in roots:
         top = root.parent if root.is_file() else root
