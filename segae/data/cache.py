@@ -63,10 +63,8 @@ class CachedPairs:
 def cache_images(paths: Sequence[Path], size: int, skipped: SkippedFiles) -> CachedImages:
     """Resize image files to squares of ``size`` pixels, decoding only what no earlier call has decoded.
 
-    ``skipped`` receives the files that cannot be read; the others are returned.
-
-    Raises:
-        SegaeError: none of the images can be read, or the disk is full or refuses writing.
+    ``skipped`` receives the files that cannot be read; the others are returned. SegaeError if none can be read, or if
+    the disk is full or refuses writing.
     """
     packed = PathList.of(paths)
     arrays, kept = _fetch([packed], (), {"images": (size, size, 3)}, _decoder(size), skipped, False)
@@ -80,11 +78,8 @@ def cache_pairs(
 
     ``mask_values`` are as in `to_class_indices`, or the names of class folders; ``masks`` are then int64 (N,), a class
     for each image. ``skipped`` receives the image of each pair of which a file cannot be read; the others are returned.
-    With ``allow_empty`` it is no error that none can be read.
-
-    Raises:
-        SegaeError: a mask holds a value that is no class, or has another size than its image; there are no classes or
-            more than 256; none of the pairs can be read; the disk is full or refuses writing.
+    SegaeError if a mask holds a value that is no class, or has another size than its image; there are no classes or
+    more than 256; none can be read (unless ``allow_empty``); or the disk is full or refuses writing.
     """
     packed, classes = PairList.of(pairs), list(mask_values)
     if isinstance(classes[0] if classes else None, str):
@@ -94,7 +89,6 @@ def cache_pairs(
         return CachedPairs(found[0]["images"], np.array(labels, np.int64), kept)
     if not 1 <= len(mask_values) <= 256:
         raise DataError(f"mask_values must name 1 to 256 classes, got {len(mask_values)}")
-
     files, shapes = [packed.images, packed.masks], {"images": (size, size, 3), "masks": (size, size)}
     decode = functools.partial(read_pair, size=size, mask_values=mask_values)
     arrays, places = _fetch(files, tuple(mask_values), shapes, decode, skipped, allow_empty)
@@ -115,10 +109,9 @@ def remember_facts(
 ) -> Iterator[Any]:
     """Look up a fact about each file, and compute it for files that are new or have changed; one after the other.
 
-    A fact is remembered under the file's path, size, times of change in nanoseconds and inode, so that a file which
-    was replaced by one of the same size and modification time is noticed. A ``kind`` of fact with another meaning needs
-    another name. ``compute`` makes a path a fact, which JSON can hold; it is called in threads, and its exceptions are
-    passed on. Only facts that are ``is_final`` are remembered.
+    A fact is remembered under the file's path, size, times of change in nanoseconds and inode, so that a file replaced
+    by one of the same size and modification time is noticed. ``compute`` makes a path a fact of a ``kind``, which JSON
+    can hold; it is called in threads, and its exceptions are passed on. Only ``is_final`` facts are remembered.
     """
     index, packed, done = cache_dir() / "facts.sqlite", PathList.of(paths), 0
     try:
@@ -157,12 +150,9 @@ def _remember(
 
 
 def map_in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], bar: tqdm) -> Iterator[Result]:
-    """Apply a function in threads (decoding and hashing release the GIL); results come in the order of the tasks.
-
-    Tasks are handed out in batches, so that results never pile up.
-    """
+    """Apply a function in threads (decoding and hashing release the GIL); results come in the order of the tasks."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(tasks), _BATCH):
+        for start in range(0, len(tasks), _BATCH):  # in batches, so that results never pile up
             for result in pool.map(function, tasks[start : start + _BATCH]):
                 bar.update()
                 yield result
@@ -277,10 +267,7 @@ def _open(entry: Path, shapes: Shapes, *, built: bool = False) -> Entry | None:
 def _build(
     entry: Path, count: int, shapes: Shapes, attempt: Callable[[int], tuple[np.ndarray, ...] | _Failure]
 ) -> Entry:
-    """Decode all items into a folder beside the entry and move it into place when it is whole.
-
-    One process builds; another that needs the same entry waits and then finds it built.
-    """
+    """Decode all items into a folder beside the entry and move it into place when it is whole; others wait for it."""
     partial = entry.with_suffix(".partial")
     kept, failures, checksums = 0, [], dict.fromkeys(shapes, 0)
     entry.parent.mkdir(parents=True, exist_ok=True)

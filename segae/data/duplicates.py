@@ -35,8 +35,7 @@ _SHIFT = 4  # pixels of the small pictures
 _SMALL = 64
 _FLAT = 1.0  # standard deviation in gray levels below which rounding makes the bits
 _KEPT = 4  # candidates for each picture; the right one is among the nearest
-# the parts of what is remembered of a picture: a hash of its pixels (absent where the file is unreadable), perceptual
-# hashes of it and of its mirror image (absent where it has no texture)
+# parts of what is remembered of a picture; without texture it has no _LOOKS and _MIRRORED, unreadable no _PIXELS either
 _PIXELS, _LOOKS, _MIRRORED = slice(0, 16), slice(16, 48), slice(48, 80)
 _BLOCK = 2**22  # numbers held at once
 
@@ -70,14 +69,8 @@ def find_duplicates(images: Sequence[Path], references: Sequence[Path], *, near:
     Each file is decoded once and its hashes are remembered; 30,000 images are then compared with 4,000 references in
     ten seconds on one core, in blocks, so that memory does not grow with the product.
 
-    A file that is in both lists is reported. Without ``near`` only equal files are looked for.
-
-    Returns:
-        One entry for each image that repeats a reference, in the order of the images, with the closest reference.
-        Files that cannot be read repeat nothing.
-
-    Example:
-        ``find_duplicates(train_images, test_images)``
+    A file that is in both lists is reported, one that cannot be read repeats nothing, and without ``near`` only equal
+    files are looked for. Entries are in the order of the images, each with the closest reference.
     """
     images, references = PathList.of(images), PathList.of(references)
     if not images or not references:
@@ -109,7 +102,7 @@ def find_duplicates(images: Sequence[Path], references: Sequence[Path], *, near:
 
 
 def _hash_image(path: Path) -> str:
-    """Hashes of a picture, one after the other: _PIXELS, _LOOKS, _MIRRORED; cut off before what it has not."""
+    """Hash of a picture's pixels, then perceptual hashes of it and of its mirror image, as far as it has them."""
     try:
         image = read_image(path)
     except UnreadableImage:

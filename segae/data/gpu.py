@@ -125,7 +125,7 @@ class GPUImageDataset(Dataset[tuple[Tensor, ...]]):
     """Images, and masks where there are any, in the memory of a device.
 
     A DataLoader without workers asks it for whole batches: (float32 (B, 3, S, S), normalized) or (that, int64
-    (B, S, S)). An image's augmentation depends on (seed, epoch, index) alone.
+    (B, S, S)). An image's augmentation depends on (seed, epoch, index) alone. ValueError for too few or many masks.
 
     Args:
         images: uint8 (N, S, S, 3), RGB; a memory map is copied in parts, so it takes little memory of the host.
@@ -134,10 +134,7 @@ class GPUImageDataset(Dataset[tuple[Tensor, ...]]):
         mean, std: per channel, for values in [0, 1].
         device: takes N * S * S * 3 bytes (4 with masks) of its memory.
         seed: of the augmentation.
-        repeats: times that every image occurs in an epoch, augmented differently each time.
-
-    Raises:
-        ValueError: repeats is below 1, or images and masks differ in number.
+        repeats: times that every image occurs in an epoch, augmented differently each time, 1 or more.
     """
 
     def __init__(

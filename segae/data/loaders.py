@@ -120,9 +120,8 @@ def make_loaders(
     held_out: Any = [] if valid is None else valid
     order = EpochBatchSampler(indices, seed, batch_size, rank, world_size, epoch_images)
     if not order.sizes:
-        raise SegaeError(
-            f"train must have at least {world_size} image(s), got {len(indices)} for batch_size {batch_size}"
-        )
+        count = len(indices)
+        raise SegaeError(f"train must have at least {world_size} image(s), got {count} for batch_size {batch_size}")
     fixed = EpochBatchSampler(range(len(held_out)), None, batch_size, rank, world_size, None)
     dls = DataLoaders(_make_loader(train, order, device, workers), _make_loader(held_out, fixed, device, workers))
     dls._device = device  # torch's loaders have no device; without this fastai takes a GPU whenever there is one
@@ -155,12 +154,11 @@ def _make_loader(data: Any, sampler: EpochBatchSampler, device: torch.device, wo
 
 
 def choose_workers(dataset: Any, device: torch.device, count: int | None = None, *, world_size: int = 1) -> int:
-    """Choose the number of worker processes for a dataset, from 0 to 8.
+    """Choose the number of worker processes for a dataset, from 0 to 8; only the order of a stream depends on it.
 
     As many as this process has cores, for images that are decoded each time and for cached images on a CUDA device.
     None for images on the device, for cached images on a CPU, whose augmentation costs a hundredth of the training, for
-    a handful of images (`count` in an epoch of this process), and for training on a single core. The order of a stream
-    depends on the number; what other datasets give does not.
+    a handful of images (`count` in an epoch of this process), and for training on a single core.
     """
     source, daemon = _unwrapped(dataset), multiprocessing.current_process().daemon  # which may have no children
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

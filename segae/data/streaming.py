@@ -7,12 +7,12 @@ number of ranks and workers, so a run resumes at an epoch.
 from __future__ import annotations
 
 import glob
-import importlib
 import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib import import_module  # of the extra, when it is needed: datasets alone takes a second
 from itertools import chain, islice
 from pathlib import Path
 from random import Random
@@ -23,10 +23,10 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from segae._io import check_range
+from segae._io import check_range, require_package
 from segae.data.image_io import SkippedFiles, UnreadableImage, read_resized
 from segae.data.torch_datasets import SeededByEpoch, Transform
-from segae.errors import DataError, SegaeError
+from segae.errors import DataError
 
 _SCHEMES = ("https", "hf")
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
@@ -47,10 +47,9 @@ class _Shards(NamedTuple):
 class StreamDataset(SeededByEpoch, IterableDataset[Tensor]):
     """Images for pretraining from shards, made by `open_stream`: float32 tensors (3, S, S), normalized.
 
-    An epoch is a number of images, the same for each rank, from the shards in an order of this epoch. If one pass does
-    not give as many, the next has another order. `sources` are the names of the shards, of which each worker of each
-    rank needs one; `count` is the number of images in all of them, None where nobody had to know. `batch_size` is set
-    by `make_loaders`: an epoch has whole batches of each rank only.
+    If one pass through the shards gives fewer images than an epoch has, the next pass has another order. `sources` are
+    the names of the shards, of which each worker of each rank needs one; `count` is the number of images in all of
+    them, None where nobody had to know. `make_loaders` sets `batch_size`: an epoch has whole batches of each rank only.
     """
 
     decodes = True
@@ -90,7 +89,7 @@ class StreamDataset(SeededByEpoch, IterableDataset[Tensor]):
         shards = list(range(self.shard_count))
         Random(order).shuffle(shards)
         contents = chain.from_iterable(map(self._contents, shards[stream::streams]))
-        shuffle = _library("webdataset").shuffle(_SHUFFLE_BUFFER, initial=_SHUFFLE_BUFFER, rng=Random(order))
+        shuffle = import_module("webdataset").shuffle(_SHUFFLE_BUFFER, initial=_SHUFFLE_BUFFER, rng=Random(order))
         for name, data in shuffle(contents):
             try:
                 yield read_resized(Path(name), self._size, data=data)
@@ -133,17 +132,10 @@ def open_stream(
     addresses; or one parquet file, folder of parquet files or `hf://owner/name`, after which may follow
     `?split=train&column=image&config=...&revision=...`.
 
-    Each image is resized to `size` pixels on both sides before the transform. The seed is that of order and
-    augmentation. Each of the `world_size` processes reads shards of its own. An epoch has `epoch_images`, all ranks
-    together; None: as many as the shards hold. `skipped` takes local tar files that cannot be counted; what is
-    unreadable later is in the dataset's `failures`.
-
-    Raises:
-        SegaeError: a source has another scheme or does not exist; a library is not installed; or the number of images
-            is needed and not known.
-
-    Example:
-        >>> stream = open_stream("shards/*.tar", size=128, transform=pretrain_transform(128, mean, std), seed=0)
+    Each image is resized to `size` pixels on both sides before the transform. The seed decides order and augmentation.
+    An epoch has `epoch_images`, all ranks together, each from shards of its own; None: as many as the shards hold.
+    `skipped` takes local tar files that cannot be counted; what is unreadable later is in the dataset's `failures`.
+    SegaeError if a source has another scheme or does not exist, a library is missing, or a number of images is needed.
     """
     if epoch_images is not None:
         check_range("epoch_images", epoch_images, low=world_size, integer=True)
@@ -153,6 +145,7 @@ def open_stream(
     tables = [source for source in asked if not source.endswith(".tar")]
     if not asked or (tables and len(asked) > 1):
         raise DataError(f"sources must be tar files only or one set of parquet files, got {', '.join(asked) or 'none'}")
+    require_package("webdataset", "streaming")  # shuffles tables, too
     shards = _open_table(asked[0]) if tables else _open_tars(asked, skipped, counted=epoch_images is None)
     if len(shards.names) < world_size:
         raise DataError(f"world_size must be <= the number of shards, {len(shards.names)}, got {world_size}")
@@ -171,7 +164,7 @@ def sample_stream(stream: StreamDataset, count: int) -> np.ndarray:
 
 
 def _read_tar(names: Sequence[str], shard: int) -> Iterator[tuple[str, bytes]]:
-    name, tar = names[shard], _library("webdataset").tariterators
+    name, tar = names[shard], import_module("webdataset").tariterators
     # a local path is made absolute, so that webdataset can take nothing in it for a scheme
     opened = tar.url_opener([{"url": name if _scheme(name) else str(Path(name).absolute())}])
     # single files: webdataset's grouping takes cat.0.jpg and cat.1.jpg for parts of one sample
@@ -181,7 +174,7 @@ def _read_tar(names: Sequence[str], shard: int) -> Iterator[tuple[str, bytes]]:
 
 def _open_tars(sources: Sequence[str], skipped: SkippedFiles | None, *, counted: bool) -> _Shards:
     """Find tar files by name, pattern or braces, and count the images of local ones from their headers."""
-    expand = _library("braceexpand").braceexpand
+    expand = import_module("braceexpand").braceexpand
     names: dict[str, None] = {}
     for source in sources:
         for pattern in [source] if os.path.isfile(source) else islice(expand(source), 1_000_000):  # noqa: PTH113
@@ -211,7 +204,7 @@ def _is_image(name: str) -> bool:
 
 def _read_rows(names: Sequence[str], rows: Any, column: str, shard: int) -> Iterator[tuple[str, bytes]]:
     if get_worker_info() is not None:
-        _library("fsspec.asyn").reset_lock()  # taken over from the process that was forked, it might never open
+        import_module("fsspec.asyn").reset_lock()  # taken over when this process was forked, it might never open
     # not iter(part): in a loader's worker the library would give a share of the shard alone
     batches = rows.shard(len(names), shard).iter(batch_size=16)
     for row, cell in enumerate(chain.from_iterable(batch[column] for batch in batches)):
@@ -221,7 +214,8 @@ def _read_rows(names: Sequence[str], rows: Any, column: str, shard: int) -> Iter
 
 def _open_table(source: str) -> _Shards:
     """Find the shards and the column of images of parquet files or a data set on the Hub."""
-    library = _library("datasets")
+    require_package("datasets", "streaming")
+    library = import_module("datasets")
     path, _, query = source.partition("?")
     settings = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := sorted(set(settings) - set(_TABLE_SETTINGS)):
@@ -239,26 +233,22 @@ def _open_table(source: str) -> _Shards:
         features = rows.features or dict.fromkeys(next(iter(rows)))
     except Exception as error:  # of any type; all say that there is no such thing to read
         raise DataError(f"{source} cannot be opened: {str(error).strip() or type(error).__name__}") from error
-    column = _image_column(path, features, settings.get("column"))
-    rows = rows.select_columns([column]).cast_column(column, library.Image(decode=False))
+    images = [name for name, kind in features.items() if kind is None or _IMAGE_FEATURE.match(str(kind))]
+    column = settings.get("column")
+    chosen = [name for name in images if column in (None, name)]
+    if len(chosen) != 1:
+        raise DataError(f"column must be one of {', '.join(images) or 'none'}, got {column}: {path}?column=...")
+    rows = rows.select_columns(chosen).cast_column(chosen[0], library.Image(decode=False))
     if rows.num_shards <= _FEW_FILES:
         rows = rows.reshard()
     names = tuple(f"{path} part {part + 1} of {rows.num_shards}" for part in range(rows.num_shards))
     files = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
     count = None
-    if builder.info.splits and split in builder.info.splits:
+    if split in (builder.info.splits or ()):
         count = builder.info.splits[split].num_examples
     elif files and all(file.endswith(".parquet") and Path(file).is_file() for file in files):
-        count = sum(_library("pyarrow.parquet").read_metadata(file).num_rows for file in files)
-    return _Shards(names, count, partial(_read_rows, names, rows, column))
-
-
-def _image_column(path: str, features: Any, column: str | None) -> str:
-    images = [name for name, kind in features.items() if kind is None or _IMAGE_FEATURE.match(str(kind))]
-    chosen = [name for name in images if column in (None, name)]
-    if len(chosen) != 1:
-        raise DataError(f"column must be one of {', '.join(images) or 'none'}, got {column}: {path}?column=...")
-    return chosen[0]
+        count = sum(import_module("pyarrow.parquet").read_metadata(file).num_rows for file in files)
+    return _Shards(names, count, partial(_read_rows, names, rows, chosen[0]))
 
 
 def _as_typed(sources: str | Path | Sequence[str | Path]) -> list[str]:
@@ -287,11 +277,3 @@ def _is_table(source: str) -> bool:
     path = source.partition("?")[0]
     folders = glob.escape(path), glob.escape(os.path.join(path, "data"))  # noqa: PTH118 - copes with any text
     return path.endswith(".parquet") or any(glob.glob(f"{folder}/*.parquet") for folder in folders)  # noqa: PTH207
-
-
-def _library(name: str) -> Any:
-    """Import an optional library when it is needed: datasets alone takes a second."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise SegaeError(f"the package {name} is not installed: pip install 'segae[streaming]'") from error

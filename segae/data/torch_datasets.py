@@ -31,10 +31,7 @@ _PROCESSES, _PROCESS_BYTES = 128, 8192  # of the list of failures
 
 
 class SharedFailures:
-    """List of (name, reason) in shared memory: worker processes add to it, the main process reads it.
-
-    Each process writes in a row of its own, so no lock is needed. The size is fixed: 8 kB for each process.
-    """
+    """List of (name, reason) in shared memory: each worker process adds to 8 kB of its own, the main one reads all."""
 
     def __init__(self, processes: int) -> None:
         self._text = torch.zeros(processes, _PROCESS_BYTES, dtype=torch.uint8).share_memory_()
@@ -162,10 +159,8 @@ class LazyImageDataset(_AugmentedDataset):
     """Images for pretraining, decoded from their files each time: for sets that are too large for a cache.
 
     Each image is resized to `size` pixels on both sides before the transform. An unreadable one is replaced by its
-    neighbor in `paths`, so a list of training images must not hold validation images.
-
-    Raises:
-        SegaeError: no paths, or repeats below 1; from an item: 100 images in a row that cannot be read.
+    neighbor in `paths`, so a list of training images must not hold validation images. SegaeError if there are no paths,
+    and from an item if 100 images in a row cannot be read.
     """
 
     decodes = True

@@ -27,8 +27,7 @@ def _open(path: Path) -> Any:
 def read_frames(path: Path, *, max_pixels: int) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames of a video, uint8 (H, W, 3), RGB, upright.
 
-    Raises:
-        UnreadableImage: after the good frames; the file is no video or breaks off, or a frame is too large.
+    UnreadableImage, after the good frames, if the file is no video or breaks off, or a frame is too large.
     """
     count, end = 0, 0.0
     try:
