@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from segae import models, training
+from segae import data, models, training
 from segae.applications.trust import TRUST_FILE, TrustScore
 from segae.commands._data import (
     LabeledData,
@@ -26,16 +26,6 @@ from segae.commands._data import (
     write_skipped,
 )
 from segae.config import FinetuneConfig, FinetuneSettings
-from segae.data import (
-    CachedImageDataset,
-    CachedPairDataset,
-    ClassFolders,
-    SkippedFiles,
-    check_masks,
-    eval_transform,
-    open_dataset,
-    split_hash,
-)
 from segae.errors import SegaeError
 from segae.evaluation import SegmentationScores, draw_curves, evaluate_model, predict_masks, segmentation_sheet
 from segae.evaluation.classification import ClassificationScores, evaluate_classifier
@@ -89,7 +79,7 @@ class _Finetuning:
         refused = {**chosen, "lpft_head": config.lpft_head, "transfer": config.transfer.partition("+")[2]}
         if self.classify and any(refused.values()):
             raise SegaeError(f"{', '.join(refused)} must be left out where task is classify, got {refused}")
-        self.dataset = ClassFolders(root) if self.classify else open_dataset(root, **chosen)
+        self.dataset = data.ClassFolders(root) if self.classify else data.open_dataset(root, **chosen)
         training.seed_everything(config.trainer.seed)
         encoder = load_start(config)
         weights = replace(encoder.info.weights, transfer=config.transfer)
@@ -100,7 +90,7 @@ class _Finetuning:
         models.require_decoder_size(config.decoder, size)
         self.phases = training.freeze_finetune_phases(**settings_taken_by(training.freeze_finetune_phases, config))
         if not self.classify:
-            check_masks(self.dataset)
+            data.check_masks(self.dataset)
         training.seed_everything(config.trainer.seed)  # the decoder must not depend on where the encoder comes from
         self.model: Any = (
             models.create_classifier(encoder, num_classes=self.dataset.classes, image_size=size)
@@ -119,52 +109,52 @@ class _Finetuning:
 
     def run(self) -> FinetuneResult:
         """Train and write everything."""
-        config, model, start, device, skipped = self.config, self.model, self.start, self.device, SkippedFiles()
-        data = load_labeled(config, self.dataset, start, self.size, device, skipped)
-        learner = make_learner(training.segmentation_learner, model, data, config, device, self.size)
+        config, model, start, device, skipped = self.config, self.model, self.start, self.device, data.SkippedFiles()
+        images = load_labeled(config, self.dataset, start, self.size, device, skipped)
+        learner = make_learner(training.segmentation_learner, model, images, config, device, self.size)
         folder = Path(config.out)
         how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
         settings = asdict(replace(config, encoder=start.architecture))
         kind = settings.pop("task")  # config.json has the command under this name
         how["task"] = f"finetune {kind}" if self.classify else "finetune"
         with training.open_run_folder(folder, settings, **how) as run:
-            images = split_hash(pair.name for pair in data.pairs)
-            source = run.start(device, images=images, weights=os.fspath(config.weights), cache=data.cache)
+            names = data.split_hash(pair.name for pair in images.pairs)
+            source = run.start(device, images=names, weights=os.fspath(config.weights), cache=images.cache)
             write_skipped(folder, skipped)
             logger.info("encoder %s from %s (%s)", start.architecture, start.weights, start.source)
             epochs = f"{config.freeze_epochs} + {config.epochs} epochs on {device}"
-            logger.info("%d training and %d validation images, %s", len(data.pairs), data.held_out, epochs)
+            logger.info("%d training and %d validation images, %s", len(images.pairs), images.held_out, epochs)
             if not run.resume:
-                self.initialize(data)
+                self.initialize(images)
             draw = partial(draw_curves, folder / "log.csv", folder / "curves.png")
             learner.add_cb(training.DrawPictures([draw]))
             files = {"log_csv": folder / "log.csv", "resume_file": folder / RESUME_FILE}
             with training.measure_cost(device) as cost:
                 log = training.fit(learner, self.phases, resume=run.resume, **files)  # type: ignore[arg-type]
-            write_skipped(folder, skipped, data.failures())
+            write_skipped(folder, skipped, images.failures())
             if config.reconstruction_weight:
                 learner.reconstruction_task.detach()
-            details = self.describe(data, source, learner)
+            details = self.describe(images, source, learner)
             model.info = replace(model.info, encoder=start, training=details)
             path = folder / "model.safetensors"
             if training.rank() != 0:
                 return FinetuneResult(model, path, log, None)
-            checked, scores = data.checked, None
+            checked, scores = images.checked, None
             if checked is not None:
                 score: Any = evaluate_classifier if self.classify else evaluate_model
                 scores = score(model, checked.images, checked.masks, device=device)
             (models.save_classifier if self.classify else models.save_segmenter)(model, path)
             if not self.classify:
-                shown = data.sample if checked is None else checked
+                shown = images.sample if checked is None else checked
                 pictures, truths = shown.images[:_SHEET_ROWS], shown.masks[:_SHEET_ROWS]
                 masks = predict_masks(model, pictures, device=device)
                 look = {"classes": model.info.classes, "palette": model.info.palette}
                 segmentation_sheet(list(pictures), list(truths), list(masks), folder / "sheet.png", **look)
                 if checked is not None:
-                    TrustScore.fit(model, data.sample.images, checked.images).save(folder / TRUST_FILE)
-                if checked is not None and (count := len(checked.images)) < 20:
-                    few = f"that takes 20 validation images, not {count}"
-                    logger.info("segae predict cannot warn of strange images: %s", few)
+                    TrustScore.fit(model, images.sample.images, checked.images).save(folder / TRUST_FILE)
+                    if (count := len(checked.images)) < 20:
+                        few = f"that takes 20 validation images, not {count}"
+                        logger.info("segae predict cannot warn of strange images: %s", few)
             draw()
             run.write_metrics(
                 {
@@ -181,36 +171,36 @@ class _Finetuning:
             logger.info("wrote %s", path)
             return FinetuneResult(model, path, log, scores)
 
-    def initialize(self, data: LabeledData) -> None:
+    def initialize(self, images: LabeledData) -> None:
         """Recalibrate BatchNorm and fit the head (LP-FT), in one pass each over clean training images."""
-        config, model, images = self.config, self.model, data.sample.images
-        plain = eval_transform(self.size, self.start.mean, self.start.std)
+        config, model, sample = self.config, self.model, images.sample
+        plain = data.eval_transform(self.size, self.start.mean, self.start.std)
         if config.recalibrate:
-            clean = CachedImageDataset(images, plain, config.trainer.seed)
+            clean = data.CachedImageDataset(sample.images, plain, config.trainer.seed)
             # a last batch of one image has no variance to measure
             batches = DataLoader(clean, config.batch_size, drop_last=len(clean) > config.batch_size)
             part = model if config.transfer == "encoder+decoder" else model.encoder
             training.recalibrate_batchnorm(part, batches, self.device)
         if config.lpft_head:
-            labeled = CachedPairDataset(images, data.sample.masks, plain, config.trainer.seed)
+            labeled = data.CachedPairDataset(sample.images, sample.masks, plain, config.trainer.seed)
             training.fit_lpft_head(model, DataLoader(labeled, config.batch_size), model.num_classes, self.device)
 
-    def describe(self, data: LabeledData, source: dict[str, str], learner: Any) -> dict[str, Any]:
+    def describe(self, images: LabeledData, source: dict[str, str], learner: Any) -> dict[str, Any]:
         """Say in the model's file and the metrics what was trained: nothing that differs between equal runs."""
         config, weights, dataset = self.config, self.start.weights, self.dataset
         details = {
             **{"weights": weights.start, "weights_source": self.start.source},
             **{"method": weights.method, "method_args": weights.method_args, "transfer": weights.transfer},
             **{f"pretrain_{name}": value for name, value in self.start.pretraining.items() if name != "method"},
-            **{"dataset": dataset.name, "labels": data.labels, "training_images": len(data.pairs)},
-            "label_fraction": data.labels / len(dataset.splits["train"]),
-            "split_hash": split_hash(pair.name for pair in data.pairs),
+            **{"dataset": dataset.name, "labels": images.labels, "training_images": len(images.pairs)},
+            "label_fraction": images.labels / len(dataset.splits["train"]),
+            "split_hash": data.split_hash(pair.name for pair in images.pairs),
             **{"encoder": self.start.architecture, "decoder": "" if self.classify else config.decoder},
             **{"freeze_epochs": config.freeze_epochs, "epochs": config.epochs, "steps": learner.epoch_clock.steps},
             **{one.name: getattr(config, one.name) for one in fields(FinetuneSettings)},
             **{"image_size": self.size, "val_fraction": config.val_fraction, "merge": list(config.merge)},
             "precision": "bfloat16" if hasattr(learner, "bfloat16_autocast") else "float32",
-            **{"cache": data.cache, "seed": config.trainer.seed},
+            **{"cache": images.cache, "seed": config.trainer.seed},
         }
         return {**details, **{name: source[name] for name in ("commit", "versions")}}
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from segae import models, training
+from segae import data, models, training
 from segae.commands._data import (
     UnlabeledData,
     load_start,
@@ -28,16 +28,6 @@ from segae.commands._data import (
     write_skipped,
 )
 from segae.config import PretrainConfig, PretrainSettings
-from segae.data import (
-    CachedImageDataset,
-    SkippedFiles,
-    cache_pairs,
-    choose_by_hash,
-    eval_transform,
-    is_stream,
-    open_dataset,
-    split_hash,
-)
 from segae.errors import SegaeError
 from segae.evaluation import draw_curves, linear_probe, reconstruction_sheet
 from segae.methods import Method, create_autoencoder, create_method
@@ -86,8 +76,10 @@ class _Pretraining:
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         training.seed_everything(config.trainer.seed)
-        encoder = load_start(config)
-        self.device, self.method = device, _create_method(config)
+        encoder, method, given = load_start(config), config.method, config.method_args
+        if isinstance(method, Method) and given:
+            raise SegaeError(f"method_args must be empty for a method with its own settings, got {given}")
+        self.device, self.method = device, method if isinstance(method, Method) else create_method(method, **given)
         self.config = config = _resolve(config, encoder.info, self.method)
         size = config.image_size
         models.require_image_size(size, encoder.output_stride)
@@ -113,37 +105,38 @@ class _Pretraining:
     def run(self) -> PretrainResult:
         """Train and write everything."""
         config, model, method, start, device = self.config, self.model, self.method, self.start, self.device
-        skipped, own = SkippedFiles(), {"method": method, "probe": self.make_probe()}
-        data = load_unlabeled(config, start, method, device, skipped)
-        learner = make_learner(training.pretraining_learner, model, data, config, device, config.image_size, **own)
+        skipped, own = data.SkippedFiles(), {"method": method, "probe": self.make_probe()}
+        images = load_unlabeled(config, start, method, device, skipped)
+        learner = make_learner(training.pretraining_learner, model, images, config, device, config.image_size, **own)
         planned = settings_taken_by(training.pretraining_phases, config)
         phases = training.pretraining_phases(frozen_encoder=method.frozen_encoder, **planned)
         folder = Path(config.out)
         how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
         settings = asdict(replace(config, method=method.name, method_args=method.settings, encoder=start.architecture))
         with training.open_run_folder(folder, settings, task="pretrain", **how) as run:
-            facts = {"cache": data.cache, "workers": learner.dls.train.num_workers}
-            source = run.start(device, images=split_hash(data.names), weights=os.fspath(config.weights), **facts)
-            write_skipped(folder, skipped, excluded=data.excluded)
+            facts = {"cache": images.cache, "workers": learner.dls.train.num_workers}
+            source = run.start(device, images=data.split_hash(images.names), weights=os.fspath(config.weights), **facts)
+            write_skipped(folder, skipped, excluded=images.excluded)
             length = " + ".join(f"{phase.epochs} ({phase.name})" for phase in phases)
             logger.info("encoder %s from %s (%s), %s", start.architecture, start.weights, start.source, method)
-            amounts = f"{data.count} training and {data.held_out} validation images"
+            amounts = f"{images.count} training and {images.held_out} validation images"
             logger.info("%s, epochs: %s, on %s", amounts, length, device)
+            batches = images.clean_batches(config.batch_size)
             if not run.resume and not start.weights.pretrained and self.keeps_statistics:
                 # random weights come without statistics of any images
-                training.recalibrate_batchnorm(model.encoder, data.clean_batches(config.batch_size), device)
-            clean = (batch[0] if isinstance(batch, list) else batch for batch in data.clean_batches(config.batch_size))
+                training.recalibrate_batchnorm(model.encoder, batches, device)
+            clean = (batch[0] if isinstance(batch, list) else batch for batch in batches)
             method.prepare(model.encoder, clean)  # before a resumed encoder replaces it
             draws: list[Callable[[], object]] = [partial(draw_curves, folder / "log.csv", folder / "curves.png")]
-            if len(data.pictures):
+            if len(images.pictures):
                 sheet = folder / "reconstructions.png"
-                draws.append(partial(reconstruction_sheet, model, method, data.pictures, sheet))
+                draws.append(partial(reconstruction_sheet, model, method, images.pictures, sheet))
             learner.add_cb(training.DrawPictures(draws))
             files = {"log_csv": folder / "log.csv", "resume_file": folder / RESUME_FILE}
             with training.measure_cost(device) as cost:
                 log = training.fit(learner, phases, resume=run.resume, **files)  # type: ignore[arg-type]
-            write_skipped(folder, skipped, data.failures(), data.excluded)
-            info = model.encoder.info = self.describe(data, log, source)
+            write_skipped(folder, skipped, images.failures(), images.excluded)
+            info = model.encoder.info = self.describe(images, log, source)
             transferable = config.decoder in models.SMP_DECODERS
             path, decoder = folder / "encoder.safetensors", folder / "decoder.safetensors" if transferable else None
             result = PretrainResult(model.encoder, model, path, decoder, log)
@@ -152,7 +145,7 @@ class _Pretraining:
             for draw in draws:  # before BatchNorm is measured on clean images: it was trained on corrupted ones
                 draw()
             part = model.decoder if self.keeps_statistics else model
-            training.recalibrate_batchnorm(part, data.clean_batches(config.batch_size), device, through=model)
+            training.recalibrate_batchnorm(part, batches, device, through=model)
             models.save_encoder(model.encoder, path)
             models.save_autoencoder(model, folder / "autoencoder.safetensors")
             if decoder is not None:
@@ -163,7 +156,7 @@ class _Pretraining:
                     "seconds": round(float(log["seconds"].sum()), 1),
                     "energy_wh": None if run.resume else cost.energy_wh,
                     "peak_memory_mb": cost.peak_memory_mb,
-                    "excluded_images": len(data.excluded),
+                    "excluded_images": len(images.excluded),
                     **facts,
                     "precision": "bfloat16" if hasattr(learner, "bfloat16_autocast") else "float32",
                     **source,
@@ -175,18 +168,18 @@ class _Pretraining:
     def make_probe(self) -> Callable[[nn.Module], float] | None:
         """Make a function from an encoder to the mIoU of its linear probe on training images of ``config.probe``.
 
-        It looks at a copy with the BatchNorm statistics that the encoder will have at the end of training: of clean
-        images, or its own where these are to stay.
+        It looks at a copy with BatchNorm statistics of clean images, as at the end of training, unless its own stay.
         """
         config, look = self.config, {"mean": self.start.mean, "std": self.start.std}
         if config.probe is None:
             return None
-        dataset = open_dataset(Path(config.probe), classes=config.classes)
-        cached = cache_pairs(dataset.splits["train"], config.image_size, dataset.mask_values, SkippedFiles())
-        chosen = choose_by_hash([pair.name for pair in cached.pairs], 0.2, config.trainer.seed, "validation")
+        dataset = data.open_dataset(Path(config.probe), classes=config.classes)
+        cached = data.cache_pairs(dataset.splits["train"], config.image_size, dataset.mask_values, data.SkippedFiles())
+        chosen = data.choose_by_hash([pair.name for pair in cached.pairs], 0.2, config.trainer.seed, "validation")
         valid = [index for index, pair in enumerate(cached.pairs) if pair.name in chosen]
         train = sorted(set(range(len(cached.pairs))) - set(valid))
-        clean = CachedImageDataset(cached.images, eval_transform(config.image_size, **look), config.trainer.seed)
+        plain = data.eval_transform(config.image_size, **look)
+        clean = data.CachedImageDataset(cached.images, plain, config.trainer.seed)
         batches = DataLoader(Subset(clean, train), 16, drop_last=len(train) > 16)
         parts: dict[str, Any] = {"images": cached.images, "masks": cached.masks, **look}
         parts |= {"train_indices": train, "valid_indices": valid, "num_classes": len(dataset.classes)}
@@ -199,16 +192,16 @@ class _Pretraining:
 
         return probe
 
-    def describe(self, data: UnlabeledData, log: pd.DataFrame, source: dict[str, str]) -> models.EncoderInfo:
+    def describe(self, images: UnlabeledData, log: pd.DataFrame, source: dict[str, str]) -> models.EncoderInfo:
         """Say in the encoder's file what it is: nothing that differs between equal runs."""
         config, method, last = self.config, self.method, log.iloc[-1]
         pretraining = {
             "method": method.name,
             "dataset": "+".join(Path(root).resolve().name for root in config.roots),
-            "images": data.count + data.held_out,
+            "images": images.count + images.held_out,
             **{name: getattr(config, name) for name in ("decoder", "image_size", "batch_size", "lr")},
             **{"epochs": len(log), "images_seen": int(log["images"].sum()), "seed": config.trainer.seed},
-            "split_hash": split_hash(data.names),
+            "split_hash": data.split_hash(images.names),
             **{name: source[name] for name in ("commit", "versions")},
             "final_loss": float(last.get("valid_loss", last["train_loss"])),
         }
@@ -223,14 +216,6 @@ class _Pretraining:
         )
 
 
-def _create_method(config: PretrainConfig) -> Method:
-    if not isinstance(config.method, Method):
-        return create_method(config.method, **config.method_args)
-    if config.method_args:
-        raise SegaeError(f"method_args must be empty for a method with its own settings, got {config.method_args}")
-    return config.method
-
-
 def _resolve(config: PretrainConfig, start: models.EncoderInfo, method: Method) -> PretrainConfig:
     """Fill in every setting that was left open, and refuse those that would do nothing."""
     imagenet, decoder = start.weights.from_imagenet, config.decoder or method.decoder
@@ -243,7 +228,7 @@ def _resolve(config: PretrainConfig, start: models.EncoderInfo, method: Method) 
             if (given := getattr(config, name)) not in (None, default):
                 raise SegaeError(f"{name} must be {default} for {method.name}, which freezes the encoder, got {given}")
     if config.domain_decoders:
-        if len(config.roots) < 2 or is_stream(config.roots):
+        if len(config.roots) < 2 or data.is_stream(config.roots):
             raise SegaeError(f"data must be two folders or more for domain_decoders, got {', '.join(config.roots)}")
         if config.trainer.cache not in ("auto", "disk"):
             raise SegaeError(f"cache must be disk for domain_decoders, got {config.trainer.cache}")
