@@ -101,33 +101,44 @@ def _decoder(size: int) -> Decode:
 
 def content_hashes(paths: Sequence[Path]) -> list[str]:
     """Hash the content of each file: 32 hexadecimal digits, or a text with spaces that says why there is no hash."""
-    return list(remember_facts("blake2b", paths, _content_hash, is_final=lambda fact: " " not in fact))
+
+    def hash_content(path: Path) -> str:
+        return hashlib.blake2b(read_bytes(path), digest_size=16).hexdigest()
+
+    return list(remember_facts("blake2b", paths, hash_content, lambda error: f"no hash: {error.reason}"))
 
 
 def remember_facts(
-    kind: str, paths: Sequence[Path], compute: Callable[[Path], Any], is_final: Callable[[Any], bool] = bool
+    kind: str, paths: Sequence[Path], compute: Callable[[Path], Any], unreadable: Callable[[UnreadableImage], Any] = str
 ) -> Iterator[Any]:
     """Look up a fact about each file, and compute it for files that are new or have changed; one after the other.
 
     A fact is remembered under the file's path, size, times of change in nanoseconds and inode, so that a file replaced
     by one of the same size and modification time is noticed. ``compute`` makes a path a fact of a ``kind``, which JSON
-    can hold; it is called in threads, and its exceptions are passed on. Only ``is_final`` facts are remembered.
+    can hold; it is called in threads. ``unreadable`` gives that of a file that cannot be read, which is not remembered.
     """
+
+    def attempt(path: Path) -> tuple[Any, bool]:
+        try:
+            return compute(path), True
+        except UnreadableImage as error:
+            return unreadable(error), False
+
     index, packed, done = cache_dir() / "facts.sqlite", PathList.of(paths), 0
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
-        for fact in _remember(index, kind, packed, compute, is_final):
+        for fact in _remember(index, kind, packed, attempt):
             done += 1
             yield fact
     except (OSError, sqlite3.Error) as error:  # the index only saves time, so nothing stops without it
         logger.debug("%s cannot be used: %s", index, error)
         if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):  # damaged
             index.unlink(missing_ok=True)
-        yield from _remember(":memory:", kind, packed[done:], compute, is_final)
+        yield from _remember(":memory:", kind, packed[done:], attempt)
 
 
 def _remember(
-    index: Path | str, kind: str, paths: PathList, compute: Callable[[Path], Any], is_final: Callable[[Any], bool]
+    index: Path | str, kind: str, paths: PathList, attempt: Callable[[Path], tuple[Any, bool]]
 ) -> Iterator[Any]:
     here, now = Path.cwd(), time.time_ns()
     with closing(sqlite3.connect(index, timeout=60)) as table, _progress("Reading files", len(paths)) as bar:
@@ -140,11 +151,12 @@ def _remember(
             facts = [None if row is None else json.loads(row[0]) for row in found]
             bar.update(len(part) - found.count(None))
             absent = [place for place, row in enumerate(found) if row is None]
-            for place, fact in zip(absent, map_in_threads(compute, part.take(absent), bar), strict=True):
+            rows = []
+            for place, (fact, final) in zip(absent, map_in_threads(attempt, part.take(absent), bar), strict=True):
                 facts[place] = fact
-            new = [place for place in absent if keys[place][2] is not None and is_final(facts[place])]
+                if final and keys[place][2] is not None:
+                    rows.append((*keys[place], json.dumps(fact)))
             with table:
-                rows = ((*keys[place], json.dumps(facts[place])) for place in new)
                 table.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?)", rows)
             yield from facts
 
@@ -170,13 +182,6 @@ def read_ahead(function: Callable[[Task], Result], tasks: Sequence[Task], count:
 
 def _progress(title: str, total: int) -> tqdm:
     return tqdm(total=total, desc=title, leave=False, disable=None)  # shown on a terminal only
-
-
-def _content_hash(path: Path) -> str:
-    try:
-        return hashlib.blake2b(read_bytes(path), digest_size=16).hexdigest()
-    except UnreadableImage as error:
-        return f"no hash: {error.reason}"
 
 
 def _stamp(path: Path, now: int) -> str | None:

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import pooch
 from segae._io import check_range, package_data
 from segae.data.cache import remember_facts
 from segae.data.file_lists import Pair, PairList, PathList
-from segae.data.image_io import UnreadableImage, few, image_size, read_mask, require_same_size, to_class_indices
+from segae.data.image_io import few, image_size, read_mask, require_same_size, to_class_indices
 from segae.errors import DataError
 
 logger = logging.getLogger("segae")
@@ -261,8 +261,8 @@ def check_masks(dataset: SegmentationDataset) -> None:
     together hold fewer than two classes.
     """
     for pairs in dataset.splits.values():
-        sizes = [_facts("size", paths, image_size) for paths in (pairs.images, pairs.masks)]
-        values_of_each = _facts("mask_values", pairs.masks, _values_in)
+        sizes = [remember_facts("size", paths, image_size, lambda _: ()) for paths in (pairs.images, pairs.masks)]
+        values_of_each = remember_facts("mask_values", pairs.masks, _values_in, lambda _: ())
         for pair, image, mask, values in zip(pairs, *sizes, values_of_each, strict=True):
             if image and mask:
                 require_same_size(pair.image, image, pair.mask, mask)
@@ -331,7 +331,7 @@ def make_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
 
 def values_in_masks(pairs: Sequence[Pair]) -> tuple[int, ...]:
     """All values in all masks, ascending. Unreadable masks are passed over."""
-    found = _facts("mask_values", PairList.of(pairs).masks, _values_in)
+    found = remember_facts("mask_values", PairList.of(pairs).masks, _values_in, lambda _: ())
     return tuple(sorted({value for values in found for value in values}))
 
 
@@ -499,18 +499,6 @@ def _mask_values(root: Path, names: tuple[str, ...], found: tuple[int, ...]) -> 
 
 def _values_in(path: Path) -> list[int]:
     return np.unique(read_mask(path))[:_VALUES_REMEMBERED].tolist()
-
-
-def _facts(kind: str, paths: PathList, read: Callable[[Path], Iterable[int]]) -> Iterator[list[int]]:
-    """What ``read`` gives for each file; nothing for a file that cannot be read."""
-
-    def compute(path: Path) -> list[int]:
-        try:
-            return list(read(path))
-        except UnreadableImage:
-            return []
-
-    return remember_facts(kind, paths, compute)
 
 
 def _flat(mask_values: Iterable[int | Sequence[int]]) -> list[int]:

@@ -83,7 +83,7 @@ def find_duplicates(images: Sequence[Path], references: Sequence[Path], *, near:
     if not near:
         return list(found.values())
     left = [index for index in range(len(images)) if index not in found]
-    facts = (remember_facts("phash16", paths, _hash_image) for paths in (images.take(left), references))
+    facts = (remember_facts("phash16", paths, _hash_image, lambda _: "") for paths in (images.take(left), references))
     ours, theirs = ([bytes.fromhex(fact) for fact in each] for each in facts)
     same = {hashes[_PIXELS]: of for hashes, of in zip(reversed(theirs), reversed(references), strict=True) if hashes}
     for index, hashes in zip(left, ours, strict=True):
@@ -103,10 +103,7 @@ def find_duplicates(images: Sequence[Path], references: Sequence[Path], *, near:
 
 def _hash_image(path: Path) -> str:
     """Hash of a picture's pixels, then perceptual hashes of it and of its mirror image, as far as it has them."""
-    try:
-        image = read_image(path)
-    except UnreadableImage:
-        return ""
+    image = read_image(path)
     pixels = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
     pixels.update(np.ascontiguousarray(image).data)
     small = Image.fromarray(image).convert("L").resize((_SMALL, _SMALL), Image.Resampling.LANCZOS)
