@@ -1,7 +1,5 @@
 """Files that are whole or not there: atomic writes, JSON, package data; checks of names and numbers; messages."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging

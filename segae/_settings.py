@@ -1,7 +1,5 @@
 """What every settings dataclass shares: fields checked when it is made, nesting, nearest names, path checks."""
 
-from __future__ import annotations
-
 import os
 import re
 import types

@@ -1,7 +1,5 @@
 """The command line: `segae COMMAND` with flags made from segae.config; code is imported when a command runs."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import functools

@@ -3,8 +3,6 @@
 A field's docstring is its help text on the command line, where the fields in ``MAIN`` stand first.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import field

@@ -1,7 +1,5 @@
 """Validity checks: no test image is trained on, and finished rows can be compared."""
 
-from __future__ import annotations
-
 import logging
 import math
 

@@ -1,7 +1,5 @@
 """Compare the variants of a study: result rows become sections, each with one table of means, gains and tests."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections import defaultdict

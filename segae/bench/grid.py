@@ -1,7 +1,5 @@
 """The runs of a benchmark: start weights x encoders x decoders x label budgets x schedules x seeds."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -3,8 +3,6 @@
 Every number comes from the comparison tables of :func:`segae.bench.comparison.compare_rows`, computed once.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shlex

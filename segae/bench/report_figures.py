@@ -1,7 +1,5 @@
 """Figures of the report: at most six lines, labeled directly, one idea each; inlined into the page or exported."""
 
-from __future__ import annotations
-
 import textwrap
 from base64 import b64encode
 from collections.abc import Mapping, Sequence

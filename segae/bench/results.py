@@ -1,7 +1,5 @@
 """Result tables: one row per finished run, read with every error located, and merged atomically."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import itertools

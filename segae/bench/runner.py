@@ -1,7 +1,5 @@
 """Run a benchmark's grid: pretrain, fine-tune, score once, write rows and a report; continue after an interruption."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -7,10 +7,12 @@ behind the choice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 from statsmodels.stats.multitest import multipletests
@@ -53,15 +55,13 @@ class PixelCounts:
         if self.intersection.shape != shape or self.union.shape != shape or 0 in shape:
             found = f"{self.intersection.shape} and {self.union.shape}"
             raise SegaeError(f"intersection and union must have the shape {shape}, each at least 1, got {found}")
-        for argument, names in (("seeds", self.seeds), ("images", self.images), ("classes", self.classes)):
-            if len(set(names)) < len(names):
-                repeated = next(name for name in names if list(names).count(name) > 1)
-                raise SegaeError(f"{argument} must be distinct, got {repeated!r} twice")
+        for argument in ("seeds", "images", "classes"):
+            if repeated := [name for name, uses in Counter(getattr(self, argument)).items() if uses > 1]:
+                raise SegaeError(f"{argument} must be distinct, got {repeated[0]!r} twice")
         if (self.intersection < 0).any() or (self.intersection > self.union).any():
             raise SegaeError("intersection must lie in [0, union]; count both at the same resolution")
-        empty = [seed for seed, total in zip(self.seeds, self.union.sum(axis=(1, 2)), strict=True) if total == 0]
-        if empty:
-            raise SegaeError(f"union must have a pixel for every seed, got none for seed {empty[0]}")
+        if not (filled := self.union.any(axis=(1, 2))).all():
+            raise SegaeError(f"union must have a pixel for every seed, got none for seed {self.seeds[filled.argmin()]}")
 
     def iou(self) -> Array:
         """IoU of each seed and class, (S, K): summed intersections over summed unions; NaN for an absent class."""
@@ -97,8 +97,7 @@ class PixelCounts:
                 shown = ", ".join(map(str, odd[:3])) + (", ..." if len(odd) > 3 else "")
                 same = f"{argument} must be the same on both sides for pairing"
                 raise SegaeError(f"{same}, got {shown} on one only ({len(odd)})")
-            place = {name: index for index, name in enumerate(mine)}
-            places.append([place[name] for name in theirs])
+            places.append(pd.Index(mine).get_indexer(theirs))
         pick = np.ix_(*places)
         return PixelCounts(other.seeds, other.images, other.classes, self.intersection[pick], self.union[pick])
 
@@ -162,11 +161,8 @@ class CrossedMean:
         widest = -float(special.stdtrit(fewest, alpha / 2)) * largest
         if widest == 0:
             return 0.0
-
-        def excess(half: float) -> float:
-            return float(self.p_value(self.estimate + half)) - alpha
-
-        return float(optimize.brentq(excess, 0, widest * 1.001, xtol=1e-9 * widest))
+        search = {"a": 0, "b": widest * 1.001, "xtol": 1e-9 * widest}
+        return float(optimize.brentq(lambda half: float(self.p_value(self.estimate + half)) - alpha, **search))
 
     def value_variance(self) -> Array:
         """Variance of one value (one seed, one image): the sum of the three variance components, none below 0."""
@@ -236,12 +232,10 @@ def crossed_mean(values: ArrayLike) -> CrossedMean:
     estimate = seed_means.mean(axis=-1)
     image = image_means.var(axis=-1, ddof=1) / images
     if seeds == 1:
-        seed = residual = np.zeros_like(image)
-    else:
-        seed = seed_means.var(axis=-1, ddof=1) / seeds
-        rest = table - seed_means[..., None] - image_means[..., None, :] + estimate[..., None, None]
-        residual = (rest**2).sum(axis=(-2, -1)) / ((seeds - 1) * (images - 1)) / (seeds * images)
-    return CrossedMean(estimate, seed, image, residual, seeds, images)
+        return CrossedMean(estimate, np.zeros_like(image), image, np.zeros_like(image), seeds, images)
+    rest = table - seed_means[..., None] - image_means[..., None, :] + estimate[..., None, None]
+    residual = (rest**2).sum(axis=(-2, -1)) / ((seeds - 1) * (images - 1)) / (seeds * images)
+    return CrossedMean(estimate, seed_means.var(axis=-1, ddof=1) / seeds, image, residual, seeds, images)
 
 
 def mean_interval(scores: Scores, level: float = 0.95) -> Interval:
@@ -264,12 +258,11 @@ def mean_interval(scores: Scores, level: float = 0.95) -> Interval:
     table = _as_table(scores)
     if table.ndim > 1:
         crossed = crossed_mean(table)
-        estimate, half = float(crossed.estimate), crossed.half_width(level)
-        over = "seeds and images" if crossed.seeds > 1 else "images"
-        return Interval(estimate, estimate - half, estimate + half, level, over)
+        mean, half = float(crossed.estimate), crossed.half_width(level)
+        return Interval(mean, mean - half, mean + half, level, "seeds and images" if crossed.seeds > 1 else "images")
     if not len(table) or not np.isfinite(table).all():
         raise SegaeError(f"scores must be at least 1 finite number, got {table.tolist()}")
-    half = stats.t.isf((1 - level) / 2, len(table) - 1) * stats.sem(table) if len(table) > 1 else float("nan")
+    half = stats.t.isf((1 - level) / 2, len(table) - 1) * stats.sem(table) if len(table) > 1 else np.nan
     mean, half = float(np.mean(table)), float(half)
     return Interval(mean, mean - half, mean + half, level, "seeds")
 

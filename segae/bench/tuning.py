@@ -1,7 +1,5 @@
 """Choose fine-tuning settings on validation images, with the same candidates for every variant."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import math

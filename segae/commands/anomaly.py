@@ -1,7 +1,5 @@
 """Learn what is normal, and rank images by how anomalous they are."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Group images by their features."""
 
-from __future__ import annotations
-
 import logging
 
 import pandas as pd

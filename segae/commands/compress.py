@@ -1,7 +1,5 @@
 """Compress images with an autoencoder, and turn compressed files into images again."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path

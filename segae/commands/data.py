@@ -1,7 +1,5 @@
 """Download data sets; nothing is downloaded unless this is called."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

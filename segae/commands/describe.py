@@ -1,7 +1,5 @@
 """Show the layers, shapes and parameter counts of a model, and what its file says."""
 
-from __future__ import annotations
-
 import logging
 import os
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """What of segae works on this machine, and the command that mends the rest."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os

@@ -1,7 +1,5 @@
 """Score a trained segmenter or classifier on a split of a labeled data set."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math

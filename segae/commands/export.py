@@ -1,7 +1,5 @@
 """Hand a model to other libraries: a folder of timm or smp, or ONNX."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from dataclasses import replace

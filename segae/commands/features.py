@@ -1,7 +1,5 @@
 """Features of images from a frozen encoder, as arrays or as a file."""
 
-from __future__ import annotations
-
 import logging
 from contextlib import ExitStack
 from pathlib import Path

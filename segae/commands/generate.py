@@ -1,7 +1,5 @@
 """Generate images from random codes of an autoencoder."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Draw a map of images as one HTML file."""
 
-from __future__ import annotations
-
 import base64
 import importlib
 import logging

@@ -1,7 +1,5 @@
 """Segment or classify images: arrays of masks, or mask files at the images' own sizes."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import json

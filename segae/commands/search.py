@@ -1,7 +1,5 @@
 """Find the images most like a query image."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

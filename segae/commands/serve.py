@@ -1,7 +1,5 @@
 """A local page and a JSON endpoint that segment one image at a time."""
 
-from __future__ import annotations
-
 import base64
 import io
 import logging

@@ -1,7 +1,5 @@
 """Choose the images to label next, and write lists that annotation tools import."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Sequence

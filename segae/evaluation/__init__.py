@@ -1,7 +1,5 @@
 """Evaluation on plain arrays: segmentation metrics, prediction, linear probe, figures."""
 
-from __future__ import annotations
-
 from segae.evaluation.classification import ClassificationScores, evaluate_classifier
 from segae.evaluation.metrics import SegmentationMetrics, SegmentationScores, confusion_matrix, mean_iou
 from segae.evaluation.plots import (

@@ -1,7 +1,5 @@
 """Score a classifier on arrays of images: accuracy, also of each class, and the confusion matrix."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -3,8 +3,6 @@
 Scores of a set come from sums over all its pixels, so none depends on the batch size; per-image scores are kept too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Only matplotlib's ``Figure`` objects are used, never ``pyplot``: nothing global changes, no display is needed.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import os

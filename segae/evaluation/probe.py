@@ -1,7 +1,5 @@
 """Quality of an encoder without fine-tuning: a linear probe, RankMe, and the spread of its features."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np

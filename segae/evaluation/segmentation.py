@@ -1,7 +1,5 @@
 """Run a segmenter over arrays of images and score its masks; plain arrays in, so training can use it too."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 
