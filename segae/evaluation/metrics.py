@@ -95,8 +95,7 @@ class SegmentationMetrics:
         count = len(self.classes)
         if not count or len(set(self.classes)) < count:
             raise SegaeError(f"classes must be one or more distinct names, got {self.classes}")
-        self._boundary_intersection_k = np.zeros(count, np.int64)
-        self._boundary_union_k = np.zeros(count, np.int64)
+        self._boundary_2k = np.zeros((2, count), np.int64)  # intersection and union
         self._confusion = np.zeros((count, count), np.int64)
         self._overlaps: list[tuple[NDArray[np.integer], NDArray[np.integer]]] = []  # (B, K) twice per batch
         self._names: list[str] = []
@@ -116,8 +115,7 @@ class SegmentationMetrics:
             width = boundary_width(*true_hw.shape)
             for index in np.flatnonzero(union_k):
                 predicted, true = (boundary_region(mask == index, width) for mask in (predicted_hw, true_hw))
-                self._boundary_intersection_k[index] += np.count_nonzero(predicted & true)
-                self._boundary_union_k[index] += np.count_nonzero(predicted | true)
+                self._boundary_2k[:, index] += np.count_nonzero(predicted & true), np.count_nonzero(predicted | true)
 
     def compute(self) -> SegmentationScores:
         """Return the scores of everything added so far; nothing is a SegaeError."""
@@ -135,7 +133,7 @@ class SegmentationMetrics:
             dice=float(np.nanmean(2 * iou_k / (1 + iou_k))),  # class by class; NaN stays NaN
             pixel_accuracy=float(np.trace(self._confusion) / self._confusion.sum()),
             per_image_miou=float(per_image_n.mean()),
-            boundary_iou=float(np.nanmean(_ratio(self._boundary_intersection_k, self._boundary_union_k))),
+            boundary_iou=float(np.nanmean(_ratio(*self._boundary_2k))),
             iou=dict(zip(self.classes, iou_k.tolist(), strict=True)),
             confusion=self._confusion.copy(),
             per_image=pd.DataFrame(columns),

@@ -39,7 +39,6 @@ OKABE_ITO |= {"purple": "#CC79A7", "sky": "#56B4E9", "yellow": "#F0E442", "black
 """Colors distinguishable for color-blind readers (Okabe and Ito, jfly.uni-koeln.de/color)."""
 INK, FAINT = "#222222", "#8A8A8A"
 DPI = 120
-MAX_LINES = 6  # in one figure; more cannot be followed
 _CELL, _GAP = 1.8, 0.08  # inches: side of a picture of a contact sheet, and the space between two
 _SCORES = {  # columns of a log with a panel of their own: title, color, upper end of the scale
     "miou": ("mean IoU (validation)", "green", 1.0),
@@ -178,7 +177,7 @@ def draw_curves(log: Log, path: Path) -> None:
     ``valid_loss``, ``miou``, ``accuracy``, ``probe_miou``, ``rankme`` and ``r2`` are drawn, and from ``phase`` the
     unfreezing.
     """
-    table = _read_log(log, "train_loss")
+    table = _read_log(log)
     scores = [column for column in _SCORES if column in table and table[column].notna().any()]
     across, down = min(2, 1 + len(scores)), math.ceil((1 + len(scores)) / 2)
     figure = Figure(figsize=(4.4 * across, 2.9 * down), dpi=DPI, facecolor="white", layout="constrained")
@@ -187,25 +186,13 @@ def draw_curves(log: Log, path: Path) -> None:
     if "valid_loss" in table and table["valid_loss"].notna().any():
         _draw_line(first, table, "valid_loss", "validation", OKABE_ITO["vermillion"])
     _style(first, "loss", table)
-    label_lines(first)
+    _label_lines(first)
     for axes, column in zip(others, scores, strict=True):
         title, color, highest = _SCORES[column]
         _draw_line(axes, table, column, "_", OKABE_ITO[color])
         _style(axes, title, table)
         axes.set_ylim(bottom=min(0, table[column].min()), top=max(0.05, min(highest, 1.15 * table[column].max())))
     save_figure(figure, path)
-
-
-def draw_comparison(logs: Mapping[str, Log], path: Path, *, column: str = "train_loss", title: str = "") -> None:
-    """Draw one column of the logs (table or CSV file, by run name) of 1 to 6 runs over the epochs, as PNG."""
-    if not 1 <= len(logs) <= MAX_LINES:
-        raise SegaeError(f"logs must be of 1 to {MAX_LINES} runs, got {len(logs)}: draw several figures")
-    axes = Figure(figsize=(7.2, 3.6), dpi=DPI, facecolor="white", layout="constrained").add_subplot()
-    for (name, log), color in zip(logs.items(), OKABE_ITO.values(), strict=False):
-        _draw_line(axes, _read_log(log, column), column, name, color)
-    _style(axes, title or column.replace("_", " "))
-    label_lines(axes)
-    save_figure(axes.figure, path)
 
 
 def confusion_figure(confusion: NDArray[np.integer], classes: Sequence[str], path: Path) -> None:
@@ -254,17 +241,18 @@ def _break_text(text: str, inches: float) -> str:
     return "\n".join(line.strip() for line in lines)
 
 
-def _read_log(log: Log, column: str) -> pd.DataFrame:
-    """Rows of a log with numbers under ``epoch`` and ``column``; what is not finite is missing."""
+def _read_log(log: Log) -> pd.DataFrame:
+    """Rows of a log with numbers under ``epoch`` and ``train_loss``; what is not finite is missing."""
+    needed, shown = ["epoch", "train_loss"], str(log)[:200]
     try:
         table = (log if isinstance(log, pd.DataFrame) else pd.read_csv(log)).copy()
-        for name in {"epoch", column} | (set(table) & {"valid_loss", *_SCORES}):
+        for name in {*needed} | (set(table) & {"valid_loss", *_SCORES}):
             table[name] = pd.to_numeric(table[name]).where(np.isfinite)
-        table = table.dropna(subset=["epoch", column])
+        table = table.dropna(subset=needed)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"log must have numbers under epoch and {column}, got {str(log)[:200]} ({error!r})") from error
+        raise DataError(f"log must have numbers under {' and '.join(needed)}, got {shown} ({error!r})") from error
     if table.empty:
-        raise DataError(f"log must have one or more epochs with {column}, got 0 in {str(log)[:200]}")
+        raise DataError(f"log must have one or more epochs with train_loss, got 0 in {shown}")
     return table
 
 
@@ -274,37 +262,32 @@ def _draw_line(axes: Axes, table: pd.DataFrame, column: str, label: str, color: 
     axes.plot(shown["epoch"], shown[column], marker=marker, markersize=4, color=color, label=label, lw=1.8)
 
 
-def _style(axes: Axes, title: str, table: pd.DataFrame | None = None) -> None:
-    """Title, axes and grid; with the log of one run also the epoch in which its encoder was unfrozen."""
+def _style(axes: Axes, title: str, table: pd.DataFrame) -> None:
+    """Title, axes and grid, and the epoch of the log in which the encoder was unfrozen."""
     axes.set_title(title, fontsize=11, color=INK, loc="left")
     axes.set_xlabel("epoch", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(colors=INK, labelsize=9)
     axes.grid(axis="y", color="#E6E6E6", lw=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    if (
-        table is not None
-        and "phase" in table
-        and 0 < (frozen := table["phase"].isin(["frozen", "decoder"])).sum() < len(table)
-    ):
-        unfrozen = table.loc[frozen, "epoch"].max() + 0.5
+    frozen: Any = table["epoch"][table["phase"].isin(["frozen", "decoder"])] if "phase" in table else ()
+    if 0 < len(frozen) < len(table):
+        unfrozen = max(frozen) + 0.5
         axes.axvline(unfrozen, color=FAINT, lw=1, ls="--", label="_")
         place: dict[str, Any] = {"xytext": (4, 5), "textcoords": "offset points"}
         axes.annotate("encoder unfrozen", (unfrozen, 0), xycoords=("data", "axes fraction"), color=FAINT, **place)
 
 
-def label_lines(axes: Any) -> None:
+def _label_lines(axes: Any) -> None:
     """Write each line's label at its right end in its color, in place of a legend; the limits must be final."""
-    ends = [(float(line.get_ydata()[-1]), line) for line in axes.get_lines() if str(line.get_label())[0] != "_"]
-    ends.sort(key=lambda end: end[0])
+    lines = [line for line in axes.get_lines() if str(line.get_label())[0] != "_"]
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
     gap = 14 / 72 / (axes.figure.get_figheight() * axes.get_position().height) * (high - low)  # a line of text
-    heights: list[float] = []
-    for index, (value, _) in enumerate(ends):
-        room = high - gap * (len(ends) - 1 - index)  # below it there is space for the labels that follow
-        heights.append(min(max(value, heights[-1] + gap if heights else low), room))
-    style = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 10, "parse_math": False}
-    for height, (_, line) in zip(heights, ends, strict=True):
-        name = textwrap.shorten(str(line.get_label()), 32, placeholder="\N{HORIZONTAL ELLIPSIS}")
-        axes.text(1.02, height, name, color=line.get_color(), **style)
+    style = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 10}
+    high -= gap * len(lines)
+    for line in sorted(lines, key=lambda one: float(one.get_ydata()[-1])):
+        high += gap  # below it there is space for the labels that follow
+        height = min(max(float(line.get_ydata()[-1]), low), high)
+        axes.text(1.02, height, line.get_label(), color=line.get_color(), **style)
+        low = height + gap

@@ -201,9 +201,9 @@ def test_a_log_that_cannot_be_drawn_is_an_error(tmp_path, log):
         plots.draw_curves(log, tmp_path / "curves.png")
 
 
-def test_a_comparison_names_up_to_six_lines_beside_their_ends(tmp_path, figures):
-    runs = {f"imagenet+pseudo_masks, seed {index}": LOG.assign(miou=LOG["miou"] + index / 1e4) for index in range(6)}
-    plots.draw_comparison(runs, tmp_path / "runs.png", column="miou", title="mean IoU")
+def test_curves_name_the_losses_beside_their_ends(tmp_path, figures):
+    log = LOG[["epoch", "train_loss"]].assign(valid_loss=LOG["train_loss"] + 1e-4)
+    plots.draw_curves(log, tmp_path / "curves.png")
     (figure,) = figures
     figure.canvas.draw()
     (axes,) = figure.axes
@@ -213,9 +213,6 @@ def test_a_comparison_names_up_to_six_lines_beside_their_ends(tmp_path, figures)
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
     assert min(box.x0 for box in boxes) >= axes.get_window_extent().x1
     assert max(box.y1 for box in boxes) <= figure.bbox.y1
-    for count in (0, 7):
-        with pytest.raises(SegaeError, match=f"logs .*{count}"):
-            plots.draw_comparison({str(index): LOG for index in range(count)}, tmp_path / "runs.png")
 
 
 def test_a_confusion_matrix_is_shown_in_percent_of_each_true_class(tmp_path, figures):
