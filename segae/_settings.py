@@ -22,6 +22,11 @@ def number(default: Any, low: float, high: float, *, open_low: bool = False, ope
     return field(default=default, metadata={"low": low, "high": high, "low_open": open_low, "high_open": open_high})
 
 
+def checked(require: Callable[[str, Any], object], **how: Any) -> Any:
+    """Declare a field that ``require`` checks before a command starts, such as a path that must exist."""
+    return field(metadata={"require": require}, **how)
+
+
 class FieldType(NamedTuple):
     """What a field accepts, read from its annotation."""
 
@@ -45,16 +50,14 @@ def _field_type(hint: Any) -> FieldType:
     return FieldType(frozenset([origin or hint]))
 
 
-@typing.dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, checked))
 class Config:
     """Base of all settings, which makes them frozen dataclasses; every field is checked when the object is made.
 
-    ``MAIN`` are the fields shown first in the help, ``INPUTS`` what must be true of paths before a command starts,
-    ``TYPES`` what each field accepts.
+    ``MAIN`` are the fields shown first in the help, ``TYPES`` what each field accepts.
     """
 
     MAIN: ClassVar[tuple[str, ...]] = ()
-    INPUTS: ClassVar[Mapping[str, Callable[[str, Any], object]]] = {}
     TYPES: ClassVar[Mapping[str, FieldType]]
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -84,14 +87,15 @@ class Config:
 
     def check_inputs(self) -> None:
         """Refuse input files and folders that are not there, before anything expensive is imported."""
-        for name, require in self.INPUTS.items():
-            value = getattr(self, name)
+        for name in dict.fromkeys([*self.MAIN, *self.TYPES]):  # in the order of the help
+            value, require = getattr(self, name), self.__dataclass_fields__[name].metadata.get("require")
             for item in value if isinstance(value, tuple) else () if value is None else (value,):
-                require(name, item)
+                if require:
+                    require(name, item)
 
 
 def _check(name: str, value: Any, accepted: FieldType, limits: Mapping[str, Any]) -> None:
-    if limits:
+    if "low" in limits:
         check_range(name, value, integer=float not in accepted.kinds, **limits)
         if name == "labels" and isinstance(value, float) and value > 1:
             raise SegaeError(f"labels must be a whole number of images or a share in (0, 1], got {value}")

@@ -12,6 +12,7 @@ from segae._io import require_name
 from segae._settings import (
     Config,
     PathLike,
+    checked,
     merge_settings,
     number,
     require_file,
@@ -56,7 +57,7 @@ class _Training(Config):
     encoder: str | None = None
     """Any convolutional network of timm; or linear_64, dense_256_64, conv_16_8_4 and the like, for small images.
     Default: that of the weights file, else tf_efficientnet_lite0."""
-    weights: PathLike = "random"
+    weights: PathLike = checked(require_weights, default="random")
     """Where the encoder starts: random, imagenet, an encoder.safetensors, or the name of a published encoder."""
     classes: tuple[str, ...] = ()
     """Class names in the order of their mask values; not needed for Pets or if the folder has a classes.txt."""
@@ -126,9 +127,8 @@ class PretrainConfig(_Training, PretrainSettings):
     """
 
     MAIN = ("data", "out", "method", "encoder", "weights", "image_size", "epochs", "batch_size", "lr", "resume")
-    INPUTS: ClassVar = {"data": require_images, "weights": require_weights, "probe": require_labeled}
 
-    data: PathLike | Sequence[PathLike] = field(kw_only=False)
+    data: PathLike | Sequence[PathLike] = checked(require_images, kw_only=False)
     """Folders of images, searched recursively; test images of data sets in them are left out. Or a stream: tar shards,
     a folder of parquet files, 'hf://owner/name?split=train&column=image'."""
     out: PathLike = "runs/pretrain"
@@ -141,7 +141,7 @@ class PretrainConfig(_Training, PretrainSettings):
     """Images per epoch of a stream. Default: all, if the shards say how many they hold."""
     near_duplicates: bool = True
     """Also leave out images that look like a test image (resized, mirrored), not only equal files."""
-    probe: PathLike | None = None
+    probe: PathLike | None = checked(require_labeled, default=None)
     """A labeled data set: log the mIoU of a linear probe on a fifth of its training images."""
     probe_every: int = number(1, 1, 100_000)
     """Epochs between two probes."""
@@ -197,9 +197,8 @@ class FinetuneConfig(_Training, FinetuneSettings):
         *("data", "task", "weights", "out", "encoder", "decoder", "labels"),
         *("image_size", "freeze_epochs", "epochs", "batch_size", "lr", "resume"),
     )
-    INPUTS: ClassVar = {"data": require_labeled, "weights": require_weights}
 
-    data: PathLike = field(kw_only=False)
+    data: PathLike = checked(require_labeled, kw_only=False)
     """A labeled data set: a folder with images/ and masks/, or the Oxford-IIIT Pets layout; to classify, a folder for
     each class, or train/ (and val/, test/) with such folders."""
     task: Literal["segment", "classify"] = "segment"
@@ -240,11 +239,10 @@ class EvaluateConfig(_Inference):
     """
 
     MAIN = ("data", "model", "split", "out", "resolution", "batch_size", "device", "overwrite")
-    INPUTS: ClassVar = {"data": require_labeled, "model": require_file}
 
-    model: Any = field(kw_only=False)
+    model: Any = checked(require_file, kw_only=False)
     """The model.safetensors that segae finetune wrote, or in predict an exported model.onnx."""
-    data: PathLike = field(kw_only=False)
+    data: PathLike = checked(require_labeled, kw_only=False)
     """A labeled data set: a folder with images/ and masks/, or the Oxford-IIIT Pets layout."""
     split: str = "test"
     """test, train, or val if the data set has one."""
@@ -268,11 +266,10 @@ class PredictConfig(_Inference):
     """
 
     MAIN = ("images", "model", "out", "tile", "tta", "overlay", "probabilities", "batch_size", "device", "overwrite")
-    INPUTS: ClassVar = {"images": require_images, "model": require_file}
 
-    model: Any = field(kw_only=False)
+    model: Any = checked(require_file, kw_only=False)
     """The model.safetensors that segae finetune wrote, or in predict an exported model.onnx."""
-    images: PathLike | Sequence[PathLike] = field(kw_only=False)
+    images: PathLike | Sequence[PathLike] = checked(require_images, kw_only=False)
     """Images, folders that are searched recursively, or videos, whose frames get a mask each."""
     out: PathLike = "runs/predict"
     """Folder for the masks, outside the folders of images."""
@@ -303,11 +300,10 @@ class DecompressConfig(_Inference):
     """Turn files of segae compress into PNGs again, with the same autoencoder."""
 
     MAIN: ClassVar[tuple[str, ...]] = ("files", "model", "out", "device", "overwrite")
-    INPUTS: ClassVar = {"files": require_images, "model": require_file}
 
-    files: PathLike | Sequence[PathLike] = field(kw_only=False)
+    files: PathLike | Sequence[PathLike] = checked(require_images, kw_only=False)
     """Files, or folders that are searched recursively."""
-    model: Any
+    model: Any = checked(require_file)
     """The autoencoder.safetensors that segae pretrain wrote."""
     out: PathLike = "runs/codes"
     """Folder for the results."""
@@ -330,18 +326,17 @@ class GenerateConfig(_Inference):
     """Generate images from random codes of an autoencoder: a PNG each, sheet.png, and samples.csv."""
 
     MAIN = ("model", "count", "seed", "images", "interpolate", "out", "device", "overwrite")
-    INPUTS: ClassVar = {"model": require_file, "images": require_images, "interpolate": require_images}
 
-    model: Any = field(kw_only=False)
+    model: Any = checked(require_file, kw_only=False)
     """The autoencoder.safetensors that segae pretrain wrote."""
     count: int = number(16, 1, 10_000)
     """How many images."""
     seed: int = number(0, 0, 2**32 - 1)
     """Seed of the random codes."""
-    images: PathLike | Sequence[PathLike] = ()
+    images: PathLike | Sequence[PathLike] = checked(require_images, default=())
     """Training images: the nearest of each sample is shown, and random codes of an autoencoder that is not variational
     get the mean and covariance of their codes, of 4,096 of them at most."""
-    interpolate: tuple[PathLike, ...] = ()
+    interpolate: tuple[PathLike, ...] = checked(require_images, default=())
     """Two images: interpolation.png leads from one to the other."""
     out: PathLike = "runs/generate"
     """Folder for the results."""
@@ -358,11 +353,10 @@ class ServeConfig(Config):
     """Serve a page on this machine where an image is dropped and segmented, and JSON at /predict."""
 
     MAIN = ("model", "autoencoder", "host", "port", "device")
-    INPUTS: ClassVar = {"model": require_file, "autoencoder": require_file}
 
-    model: Any = field(kw_only=False)
+    model: Any = checked(require_file, kw_only=False)
     """The model.safetensors that segae finetune wrote."""
-    autoencoder: PathLike | None = None
+    autoencoder: PathLike | None = checked(require_file, default=None)
     """An autoencoder.safetensors that segae pretrain wrote: also show its reconstruction."""
     host: str = "127.0.0.1"
     """Address to listen on. The default is reached from this machine only; there is no password."""
@@ -377,9 +371,7 @@ class ServeConfig(Config):
 class _Images(_Inference):
     """What commands share that look at images."""
 
-    INPUTS: ClassVar = {"images": require_images}
-
-    images: PathLike | Sequence[PathLike] = field(kw_only=False)
+    images: PathLike | Sequence[PathLike] = checked(require_images, kw_only=False)
     """Images, or folders that are searched recursively."""
     batch_size: int = number(64, 1, 65_536)
     """Images per forward pass."""
@@ -424,11 +416,10 @@ class SuggestConfig(_Frozen):
     """
 
     MAIN = ("images", "labeled", "count", "model", "encoder", "out", "overwrite")
-    INPUTS: ClassVar = {"images": require_images, "labeled": require_images}
 
-    images: PathLike | Sequence[PathLike] = field(kw_only=False)
+    images: PathLike | Sequence[PathLike] = checked(require_images, kw_only=False)
     """The pool: images, or folders that are searched recursively. Labeled images among them are left out."""
-    labeled: PathLike | Sequence[PathLike] = ()
+    labeled: PathLike | Sequence[PathLike] = checked(require_images, default=())
     """Images that are labeled already: a labeled data set, or folders of images."""
     count: int = number(50, 1, 10_000)
     """How many images to choose."""
@@ -448,9 +439,8 @@ class AnomalyFitConfig(_Frozen):
     """Learn from normal images alone which images are anomalies; writes detector.safetensors."""
 
     MAIN = ("images", "model", "encoder", "false_alarm_rate", "held_out", "out", "overwrite")
-    INPUTS: ClassVar = {"images": require_images, "model": require_file}
 
-    model: Any = None
+    model: Any = checked(require_file, default=None)
     """An autoencoder.safetensors, not trained on these images, to score by its reconstruction error. Default: score by
     the distance of the encoder's features."""
     false_alarm_rate: float = number(0.01, 0, 1, open_low=True, open_high=True)
@@ -463,9 +453,8 @@ class AnomalyScoreConfig(_Images):
     """Rank images by how anomalous they are; writes scores.csv, heatmaps/ of the first ones and a contact sheet."""
 
     MAIN = ("images", "detector", "out", "device", "overwrite")
-    INPUTS: ClassVar = {"images": require_images, "detector": require_file}
 
-    detector: Any
+    detector: Any = checked(require_file)
     """The detector.safetensors that segae anomaly fit wrote."""
 
 
@@ -473,13 +462,12 @@ class SearchConfig(_Frozen):
     """Find the images most like each query image; writes hits.csv and a contact sheet."""
 
     MAIN = ("query", "images", "index", "encoder", "k", "out", "overwrite")
-    INPUTS: ClassVar = {"query": require_images, "images": require_images, "index": require_file}
 
-    query: PathLike | Sequence[PathLike] = field(kw_only=False)
+    query: PathLike | Sequence[PathLike] = checked(require_images, kw_only=False)
     """Images, or folders that are searched recursively."""
-    images: PathLike | Sequence[PathLike] = ()
+    images: PathLike | Sequence[PathLike] = checked(require_images, default=())
     """Images to search in, or folders of them."""
-    index: Any = None
+    index: Any = checked(require_file, default=None)
     """In place of images: the file that segae features wrote with the same encoder."""
     k: int = number(10, 1, 10_000)
     """Images to find for each query."""
@@ -509,15 +497,13 @@ class MapConfig(_Frozen):
 class ExportConfig(Config):
     """Write a model for another library: a folder that it loads by its name, or ONNX; README.md there says how."""
 
-    INPUTS: ClassVar = {"images": require_images}
-
     model: Any = field(kw_only=False)
     """A model file of segae or a published name. Where a library takes encoders, that of a segmenter is written."""
     to: Literal["timm", "smp", "torchgeo", "anomalib", "fastai", "onnx", "hub"] = "timm"
     """The library; smp and hub (the Hugging Face Hub) also take whole segmenters, as onnx does."""
     out: PathLike = "runs/export"
     """Folder for the files, new or empty."""
-    images: tuple[PathLike, ...] = ()
+    images: tuple[PathLike, ...] = checked(require_images, default=())
     """Images on which ONNX Runtime is compared with PyTorch, the first 64 of them. Default: drawn pets."""
     license: str | None = None
     """License for the model card, by its name on the Hub, such as apache-2.0."""
@@ -532,11 +518,7 @@ class BenchConfig(Config):
     """
 
     MAIN = ("data", "preset", "weights", "labels", "seeds", "unlabeled", "encoders", "out", "jobs", "devices")
-    INPUTS: ClassVar = {
-        **{"data": require_labeled, "unlabeled": require_images, "experiment": require_name, "shard": require_shard}
-    }
-
-    data: PathLike | None = field(default=None, kw_only=False)
+    data: PathLike | None = checked(require_labeled, default=None, kw_only=False)
     """A labeled data set: images/ and masks/, or the Oxford-IIIT Pets layout. The preset quick brings its own."""
     preset: Literal["own", "quick", "sample", "full", "smp"] = "own"
     """quick: drawn pets, minutes on a CPU. sample: a few hundred images, hours on a CPU. full: all Oxford-IIIT Pets, a
@@ -556,7 +538,7 @@ class BenchConfig(Config):
     """Decoders of segmentation_models_pytorch, or linear."""
     schedules: tuple[str, ...] = ("1+3",)
     """Frozen + full epochs."""
-    unlabeled: tuple[PathLike, ...] = ()
+    unlabeled: tuple[PathLike, ...] = checked(require_images, default=())
     """Further folders of images for pretraining."""
     classes: tuple[str, ...] = ()
     """Class names in the order of their mask values; not needed for Pets or if the folder has a classes.txt."""
@@ -564,7 +546,7 @@ class BenchConfig(Config):
     """Classes to be merged into one, such as foreground=pet+border."""
     out: PathLike = "runs/bench"
     """Folder for the runs, the rows and the report."""
-    experiment: str = "bench"
+    experiment: str = checked(require_name, default="bench")
     """Name of the study in the rows."""
     rows: PathLike | None = None
     """CSV file for the rows. Default: <experiment>.csv in the folder of the runs."""
@@ -588,7 +570,7 @@ class BenchConfig(Config):
     """Devices of the jobs, in turn, such as cuda:0 cuda:1. Default: the one device of the trainer."""
     address: str | None = None
     """Address of a running Ray cluster. Default: start one on this machine."""
-    shard: str | None = None
+    shard: str | None = checked(require_shard, default=None)
     """Run only part i of n of the grid, such as 1/4, for job arrays."""
     report: bool = True
     """Write the report at the end."""
@@ -611,9 +593,7 @@ class BenchConfig(Config):
 class ReportConfig(Config):
     """Make one self-contained HTML report from result rows."""
 
-    INPUTS: ClassVar = {"rows": require_file}
-
-    rows: PathLike = field(kw_only=False)
+    rows: PathLike = checked(require_file, kw_only=False)
     """CSV file of result rows, such as runs/bench/bench.csv."""
     out: PathLike | None = None
     """The HTML file. Default: beside the rows."""
