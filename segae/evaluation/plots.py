@@ -137,21 +137,13 @@ def segmentation_sheet(
     contact_sheet(columns, path, row_labels=row_labels, legend=dict(zip(classes, palette, strict=True)))
 
 
-def reconstruction_sheet(
-    model: Any,
-    method: Method,
-    images: NDArray[np.uint8],
-    path: Path,
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> None:
+def reconstruction_sheet(model: Any, method: Method, images: NDArray[np.uint8], path: Path) -> None:
     """Draw image, corrupted input and reconstruction side by side, one row for each of ``images`` (uint8 N, S, S, C).
 
     Where pixels were hidden, another column fills the holes of the image with the reconstruction; of a pseudo-mask
-    method the target object and the predicted one are cut out of the input. None takes the model's ``mean``, ``std``.
+    method the target object and the predicted one are cut out of the input.
     """
-    mean, std, device = input_settings(model, mean, std)
+    mean, std, device = input_settings(model, None, None)
     clean = normalize(images, mean, std, device)
     corrupted = method.corrupt(clean, torch.Generator(device).manual_seed(0))
     seen, mask = corrupted.image, corrupted.mask

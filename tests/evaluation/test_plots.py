@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -127,7 +128,8 @@ class Oracle(nn.Module):
 @pytest.fixture
 def columns_for(tmp_path, figures):
     def draw(model: nn.Module, method: str) -> dict[str, np.ndarray]:
-        plots.reconstruction_sheet(model, create_method(method), IMAGES, tmp_path / "s.png", mean=MEAN, std=STD)
+        model.info = SimpleNamespace(mean=MEAN, std=STD)
+        plots.reconstruction_sheet(model, create_method(method), IMAGES, tmp_path / "s.png")
         assert model.training
         columns = columns_of(figures[-1])
         assert near(columns["image"], IMAGES)
