@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, JSON, package data; checks of names and numbers; messages."""
+"""Files that are whole or not there: atomic writes, JSON, package data; data URIs; checks of values; messages."""
 
 import importlib.util
 import json
@@ -9,13 +9,15 @@ import re
 import shutil
 import sys
 import tempfile
+from base64 import b64encode
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from segae.errors import SegaeError, nearest
 
+logger = logging.getLogger("segae")
 _TEMPORARY = re.compile(r"\.(?P<pid>\d+)-\w+\.segae-part")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
@@ -95,11 +97,10 @@ def remove_stale_temporaries(folder: Path) -> None:
 def process_runs(pid: int) -> bool:
     """Whether a process with this id exists on this machine."""
     try:
-        os.kill(pid, 0)
+        with suppress(PermissionError, OverflowError):
+            os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):
-        return True
     return True
 
 
@@ -123,17 +124,18 @@ def package_data(name: str) -> Path:
     return installed if installed.is_dir() else package.parent / "data" / name
 
 
+def data_uri(kind: str, content: bytes) -> str:
+    """The content of a file as a data URI of this media type."""
+    return f"data:{kind};base64,{b64encode(content).decode()}"
+
+
 def cache_dir() -> Path:
     """Return the folder of everything that can be computed again: $SEGAE_CACHE, else ~/.cache/segae."""
     return Path(os.environ.get("SEGAE_CACHE") or Path.home() / ".cache" / "segae")
 
 
 def require_name(argument: str, value: str) -> str:
-    """Return ``value`` if it is safe as a part of a file name: letters, digits, ``._-``, at most 100 characters.
-
-    Raises:
-        SegaeError: it is not, or begins with a dot or a dash.
-    """
+    """Return ``value``, which must be safe in a file name: 1 to 100 letters, digits, ``._-``, no dot or dash first."""
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         shown = value if len(str(value)) <= 60 else f"{str(value)[:60]}... ({len(str(value))} characters)"
         raise SegaeError(f"{argument} must be 1 to 100 letters, digits or . _ -, got {shown!r}")
@@ -164,10 +166,8 @@ def check_range(
 ) -> None:
     """Refuse a number outside its range, and anything that is not a finite number.
 
-    ``low`` and ``high`` are the smallest and largest allowed values or None; an open limit is refused itself.
-
-    Raises:
-        SegaeError: names the argument, the condition and the value seen.
+    ``low`` and ``high`` are the smallest and largest allowed values or None; an open limit is refused itself. The
+    SegaeError names the argument, the condition and the value seen.
     """
     number = isinstance(value, int) or (isinstance(value, float) and not integer)
     if number and not isinstance(value, bool) and math.isfinite(value):
@@ -189,7 +189,6 @@ class _PrintMessages(logging.Handler):
     """Print information to stdout, of several processes that of the first, and warnings to stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one message."""
         if record.levelno >= logging.WARNING:
             print(f"warning: {record.getMessage()}", file=sys.stderr)
         elif os.environ.get("RANK", "0") == "0":
@@ -199,7 +198,6 @@ class _PrintMessages(logging.Handler):
 @contextmanager
 def show_messages() -> Iterator[None]:
     """Within, print what segae logs, unless the program configured logging or the level of the logger "segae"."""
-    logger = logging.getLogger("segae")
     with nullcontext() if logger.hasHandlers() or logger.level != logging.NOTSET else print_messages(logging.INFO):
         yield
 
@@ -207,7 +205,7 @@ def show_messages() -> Iterator[None]:
 @contextmanager
 def print_messages(level: int) -> Iterator[None]:
     """Within, print what segae logs at this level and above."""
-    logger, handler = logging.getLogger("segae"), _PrintMessages()
+    handler = _PrintMessages()
     logger.addHandler(handler)
     logger.setLevel(level)
     try:

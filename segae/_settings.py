@@ -1,20 +1,24 @@
 """What every settings dataclass shares: fields checked when it is made, nesting, nearest names, path checks."""
 
+import inspect
 import os
 import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, ParamSpec, TypeVar
 
-from segae._io import check_range
+from segae._io import check_range, show_messages
 from segae.errors import CheckpointError, DataError, SegaeError, nearest
 
 PathLike = str | os.PathLike[str]
 C = TypeVar("C", bound="Config")
-_LONGEST = 200  # characters of a word that is no path, such as a class name
+P = ParamSpec("P")
+R = TypeVar("R")
+_LIMIT = 200  # characters of a word that is no path, such as a class name
 
 
 def number(default: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> Any:
@@ -42,7 +46,7 @@ def _field_type(hint: Any) -> FieldType:
         return FieldType(frozenset([str]), inner)
     if origin in (typing.Union, types.UnionType):
         parts = [_field_type(one) for one in inner if one is not type(None)]
-        kinds = frozenset(kind for part in parts for kind in part.kinds)
+        kinds = frozenset().union(*(part.kinds for part in parts))
         choices = tuple(choice for part in parts for choice in part.choices)
         return FieldType(kinds, choices, any(part.many for part in parts), type(None) in inner)
     if origin in (tuple, Sequence):
@@ -109,17 +113,30 @@ def _check(name: str, value: Any, accepted: FieldType, limits: Mapping[str, Any]
         longest = 0 if "://" in text else max(map(len, os.fsencode(text).split(os.fsencode(os.sep))))
         if not text or "\0" in text or longest > 255 or len(text) > 4000:
             raise SegaeError(f"{name} must be a path, got {str(value)[:60]!r}")
-    elif accepted.kinds == {str} and not (
-        isinstance(value, str) and 0 < len(value) <= _LONGEST and value.isprintable()
-    ):
-        raise SegaeError(f"{name} must be text of 1 to {_LONGEST} printable characters, got {str(value)[:60]!r}")
+    elif accepted.kinds == {str} and not (isinstance(value, str) and 0 < len(value) <= _LIMIT and value.isprintable()):
+        raise SegaeError(f"{name} must be text of 1 to {_LIMIT} printable characters, got {str(value)[:60]!r}")
+
+
+def takes_settings_of(kind: Callable[P, C]) -> Callable[[Callable[[C], R]], Callable[P, R]]:
+    """Turn a function of one config into a function of the config's settings, with their signature and types."""
+
+    def decorate(function: Callable[[C], R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*values: P.args, **settings: P.kwargs) -> R:
+            with show_messages():
+                return function(make_config(kind, *values, **settings))  # type: ignore[arg-type]
+
+        returned = inspect.signature(function).return_annotation
+        call.__signature__ = inspect.signature(kind).replace(return_annotation=returned)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
 
 
 def make_config(kind: type[C], /, *values: Any, **settings: Any) -> C:
     """Build a config from settings by name and check it; settings of the trainer may stand beside the others.
 
-    Raises:
-        SegaeError: an unknown setting, with the nearest known one; a value out of range; data that are not there.
+    The SegaeError of an unknown setting names the nearest known one.
     """
     names = [one.name for one in fields(kind) if not one.kw_only]
     if len(values) > len(names):
@@ -134,11 +151,7 @@ def make_config(kind: type[C], /, *values: Any, **settings: Any) -> C:
 
 
 def nest(kind: type[Config], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Sort settings into the fields of a config, those of its trainer below ``trainer``, as objects.
-
-    Raises:
-        SegaeError: a setting that the config does not have.
-    """
+    """Sort settings into the fields of a config, which must have them, those of its trainer below ``trainer``."""
     known: dict[str, Field[Any]] = {one.name: one for one in fields(kind)}
     factory: Any = known["trainer"].default_factory if "trainer" in known else dict
     ours, below = set(known), {one.name for one in fields(factory)} if factory is not dict else set()

@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import functools
-import importlib
 import importlib.metadata
 import inspect
 import io
@@ -46,6 +45,7 @@ class _Command(NamedTuple):
 
 _MODEL = "--model runs/finetune/model.safetensors"
 _AUTOENCODER = "--model runs/pretrain/autoencoder.safetensors"
+_DETECTOR = "--detector runs/anomaly-fit/detector.safetensors"
 _QUICK = {"preset": "quick", "out": "runs/quickstart", "experiment": "quickstart"}
 COMMANDS = {
     "pretrain": _Command(config.PretrainConfig, "pretrain", "photos --method spark"),
@@ -56,9 +56,7 @@ COMMANDS = {
     "features": _Command(config.FeaturesConfig, "extract_features", "photos --encoder pets_pseudo_masks"),
     "suggest": _Command(config.SuggestConfig, "suggest", "photos --labeled pets --count 50"),
     "anomaly fit": _Command(config.AnomalyFitConfig, "fit_anomaly_detector", "good"),
-    "anomaly score": _Command(
-        config.AnomalyScoreConfig, "score_anomalies", "new --detector runs/anomaly-fit/detector.safetensors"
-    ),
+    "anomaly score": _Command(config.AnomalyScoreConfig, "score_anomalies", f"new {_DETECTOR}"),
     "search": _Command(config.SearchConfig, "search_images", "cat.jpg --images photos"),
     "cluster": _Command(config.ClusterConfig, "cluster_images", "photos --k 10"),
     "map": _Command(config.MapConfig, "map_images", "photos --how pca"),
@@ -77,6 +75,7 @@ _PLACES = {"data": "FOLDER", "files": "FILE", "model": "MODEL", "rows": "CSV", "
 _PLACES |= {"images": "IMAGE", "query": "IMAGE"}
 _IN_PARALLEL = ("pretrain", "finetune")
 _ABOUT = {"quickstart": "See everything in minutes: a small benchmark on drawn pets, or on a data set of your own."}
+_USAGE = "usage: segae COMMAND [SETTINGS]\n\nPretrain encoders on unlabeled images, fine-tune segmenters, compare.\n"
 _MORE = """
 segae COMMAND --help shows the settings; --config FILE takes them from a JSON or YAML file, such as config.json of a run
 folder, and flags given beside it win. -v shows more, --version the version.
@@ -124,9 +123,7 @@ def _fail(message: str, code: int) -> None:
 
 def _run(name: str, words: list[str]) -> None:
     if name in ("-h", "--help", "help"):
-        print(
-            "usage: segae COMMAND [SETTINGS]\n\nPretrain encoders on unlabeled images, fine-tune segmenters, compare.\n"
-        )
+        print(_USAGE)
         for one, about in COMMANDS.items():
             print(f"  {one:<13} {_ABOUT.get(one) or (about.config.__doc__ or '').splitlines()[0]}")
         print("", *(f"  segae {one} {COMMANDS[one].example}" for one in list(COMMANDS)[:4]), _MORE, sep="\n", end="")

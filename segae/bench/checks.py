@@ -1,15 +1,13 @@
 """Validity checks: no test image is trained on, and finished rows can be compared."""
 
-import logging
 import math
 
 import pandas as pd
 from scipy import stats
 
+from segae._io import logger
 from segae.data import Duplicate, SegmentationDataset, find_duplicates
 from segae.errors import DataError, SegaeError
-
-logger = logging.getLogger("segae")
 
 _MAX_NEAR = 0.02  # of the test images: if all were known by heart, a mean IoU of 0.7 would rise by 0.006
 _MAX_STEPS_RATIO = 1.05  # an unreadable image here and there is no other schedule
@@ -42,10 +40,7 @@ def require_no_leak(dataset: SegmentationDataset, *, allow_near: bool = False) -
 
 
 def require_comparable(rows: pd.DataFrame) -> None:
-    """Check rows of one study: each run once; same labeled images, size, loss, batches, epoch length for all variants.
-
-    The SegaeError of rows that differ names the column and where.
-    """
+    """Check rows of a study: each run once; same labeled images, size, loss, batches, epoch length for all variants."""
     if (repeated := rows["run_id"].duplicated()).any():
         raise SegaeError(f"run_id must be unique, got {rows.loc[repeated, 'run_id'].iloc[0]} twice")
     same = {

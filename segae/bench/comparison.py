@@ -100,14 +100,12 @@ class Section:
 def compare_rows(rows: pd.DataFrame, per_image: pd.DataFrame | None = None) -> list[Section]:
     """Sort the rows of a study into sections and compare the variants of each.
 
-    A frozen encoder, a linear head, and a schedule four times as long stand beside the variants that they vary.
+    A frozen encoder, a linear head, and a schedule four times as long stand beside the variants that they vary. The
+    section with most label budgets, then most variants, comes first.
 
     Args:
         rows: as :func:`segae.bench.results.read_rows` gives them.
         per_image: pixel counts of single images, keyed by run_id; without them intervals are over seeds alone.
-
-    Returns:
-        The sections; the one with most label budgets, then most variants, comes first.
 
     Raises:
         SegaeError: two rows of one variant share a seed, or there are two variants of the same start weights.
@@ -156,9 +154,8 @@ def _named(members: Sequence[tuple[str, pd.DataFrame]]) -> list[Variant]:
         # as few settings as tell them apart
         rivals = {tuple(other.get(key) for key in differing) for other in alike}
         count = next((n for n in range(len(differing)) if len({rival[:n] for rival in rivals}) == len(rivals)), 3)
-        shown = {key: "on" if key == "pretrain dataset" else key for key in differing[: count or 1]}
-        suffix = ", ".join(f"{word} {_short(mine[key])}" for key, word in shown.items())
-        variants.append(replace(one, name=f"{one.name} [{suffix}]" if suffix else one.name))
+        shown = [key.replace("pretrain dataset", "on") + f" {_shorten(mine[key])}" for key in differing[: count or 1]]
+        variants.append(replace(one, name=f"{one.name} [{', '.join(shown)}]" if shown else one.name))
     starts = [(one.first["weights"], one.labels) for one in variants if one.is_start]
     if len(set(starts)) < len(starts):
         names = ", ".join(f"{one.name} with {one.labels} labels" for one in variants if one.is_start)
@@ -166,7 +163,7 @@ def _named(members: Sequence[tuple[str, pd.DataFrame]]) -> list[Variant]:
     return sorted(variants, key=lambda one: (one.labels, one.rank))
 
 
-def _short(value: str) -> str:
+def _shorten(value: str) -> str:
     return value if len(value) <= _LONGEST_VALUE else f"{value[: _LONGEST_VALUE - 1]}…"
 
 

@@ -71,10 +71,8 @@ class Run:
 
     @property
     def pretraining_name(self) -> str:
-        """A name of its pretraining for messages; empty where there is none."""
-        if self.pretrain is None:
-            return ""
-        method, seed = self.pretrain["method"].name, self.pretrain["seed"]
+        """A name of its pretraining for messages."""
+        method, seed = self.pretrain["method"].name, self.pretrain["seed"]  # type: ignore[index]
         return f"{method} from {self.weights}, seed {seed} ({self.finetune['encoder']})"
 
 
@@ -102,9 +100,6 @@ def make_runs(
     """Make every run of the grid, each once, in the order of the rows; ``tuned`` has settings for each ``Run.place``.
 
     With fewer labels an epoch has as many images as with all of them, so every budget gets the same number of steps.
-
-    Raises:
-        SegaeError: weights, a label budget or a schedule cannot be read or used.
     """
     found: dict[str, Run] = {}
     available = len(dataset.splits["train"])
@@ -124,8 +119,7 @@ def make_runs(
 def parse_variant(text: str) -> tuple[Weights, str]:
     """Read start weights such as ``imagenet+pseudo_masks:features+decoder@frozen``, and what follows the @.
 
-    Raises:
-        SegaeError: unknown weights, method or kind, or a combination that trains nothing of what is transferred.
+    A combination that trains nothing of what is transferred is a SegaeError, as are unknown names.
     """
     bare, at, kind = text.rpartition("@")
     if not at or "/" in kind:  # an @ in the name of a folder
@@ -136,9 +130,8 @@ def parse_variant(text: str) -> tuple[Weights, str]:
     if weights.method:
         method = create_method(weights.method, **weights.method_args)
         if method.frozen_encoder and weights.transfer == "encoder":
-            raise SegaeError(
-                f"weights must end with +decoder for {weights.method}, which trains it alone, got {text!r}"
-            )
+            ending = f"+decoder for {weights.method}, which trains it alone"
+            raise SegaeError(f"weights must end with {ending}, got {text!r}")
         if method.needs_pretrained_encoder and weights.start == "random":
             raise SegaeError(f"weights must not start from random for {method}, got {text!r}")
     if kind == "linear" and weights.transfer == "encoder+decoder":

@@ -3,8 +3,6 @@
 Every number comes from the comparison tables of :func:`segae.bench.comparison.compare_rows`, computed once.
 """
 
-import logging
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,15 +12,14 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader
 
-from segae._io import show_messages, write_atomically
+from segae._io import logger, write_atomically
+from segae._settings import takes_settings_of
 from segae.bench.comparison import Section, Variant, compare_rows, parse_json, parse_settings
 from segae.bench.report_figures import MAX_LINES, curves_figure, efficiency_figure, export, picture_uri
 from segae.bench.results import DETAILS, read_details, read_rows
+from segae.config import ReportConfig
 from segae.errors import SegaeError
 
-logger = logging.getLogger("segae")
-
-PathLike = str | os.PathLike[str]
 Cell = str | tuple[str, ...]
 """Text, or text with smaller lines below it."""
 Table = list[dict[str, Cell]]
@@ -39,41 +36,30 @@ _COST = {"seconds": "fine-tuning, s", "pretrain_seconds": "pretraining, s", "pre
 _COST |= {"peak_memory_mb": "peak MB", "energy_wh": "fine-tuning, Wh", "pretrain_energy_wh": "pretraining, Wh"}
 
 
-@show_messages()
-def report(
-    rows: PathLike,
-    *,
-    out: PathLike | None = None,
-    experiment: str | None = None,
-    runs: PathLike | None = None,
-    figures: PathLike | None = None,
-) -> Path:
+@takes_settings_of(ReportConfig)
+def report(config: ReportConfig) -> Path:
     """Make one self-contained HTML page from a CSV file of result rows, and return its path.
 
-    Args:
-        rows: the file; per_image/, curves/ and confusion/ beside it are read where they exist.
-        out: the page; None writes it beside the rows.
-        experiment: which study of the file; None takes the only one.
-        runs: folder of the runs, for pictures; the name of a run's folder ends with its run_id.
-        figures: folder that gets every figure as SVG and PDF.
+    All settings are those of ``segae.config.ReportConfig``. The tables in per_image/, curves/ and confusion/ beside the
+    rows are read where they exist; of ``runs``, the name of a run's folder ends with its run_id.
 
     Raises:
         SegaeError: rows are missing, of several studies or cannot be compared; names file, row and column.
     """
-    source = Path(rows)
-    table = read_rows(source, experiment=experiment)
+    source = Path(config.rows)
+    table = read_rows(source, experiment=config.experiment)
     if len(studies := sorted(set(table["experiment"]))) > 1:
         raise SegaeError(f"experiment must be one of {', '.join(studies)} in {source}, got none")
-    sheets = sorted(Path(runs).rglob("test/sheet.png")) if runs else []
+    sheets = sorted(Path(config.runs).rglob("test/sheet.png")) if config.runs else []
     near = read_details(source, studies[0], "near_duplicates")
     images = 0 if near is None else near["test_image"].nunique()
     return write_report(
         table,
-        source.with_suffix(".html") if out is None else Path(out),
+        source.with_suffix(".html") if config.out is None else Path(config.out),
         **{kind: read_details(source, studies[0], kind) for kind in DETAILS},
         pictures={path.parent.parent.name.rpartition("-")[2]: path for path in sheets},
         notes=[f"{images} test images look like images that were trained on."] if images else [],
-        figures=None if figures is None else Path(figures),
+        figures=None if config.figures is None else Path(config.figures),
     )
 
 
@@ -111,7 +97,7 @@ def write_report(
         steps=next_steps(sections[0]),
         origin=[f"{len(rows)} rows", *filter(None, origin)],
     )
-    write_atomically(out, lambda file: file.write(html.encode("utf-8", "replace")))
+    write_atomically(out, html.encode("utf-8", "replace"))
     if figures is not None:
         export([one for page in pages for one in page["figures"]], figures)
     logger.info("wrote %s (%.1f MB)", out, len(html) / 1e6)

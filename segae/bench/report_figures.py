@@ -1,7 +1,6 @@
 """Figures of the report: at most six lines, labeled directly, one idea each; inlined into the page or exported."""
 
 import textwrap
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from segae._io import write_atomically
+from segae._io import data_uri, write_atomically
 from segae.errors import DataError
 
 MAX_LINES = 6  # in one figure; more cannot be followed
@@ -108,11 +107,6 @@ def picture_uri(path: Path) -> str:
     return data_uri("image/jpeg", content.getvalue())
 
 
-def data_uri(kind: str, content: bytes) -> str:
-    """A file as a data URI of this media type."""
-    return f"data:{kind};base64,{b64encode(content).decode()}"
-
-
 def save(figure: Figure, kind: str) -> bytes:
     """The figure as a file: svg, png or pdf; the same figure gives the same bytes."""
     content = BytesIO()
@@ -126,8 +120,7 @@ def export(figures: Sequence[ReportFigure], folder: Path) -> None:
     """Write each figure as SVG and PDF."""
     for one in figures:
         for kind in ("svg", "pdf"):
-            content = save(one.figure, kind)
-            write_atomically(folder / f"{one.name}.{kind}", lambda file, content=content: file.write(content))  # type: ignore[misc]
+            write_atomically(folder / f"{one.name}.{kind}", save(one.figure, kind))
 
 
 def _panel() -> tuple[Figure, Axes]:
@@ -160,17 +153,13 @@ def _label_ends(axes: Axes, lines: Mapping[str, Any]) -> None:
     axes.set_ylim(low, high)
     texts = {one: textwrap.wrap(one, 22) or [""] for one in lines}
     halves = {one: (high - low) / 16.5 * len(text) / 2 for one, text in texts.items()}  # of their height
-    places = {one: float(line.get_ydata()[-1]) for one, line in lines.items()}
-    order = sorted(places, key=places.__getitem__)
-    for one in order:  # from below, each above the one before
-        places[one] = max(places[one], low + halves[one])
-        low = places[one] + halves[one]
-    for one in reversed(order):  # and down again from the top of the axes
-        places[one] = min(places[one], high - halves[one])
-        high = places[one] - halves[one]
     style: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 9}
-    for one, line in lines.items():
-        axes.text(1.03, places[one], "\n".join(texts[one]), color=line.get_color(), parse_math=False, **style)
+    high -= 2 * sum(halves.values())
+    for one, line in sorted(lines.items(), key=lambda item: float(item[1].get_ydata()[-1])):
+        high += 2 * halves[one]  # above it there is space for the names that follow
+        place = min(max(float(line.get_ydata()[-1]), low + halves[one]), high - halves[one])
+        axes.text(1.03, place, "\n".join(texts[one]), color=line.get_color(), parse_math=False, **style)
+        low = place + halves[one]
 
 
 def _bars(rows: pd.DataFrame) -> NDArray[np.float64]:

@@ -56,8 +56,7 @@ def run_id(config: Mapping[str, Any]) -> str:
 def read_rows(path: Path, *, experiment: str | None = None) -> pd.DataFrame:
     """Read segmentation rows, all or those of one study: numbers as numbers, an empty cell of text as "".
 
-    Raises:
-        DataError: rows or columns are missing, or a cell is out of range; names file, row and column.
+    The DataError of rows or columns that are missing, or a cell out of range, names file, row and column.
     """
     table = _read_text(path)
     if absent := [name for name in (*_TEXTS, *_INTEGERS[:3], "miou") if name not in table]:
@@ -98,10 +97,8 @@ def pixel_counts(per_image: pd.DataFrame, rows: pd.DataFrame) -> PixelCounts:
     """Collect the pixel counts of runs that differ in nothing but their seeds: seeds ascending, images by name.
 
     ``per_image`` has ``run_id``, ``image`` and, for each class, ``intersection_<class>`` and ``union_<class>``; of the
-    runs' ``rows``, ``run_id``, ``split`` and ``seed`` are used.
-
-    Raises:
-        DataError: a run has no counts, or two seeds do not have the same images and classes.
+    runs' ``rows``, ``run_id``, ``split`` and ``seed`` are used. A run without counts, or with other images or classes
+    than another seed, is a DataError.
     """
     rows = rows.sort_values("seed")
     parts: list[pd.DataFrame] = []
@@ -159,8 +156,7 @@ def write_table(path: Path, rows: Sequence[Mapping[Any, Any]]) -> None:
     first = [name for name in COLUMNS if name in table] if "experiment" in table else []
     text = table[[*first, *table.columns.difference(first, sort=False)]].to_csv(index=False, lineterminator="\n")
     content = text.encode("utf-8", "backslashreplace")  # a file name may be no text
-    packed = gzip.compress(content, mtime=0) if path.suffix == ".gz" else content
-    write_atomically(path, lambda file: file.write(packed))
+    write_atomically(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def _cell(value: Any) -> str:

@@ -22,7 +22,8 @@ import pandas as pd
 from filelock import FileLock
 from joblib.externals.loky import ProcessPoolExecutor, cpu_count
 
-from segae._io import cache_dir, read_json, write_json
+from segae._io import cache_dir, logger, read_json, write_json
+from segae._settings import takes_settings_of
 from segae.bench.checks import compare_with_published, require_comparable, require_no_leak
 from segae.bench.comparison import compare_rows
 from segae.bench.grid import Contents, Run, hash_contents, make_runs
@@ -30,7 +31,6 @@ from segae.bench.report import next_steps, report, verdict, write_report
 from segae.bench.results import COLUMNS, collect_details, details_path, merge_rows, read_details, read_rows
 from segae.bench.tuning import read_candidates, tune
 from segae.commands import download, evaluate, finetune, pretrain
-from segae.commands._data import takes_settings_of
 from segae.config import BenchConfig, FinetuneSettings
 from segae.data import PETS_CLASSES, drawn_pets, open_dataset
 from segae.errors import SegaeError
@@ -38,17 +38,10 @@ from segae.evaluation import SegmentationScores
 from segae.methods import create_method, method_names
 from segae.training import is_out_of_memory, read_metrics
 
-logger = logging.getLogger("segae")
-
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What a benchmark found.
-
-    Attributes:
-        runs: one row per finished run, with the columns of ``segae.bench.results.COLUMNS``.
-        report: the HTML page; None where none was made.
-    """
+    """A row per finished run, with the columns of ``segae.bench.results.COLUMNS``; the HTML page if one was made."""
 
     runs: pd.DataFrame
     report: Path | None

@@ -5,8 +5,6 @@ an image a whole column. The intervals cover new seeds and new images at once. d
 behind the choice.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -83,12 +81,12 @@ class PixelCounts:
         per_class = iou_sk[:, None] + len(self.images) * _ratio(residual, self.union.sum(axis=1)[:, None])
         return np.asarray(np.nanmean(per_class, axis=-1))
 
-    def select_seeds(self, seeds: Sequence[int]) -> PixelCounts:
+    def select_seeds(self, seeds: Sequence[int]) -> "PixelCounts":
         """Keep some of the seeds, in the order given."""
         at = [self.seeds.index(seed) for seed in seeds]
         return PixelCounts(tuple(seeds), self.images, self.classes, self.intersection[at], self.union[at])
 
-    def match_order(self, other: PixelCounts) -> PixelCounts:
+    def match_order(self, other: "PixelCounts") -> "PixelCounts":
         """Bring seeds, images and classes, which must be the same ones, into the order of ``other``."""
         places = []
         for argument in ("seeds", "images", "classes"):

@@ -1,7 +1,6 @@
 """Choose fine-tuning settings on validation images, with the same candidates for every variant."""
 
 import itertools
-import logging
 import math
 import statistics
 from collections import defaultdict
@@ -9,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from segae._io import logger
 from segae.bench.grid import Contents, Run, make_runs
 from segae.config import BenchConfig
 from segae.data import SegmentationDataset
 from segae.errors import SegaeError
-
-logger = logging.getLogger("segae")
 
 Place = tuple[str, str, str]
 

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,8 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from segae import data
-from segae._io import read_json, show_messages, write_atomically
-from segae._settings import Config, make_config
+from segae._io import read_json, write_atomically
 from segae.config import DEFAULT_ENCODER, FinetuneConfig, PretrainConfig
 from segae.errors import SegaeError, argument_named
 from segae.evaluation import contact_sheet
@@ -29,9 +28,6 @@ from segae.training.distributed import gather_objects, rank, run_on_main, world_
 from segae.training.memory import largest_batch
 from segae.training.run import CONFIG_FILE, open_result_folder
 
-P = ParamSpec("P")
-R = TypeVar("R")
-C = TypeVar("C", bound=Config)
 AnyConfig = PretrainConfig | FinetuneConfig
 
 _MAX_GPU_SHARE = 0.25  # of the free GPU memory, for decoded images
@@ -39,22 +35,6 @@ _CLEAN_IMAGES = 2048  # enough for BatchNorm statistics; all of millions would c
 _SAMPLE = 256  # training pairs that are decoded once although the others are decoded in every epoch
 _PICTURES = 5  # of a sheet of reconstructions
 _COLUMNS = 8  # of a sheet of pictures
-
-
-def takes_settings_of(kind: Callable[P, C]) -> Callable[[Callable[[C], R]], Callable[P, R]]:
-    """Turn a function of one config into a function of the config's settings, with their signature and types."""
-
-    def decorate(function: Callable[[C], R]) -> Callable[P, R]:
-        @wraps(function)
-        def call(*values: P.args, **settings: P.kwargs) -> R:
-            with show_messages():
-                return function(make_config(kind, *values, **settings))  # type: ignore[arg-type]
-
-        returned = inspect.signature(function).return_annotation
-        call.__signature__ = inspect.signature(kind).replace(return_annotation=returned)  # type: ignore[attr-defined]
-        return call
-
-    return decorate
 
 
 def load_start(config: AnyConfig) -> Encoder:

@@ -1,6 +1,5 @@
 """Learn what is normal, and rank images by how anomalous they are."""
 
-import logging
 import shutil
 from pathlib import Path
 
@@ -8,14 +7,15 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from segae._io import logger
+from segae._settings import takes_settings_of
 from segae.applications import AnomalyDetector, list_images
-from segae.commands._data import open_results, picture_sheet, takes_settings_of, write_result
+from segae.commands._data import open_results, picture_sheet, write_result
 from segae.config import AnomalyFitConfig, AnomalyScoreConfig
 from segae.data import read_image
 from segae.errors import SegaeError
 from segae.models import Autoencoder, load
 
-logger = logging.getLogger("segae")
 _HEAT_MAPS = 64  # that are drawn, of the most anomalous images
 
 

@@ -1,15 +1,13 @@
 """Group images by their features."""
 
-import logging
-
 import pandas as pd
 
 from segae import applications
+from segae._io import logger
+from segae._settings import takes_settings_of
 from segae.applications import collect_features, list_images, open_encoder
-from segae.commands._data import open_results, picture_sheet, takes_settings_of, write_result
+from segae.commands._data import open_results, picture_sheet, write_result
 from segae.config import ClusterConfig
-
-logger = logging.getLogger("segae")
 
 
 @takes_settings_of(ClusterConfig)

@@ -1,6 +1,5 @@
 """Compress images with an autoencoder, and turn compressed files into images again."""
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,16 +7,16 @@ from typing import Any
 import cv2
 import pandas as pd
 
+from segae._io import logger
+from segae._settings import takes_settings_of
 from segae.applications import list_images
 from segae.applications.compression import compress, decompress
 from segae.applications.generation import open_autoencoder
-from segae.commands._data import open_results, takes_settings_of, write_result
+from segae.commands._data import open_results, write_result
 from segae.config import CompressConfig, DecompressConfig
 from segae.data import read_image, unique_names
 from segae.data.image_io import read_bytes
 from segae.errors import DataError, SegaeError
-
-logger = logging.getLogger("segae")
 
 
 @takes_settings_of(CompressConfig)

@@ -1,21 +1,16 @@
 """Download data sets; nothing is downloaded unless this is called."""
 
-import logging
 from pathlib import Path
 
-from segae.commands._data import takes_settings_of
+from segae._io import logger
+from segae._settings import takes_settings_of
 from segae.config import DownloadConfig
 from segae.data import download_fashion_mnist, download_pets, open_dataset
-
-logger = logging.getLogger("segae")
 
 
 @takes_settings_of(DownloadConfig)
 def download(config: DownloadConfig) -> Path:
-    """Download a data set, verify its checksum and unpack it; what is there already is not downloaded again.
-
-    Returns:
-        Its folder.
+    """Download and unpack a data set and return its folder; what is there already is not downloaded again.
 
     Raises:
         SegaeError: no connection, a wrong checksum, or a full disk. Archives that arrived whole are kept.

@@ -1,6 +1,5 @@
 """Show the layers, shapes and parameter counts of a model, and what its file says."""
 
-import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -8,13 +7,12 @@ from pathlib import Path
 import pandas as pd
 import torchinfo
 
+from segae._io import logger
+from segae._settings import takes_settings_of
 from segae.applications import AnomalyDetector
-from segae.commands._data import takes_settings_of
 from segae.config import DescribeConfig
 from segae.errors import SegaeError
 from segae.models import create_encoder, load, published_weights
-
-logger = logging.getLogger("segae")
 
 
 @takes_settings_of(DescribeConfig)

@@ -1,7 +1,6 @@
 """What of segae works on this machine, and the command that mends the rest."""
 
 import importlib.util
-import logging
 import os
 import platform
 import shutil
@@ -16,14 +15,12 @@ import torch
 from huggingface_hub.utils import get_session
 from packaging.requirements import Requirement
 
-from segae._io import cache_dir, package_data
-from segae.commands._data import takes_settings_of
+from segae._io import cache_dir, logger, package_data
+from segae._settings import takes_settings_of
 from segae.config import DoctorConfig
 from segae.errors import SegaeError
 from segae.models import published_weights
 from segae.models.imagenet import PACKAGES
-
-logger = logging.getLogger("segae")
 
 _INSTALL = "pip install 'segae[{}]'"
 _SECONDS = 5.0

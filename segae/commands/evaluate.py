@@ -1,7 +1,6 @@
 """Score a trained segmenter or classifier on a split of a labeled data set."""
 
 import hashlib
-import logging
 import math
 import os
 from pathlib import Path
@@ -10,25 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from segae import data
-from segae._io import write_atomically, write_json
-from segae.commands._data import takes_settings_of, write_skipped
+from segae import data, evaluation
+from segae._io import logger, write_atomically, write_json
+from segae._settings import takes_settings_of
+from segae.commands._data import write_skipped
 from segae.config import EvaluateConfig
 from segae.errors import CheckpointError, DataError
-from segae.evaluation import (
-    ClassificationScores,
-    SegmentationScores,
-    confusion_figure,
-    evaluate_at_mask_size,
-    evaluate_classifier,
-    evaluate_model,
-    predict_masks,
-    segmentation_sheet,
-)
+from segae.evaluation import ClassificationScores, SegmentationScores, confusion_figure, segmentation_sheet
 from segae.models import Classifier, Segmenter, fingerprint, load
 from segae.training import choose_device, limit_threads, open_result_folder, provenance
-
-logger = logging.getLogger("segae")
 
 _FILES = ("metrics.json", "per_image.csv", "confusion.csv", "confusion.png", "sheet.png", "skipped.csv")
 _SHEET_ROWS = 8  # at most: evenly spaced ranks from the worst image to the best
@@ -54,14 +43,9 @@ def evaluate(config: EvaluateConfig) -> SegmentationScores | ClassificationScore
         if classify:
             dataset = data.ClassFolders(Path(config.data))
         else:
-            dataset = data.open_dataset_like(
-                Path(config.data),
-                classes=config.classes,
-                merge=config.merge,
-                model_classes=info.classes,
-                model_mask_values=info.mask_values,
-                model_merge=info.training.get("merge", ()),
-            )
+            known = {"model_classes": info.classes, "model_mask_values": info.mask_values}
+            known |= {"model_merge": info.training.get("merge", ()), "classes": config.classes, "merge": config.merge}
+            dataset = data.open_dataset_like(Path(config.data), **known)
         if dataset.classes != info.classes or (classify and config.resolution != "model"):
             raise DataError(f"data must have the classes {info.classes} at resolution model, got {dataset.classes}")
         if not (pairs := dataset.splits.get(config.split)):
@@ -70,15 +54,14 @@ def evaluate(config: EvaluateConfig) -> SegmentationScores | ClassificationScore
         out = _open_folder(config, model, dataset)
         skipped = data.SkippedFiles()
         cached = data.cache_pairs(pairs, info.image_size, dataset.mask_values, skipped)
-        scores: Any
-        how: dict[str, Any] = {"batch_size": config.batch_size, "names": [pair.name for pair in cached.pairs]}
+        score: Any = evaluation.evaluate_classifier if classify else evaluation.evaluate_model
+        masks: Any = cached.masks
         if config.resolution == "original":
             files = (pair.mask for pair in cached.pairs)
             masks = (data.to_class_indices(data.read_mask(file), dataset.mask_values, file) for file in files)
-            scores = evaluate_at_mask_size(model, cached.images, masks, **how)
-        else:
-            score: Any = evaluate_classifier if classify else evaluate_model
-            scores = score(model, cached.images, cached.masks, **how)
+            score = evaluation.evaluate_at_mask_size
+        names = [pair.name for pair in cached.pairs]
+        scores: Any = score(model, cached.images, masks, names=names, batch_size=config.batch_size)
         if out is not None:
             _write_numbers(config, out, scores, model, dataset)
             _write_pictures(out, scores, model, cached)
@@ -99,9 +82,8 @@ def load_model(model: Any, device: str, kinds: Any = Segmenter) -> Any:
     found = load(model) if isinstance(model, str | os.PathLike) else model
     if not isinstance(found, kinds):
         allowed = " or ".join(kind.__name__.lower() for kind in getattr(kinds, "__args__", (kinds,)))
-        raise CheckpointError(
-            f"model must be a {allowed}, got {model}, which is of kind {type(found).__name__.lower()}"
-        )
+        other = type(found).__name__.lower()
+        raise CheckpointError(f"model must be a {allowed}, got {model}, which is of kind {other}")
     return found.to(choose_device(device))
 
 
@@ -157,7 +139,7 @@ def _write_pictures(out: Path, scores: Any, model: Any, cached: data.CachedPairs
     ends = {0: "worst", len(miou) - 1: "best"}
     places = [ends.get(rank, f"{rank + 1} of {len(miou)}") for rank in ranks]
     labels = [f"{place}\nmIoU {value:.3f}" for place, value in zip(places, miou[shown], strict=True)]
-    images = cached.images[shown]
-    truths, masks = cached.masks[shown], predict_masks(model, images)
+    images, truths = list(cached.images[shown]), list(cached.masks[shown])
+    masks = list(evaluation.predict_masks(model, cached.images[shown]))
     look: dict[str, Any] = {"classes": scores.classes, "palette": model.info.palette, "row_labels": labels}
-    segmentation_sheet(list(images), list(truths), list(masks), out / "sheet.png", **look)
+    segmentation_sheet(images, truths, masks, out / "sheet.png", **look)

@@ -1,19 +1,17 @@
 """Hand a model to other libraries: a folder of timm or smp, or ONNX."""
 
 import copy
-import logging
 from dataclasses import replace
 from pathlib import Path
 
-from segae.commands._data import argument_named, takes_settings_of
+from segae._io import logger
+from segae._settings import takes_settings_of
 from segae.config import ExportConfig
 from segae.data import SkippedFiles, cache_images, drawn_pets, find_images
-from segae.errors import SegaeError
+from segae.errors import SegaeError, argument_named
 from segae.exporters.onnx import write_onnx
 from segae.models import Encoder, Segmenter, load
 from segae.models.hub import whole_network
-
-logger = logging.getLogger("segae")
 
 _FILES = {"README.md", "config.json", "model.safetensors", "model.json", "model.onnx", "metadata.json"}
 # words that a library looks for in the whole path of a folder, to treat the model as one of that family

@@ -1,11 +1,10 @@
 """Features of images from a frozen encoder, as arrays or as a file."""
 
-import logging
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from segae._io import show_messages
+from segae._io import logger, show_messages
 from segae._settings import PathLike, make_config
 from segae.applications import check_format, collect_features, list_images, open_encoder, write_features
 from segae.config import FeaturesConfig
@@ -14,8 +13,6 @@ from segae.errors import SegaeError
 from segae.exporters.onnx import OnnxEncoder
 from segae.models import Encoder
 from segae.training import choose_device, limit_threads
-
-logger = logging.getLogger("segae")
 
 
 def extract_features(

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from segae import data, models, training
+from segae._settings import takes_settings_of
 from segae.applications.trust import TRUST_FILE, TrustScore
 from segae.commands._data import (
     LabeledData,
@@ -22,7 +23,6 @@ from segae.commands._data import (
     make_learner,
     set_up_model,
     settings_taken_by,
-    takes_settings_of,
     write_skipped,
 )
 from segae.config import FinetuneConfig, FinetuneSettings

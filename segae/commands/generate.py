@@ -1,6 +1,5 @@
 """Generate images from random codes of an autoencoder."""
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -8,15 +7,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
+from segae._io import logger
+from segae._settings import takes_settings_of
 from segae.applications import list_images
 from segae.applications.generation import encode_images, interpolate, open_autoencoder, sample
-from segae.commands._data import open_results, takes_settings_of, write_result
+from segae.commands._data import open_results, write_result
 from segae.config import GenerateConfig
 from segae.data import cache_images
 from segae.errors import SegaeError
 from segae.evaluation import contact_sheet
-
-logger = logging.getLogger("segae")
 
 _FITTED, _SHOWN = 4096, 16  # images for mean and covariance; rows of the sheet
 

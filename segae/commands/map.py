@@ -1,8 +1,6 @@
 """Draw a map of images as one HTML file."""
 
-import base64
 import importlib
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from segae import applications
-from segae._io import require_package
+from segae._io import data_uri, logger, require_package
+from segae._settings import takes_settings_of
 from segae.applications import collect_features, list_images, open_encoder
-from segae.commands._data import open_results, read_pictures, takes_settings_of, write_result
+from segae.commands._data import open_results, read_pictures, write_result
 from segae.config import MapConfig
 
-logger = logging.getLogger("segae")
 _THUMBNAIL = 64  # side in pixels
 
 
@@ -32,7 +30,7 @@ def map_images(config: MapConfig) -> pd.DataFrame:
         rows["image"], rows["class"] = features.names, [Path(name).parent.name for name in features.names]
         write_result(out / "map.csv", rows)
         jpegs = [cv2.imencode(".jpg", one[..., ::-1])[1] for one in read_pictures(features.names, _THUMBNAIL)]
-        texts = [f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode()}" for jpeg in jpegs]
+        texts = [data_uri("image/jpeg", jpeg.tobytes()) for jpeg in jpegs]
         colors = np.array(palettes.Category20[20])[pd.factorize(rows["class"], sort=True)[0] % 20]
         tip = models.HoverTool(tooltips='<img src="@picture" width="128"><div>@class: @image</div>')
         tools: Any = [tip, "pan", "wheel_zoom", "box_zoom", "reset", "save"]

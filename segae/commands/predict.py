@@ -3,7 +3,6 @@
 import functools
 import importlib
 import json
-import logging
 import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from segae._io import require_package, show_messages, write_atomically
+from segae._io import logger, require_package, show_messages, write_atomically
 from segae._settings import PathLike, make_config
 from segae.applications.trust import FLAGGED_BELOW, TrustScore
 from segae.commands._data import write_skipped
@@ -35,30 +34,21 @@ from segae.data.video import VIDEO_SUFFIXES, read_frames, write_video
 from segae.errors import DataError, SegaeError
 from segae.evaluation import overlay
 from segae.exporters.predictor import OnnxPredictor
-from segae.models import Classifier, Segmenter, SegmenterInfo
-from segae.models.inference import (
-    Network,
-    Prediction,
-    augment_network,
-    make_network,
-    predict_images,
-    predict_probabilities,
-)
+from segae.models import Classifier, Segmenter, SegmenterInfo, inference
 from segae.training import limit_threads, open_result_folder
 
 rasterio = lazy_loader.load("rasterio")  # an extra, for GeoTIFF
-
-logger = logging.getLogger("segae")
 
 _JPEG_QUALITY = 92
 _AT_ONCE = 8  # images that are written at the same time
 
 Files = dict[str, Path]
+Prediction = inference.Prediction
 
 
 class _Loaded(NamedTuple):
     path: Path
-    image: Any  # uint8 (H, W, 3), or None
+    image: Any = None  # uint8 (H, W, 3); None where it cannot be read
     square: Any = None
     reason: str = ""
 
@@ -144,7 +134,7 @@ def _classify_files(config: PredictConfig, model: Classifier) -> list[Path]:
     for batch in _read_images(config, paths, model.info.image_size):
         skipped.extend((one.path, one.reason) for one in batch if one.image is None)
         read = [one for one in batch if one.image is not None]
-        found = predict_probabilities(model, np.array([one.square for one in read])).max(dim=1)
+        found = inference.predict_probabilities(model, np.array([one.square for one in read])).max(dim=1)
         for one, place, probability in zip(read, found.indices, found.values.tolist(), strict=True):
             rows.append({"image": one.path, "class": model.info.classes[place], "probability": round(probability, 4)})
     _write_csv(out, rows)
@@ -172,7 +162,7 @@ def _predict_files(config: PredictConfig) -> list[Path]:
     settings |= {name: getattr(config, name) for name in ("tile", "overlap", "tta")}
     open_result_folder(out, settings, task="predict", files=written, inputs="images", overwrite=config.overwrite)
     skipped = SkippedFiles()
-    network = augment_network(network) if config.tta else network
+    network = inference.augment_network(network) if config.tta else network
     how: dict[str, Any] = {name: getattr(config, name) for name in ("tile", "overlap", "batch_size", "confidence")}
     how |= {"image_size": info.image_size, "probabilities": torch.float16 if config.probabilities else None}
     masks: list[Path] = []
@@ -185,7 +175,7 @@ def _predict_files(config: PredictConfig) -> list[Path]:
             skipped.extend((one.path, one.reason) for one in batch if one.image is None)
             read = [one for one in batch if one.image is not None]
             images, squares = [one.image for one in read], [one.square for one in read]
-            for place, found in enumerate(predict_images(network, images, squares=squares, **how)):
+            for place, found in enumerate(inference.predict_images(network, images, squares=squares, **how)):
                 if not place and judge:
                     scores = judge(np.stack(squares))
                 one, score = read[place], float(scores[place]) if judge else None
@@ -247,7 +237,7 @@ def _require_results(out: Path, results: Sequence[Any], skipped: SkippedFiles, c
         raise DataError(f"images must be readable, got {count} of which none is: {out / 'skipped.csv'} says why")
 
 
-def _open_model(config: PredictConfig) -> tuple[Network, SegmenterInfo, Any] | Classifier:
+def _open_model(config: PredictConfig) -> tuple[inference.Network, SegmenterInfo, Any] | Classifier:
     """A classifier; else the network of a model, its info, and a context that gives a function for trust, or None."""
     if str(config.model).endswith(".onnx"):
         predictor = OnnxPredictor(config.model, threads=config.threads or 0)
@@ -260,7 +250,7 @@ def _open_model(config: PredictConfig) -> tuple[Network, SegmenterInfo, Any] | C
     if isinstance(model, Classifier):
         return model
     trust = TrustScore.find(config.model, model)
-    return make_network(model), model.info, trust.watch(model) if trust else nullcontext()
+    return inference.make_network(model), model.info, trust.watch(model) if trust else nullcontext()
 
 
 def _read_images(config: PredictConfig, paths: Sequence[Path], size: int) -> Iterator[list[_Loaded]]:
@@ -275,7 +265,7 @@ def _read_video(video: Path, size: int, max_pixels: int) -> Iterator[_Loaded]:
         for number, frame in enumerate(read_frames(video, max_pixels=max_pixels)):
             yield _Loaded(video / f"{number:06}", frame, resize_image(frame, size))
     except UnreadableImage as error:
-        yield _Loaded(video, None, None, error.reason)
+        yield _Loaded(video, reason=error.reason)
 
 
 def _load(path: Path, image_size: int, max_pixels: int) -> _Loaded:
@@ -284,7 +274,7 @@ def _load(path: Path, image_size: int, max_pixels: int) -> _Loaded:
         image = read_image(path, max_pixels=max_pixels)
         return _Loaded(path, image, resize_image(image, image_size))
     except UnreadableImage as error:
-        return _Loaded(path, None, None, error.reason)
+        return _Loaded(path, reason=error.reason)
 
 
 def _name_outputs(paths: Sequence[Path], roots: Sequence[Path], out: Path, config: PredictConfig) -> dict[Path, Files]:

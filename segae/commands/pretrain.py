@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from segae import data, models, training
+from segae._settings import takes_settings_of
 from segae.commands._data import (
     UnlabeledData,
     load_start,
@@ -24,7 +25,6 @@ from segae.commands._data import (
     make_learner,
     set_up_model,
     settings_taken_by,
-    takes_settings_of,
     write_skipped,
 )
 from segae.config import PretrainConfig, PretrainSettings

@@ -1,17 +1,17 @@
 """Find the images most like a query image."""
 
-import logging
 from typing import Any
 
 import pandas as pd
 
+from segae._io import logger
+from segae._settings import takes_settings_of
 from segae.applications import ImageIndex
-from segae.commands._data import open_results, read_pictures, takes_settings_of, write_result
+from segae.commands._data import open_results, read_pictures, write_result
 from segae.config import SearchConfig
 from segae.errors import SegaeError
 from segae.evaluation import contact_sheet
 
-logger = logging.getLogger("segae")
 _WIDE = 8  # queries, and images of each, on the sheet
 
 

@@ -1,8 +1,6 @@
 """A local page and a JSON endpoint that segment one image at a time."""
 
-import base64
 import io
-import logging
 import socket
 import threading
 from contextlib import suppress
@@ -12,9 +10,9 @@ from typing import Any
 import lazy_loader
 from PIL import Image
 
-from segae._io import require_package
+from segae._io import data_uri, logger, require_package
+from segae._settings import takes_settings_of
 from segae.applications.trust import TrustScore, compute_statistics
-from segae.commands._data import takes_settings_of
 from segae.commands.evaluate import load_model
 from segae.commands.predict import color_mask, describe_prediction
 from segae.config import ServeConfig
@@ -26,8 +24,6 @@ from segae.models.inference import make_network, predict_images
 
 # an extra, which brings the two others
 gradio, fastapi, uvicorn = (lazy_loader.load(name) for name in ("gradio", "fastapi", "uvicorn"))
-
-logger = logging.getLogger("segae")
 
 _MAX_BYTES = 50_000_000
 _SHOWN = 800  # pixels of the longer side of overlay and reconstruction
@@ -131,4 +127,4 @@ def make_app(
 def _encode(picture: Image.Image) -> str:
     file = io.BytesIO()
     picture.save(file, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri("image/png", file.getvalue())

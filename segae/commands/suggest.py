@@ -1,6 +1,5 @@
 """Choose the images to label next, and write lists that annotation tools import."""
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from segae._io import write_atomically, write_json
+from segae._io import logger, write_atomically, write_json
+from segae._settings import takes_settings_of
 from segae.applications import collect_features, list_images, open_encoder, select_images
-from segae.commands._data import picture_sheet, takes_settings_of, write_result, write_skipped
+from segae.commands._data import picture_sheet, write_result, write_skipped
 from segae.commands.evaluate import load_model, name_model
 from segae.config import SuggestConfig
 from segae.data import SkippedFiles, find_images, open_dataset, read_resized
@@ -22,8 +22,6 @@ from segae.errors import DataError
 from segae.evaluation import predict_logits
 from segae.models import Segmenter
 from segae.training import choose_device, limit_threads, open_result_folder
-
-logger = logging.getLogger("segae")
 
 _FILES = ("suggestions.csv", "files.txt", "label_studio.json", "sheet.png", "skipped.csv")
 
@@ -79,16 +77,14 @@ def suggest(config: SuggestConfig) -> pd.DataFrame:
 def _labeled(roots: Any) -> tuple[list[Path], set[str]]:
     """Images to learn from that are labeled, and the real paths of these and of test images."""
     known: list[Path] = []
-    every: list[Path] = []
+    tested: list[Path] = []
     for root in map(Path, roots):
         if (root / "masks").is_dir() or (root / "annotations").is_dir():
-            splits = open_dataset(root).splits
-            known += [pair.image for split, pairs in splits.items() if split != "test" for pair in pairs]
-            every += [pair.image for pairs in splits.values() for pair in pairs]
+            for split, pairs in open_dataset(root).splits.items():
+                (tested if split == "test" else known).extend(pairs.images)
         else:
-            known += (found := find_images([root]))
-            every += found
-    return known, {os.path.realpath(path) for path in every}
+            known += find_images([root])
+    return known, {os.path.realpath(path) for path in (*known, *tested)}
 
 
 def _uncertainty(model: Segmenter, names: Sequence[str], batch_size: int) -> NDArray[np.float32]:
