@@ -5,6 +5,7 @@ import io
 import logging
 import pickle
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def fit(
     saving = [SaveResume(resume_file)] if resume_file is not None else []
     try:
         with (
-            keep_memory_shared(),
+            # nothing to share where there are no workers; fastai's own loaders do not say, and count as having some
+            keep_memory_shared() if any(getattr(one, "num_workers", 1) for one in learner.dls) else nullcontext(),
             out_of_memory_as_error(),
             learner.added_cbs([log, *saving]),
             learner.no_logging(),
