@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import resource
 import shutil
-import subprocess
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from segae.cli import main
+from segae.training import limit_threads
 from tests.fabricate import make_folder, make_images, make_pets, save
 
 TINY = ["--encoder", "test_resnet", "--image-size", "64", "--epochs", "1", "--batch-size", "4"]
@@ -233,16 +235,22 @@ def test_a_full_disk_is_named_and_costs_nothing_that_was_there(place: Path, tmp_
     """The operating system really refuses to write more than 300 kB to a file."""
     run = Path(shutil.copytree(place / "p", tmp_path / "p"))
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
-        "from segae.cli import main; main(sys.argv[1:])"
-    )
     words = [str(place / "pets"), "--out", str(run), "--method", "denoise", "--decoder", "unet", *TINY, "--resume"]
-    done = subprocess.run([sys.executable, "-c", code, "pretrain", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "could not be written" in done.stderr
-    assert "Traceback" not in done.stderr
+
+    def resume() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+        sys.stderr = (tmp_path / "shown.txt").open("w")
+        main(["pretrain", *words])
+
+    with limit_threads(1):  # what is forked, so that nothing is imported again, may not have threads
+        process = multiprocessing.get_context("fork").Process(target=resume)
+        process.start()
+        process.join(60)
+    shown = (tmp_path / "shown.txt").read_text()
+    assert process.exitcode == 2, shown
+    assert "could not be written" in shown
+    assert "Traceback" not in shown
     after = {path.name: path.read_bytes() for path in run.iterdir()}
     assert after["encoder.safetensors"] == before["encoder.safetensors"]
     assert set(after) == set(before)

@@ -10,7 +10,6 @@ import pkgutil
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 
 import segae
 import segae.bench.runner
@@ -29,6 +29,7 @@ from segae.bench.grid import parse_variant, read_schedule
 from segae.bench.tuning import read_candidates
 from segae.methods import create_method
 from tests.fabricate import draw, make_images, make_pets, save
+from tests.pictures import draw_nothing
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,12 +46,9 @@ FOREIGN_FLAGS = {  # of other programs than segae
     *("--standalone", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"),
     *("--data-binary", "--multi_gpu", "--num_processes", "--write", "--slow"),
 }
-PICTURES = {
-    "pretrain": ("draw_curves", "reconstruction_sheet"),
-    "finetune": ("draw_curves", "segmentation_sheet"),
-    "evaluate": ("confusion_figure", "segmentation_sheet"),
-}
 SMALL = {"image_size": 64, "batch_size": 4}
+SMALLER = {"image_size": 32, "encoder": "test_resnet"}
+IN_PYTHON = {"bs=8": "bs=2", "bs=4": "bs=2", "num_it=20": "num_it=6"}  # of fastai, which has no settings to make tiny
 
 
 def name_of(page: Path) -> str:
@@ -69,13 +67,14 @@ def shell_lines(page: Path) -> list[str]:
 
 
 def make_tiny(given: Any) -> Any:
-    """The same settings for two steps of four small images on one CPU thread."""
+    """The same settings for two steps of four small images on one CPU thread, and a small encoder where any will do."""
     changes: dict[str, Any] = {}
     if isinstance(given, config.BenchConfig):
         changes = {part: dataclasses.replace(getattr(given, part), **SMALL) for part in ("pretrain", "finetune")}
         changes |= {"engine": "local", "devices": (), "jobs": 1}
     elif isinstance(given, config.PretrainSettings | config.FinetuneSettings):
-        changes = dict(SMALL)
+        any_will_do = given.weights == "random" and (given.encoder is None or timm.is_model(given.encoder))
+        changes = SMALL | (SMALLER if any_will_do else {})
     if hasattr(given, "trainer"):
         changes["trainer"] = dataclasses.replace(given.trainer, device="cpu", threads=1, workers=0, max_steps=2)
     return dataclasses.replace(given, **changes)
@@ -109,9 +108,7 @@ def workplace(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
     monkeypatch.setattr(segae.bench.runner, "drawn_pets", lambda: tmp_path / "here" / "pets")
     if "README" not in request.node.name:  # drawing takes half of a tiny run
         monkeypatch.setattr(segae.bench.runner, "report", lambda rows, *, out, **_: out)
-        for verb, names in PICTURES.items():
-            for name in names:
-                monkeypatch.setattr(sys.modules[f"segae.commands.{verb}"], name, lambda *_, **__: None)
+        draw_nothing(monkeypatch)
     monkeypatch.setattr(segae.methods.base, "_METHODS", dict(segae.methods.base._METHODS))
     return tmp_path / "here"
 
@@ -119,6 +116,8 @@ def workplace(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
 def test_python_blocks_run(page: Path, workplace: Path) -> None:
     for block in blocks(page, "python"):
+        for printed, tiny in IN_PYTHON.items():
+            block = block.replace(printed, tiny)
         exec(compile(block, name_of(page), "exec"), {})
 
 

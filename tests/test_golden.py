@@ -8,6 +8,7 @@ import pytest
 
 import segae
 from segae.data import drawn_pets
+from tests.pictures import draw_nothing
 
 TOLERANCE = {"rel": 2e-3, "abs": 2e-3}  # other CPUs add up in another order
 PRETRAINING = {  # method: train_loss and valid_loss of two epochs, as version 0.1 had them
@@ -40,10 +41,12 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pretrained(pets: Path) -> dict[str, segae.PretrainResult]:
     common = {"encoder": "test_resnet", "epochs": 2, "image_size": 64, "batch_size": 8}
     trainer = segae.TrainerConfig(threads=1, workers=0, device="cpu")
-    return {
-        method: segae.pretrain(pets, out=pets.parent / method, method=method, trainer=trainer, **common)
-        for method in PRETRAINING
-    }
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        return {
+            method: segae.pretrain(pets, out=pets.parent / method, method=method, trainer=trainer, **common)
+            for method in PRETRAINING
+        }
 
 
 @pytest.mark.parametrize("method", PRETRAINING)
@@ -56,7 +59,10 @@ def test_pretraining(pretrained: dict[str, segae.PretrainResult], method: str) -
 
 
 @pytest.mark.parametrize("weights", FINETUNING)
-def test_finetuning_and_evaluation(pets: Path, pretrained: dict[str, segae.PretrainResult], weights: str) -> None:
+def test_finetuning_and_evaluation(
+    pets: Path, pretrained: dict[str, segae.PretrainResult], weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_nothing(monkeypatch)
     start = {"weights": "random"}
     if weights != "random":
         start = {"weights": pretrained[weights].path, "transfer": "encoder+decoder"}

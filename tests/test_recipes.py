@@ -18,6 +18,7 @@ import segae
 from segae import cli
 from segae.config import PretrainConfig
 from tests.fabricate import make_pets
+from tests.pictures import draw_nothing
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 TINY = ("--image-size", "64", "--epochs", "1")
@@ -60,7 +61,7 @@ def test_the_fastai_notebook_is_its_script_and_runs(pets: Path, tmp_path: Path, 
     script, notebook = (jupytext.read(RECIPES / f"5_fastai.{kind}")["cells"] for kind in ("py", "ipynb"))
     kept = [[(cell["cell_type"], cell["source"]) for cell in cells] for cells in (script, notebook)]
     assert kept[0] == kept[1], "run: jupytext --to ipynb recipes/5_fastai.py"
-    tiny = {"folder": pets, "encoder": "test_resnet", "size": 64, "epochs": 1, "batch": 2, "out": tmp_path}
+    tiny = {"folder": pets, "encoder": "test_resnet", "size": 32, "epochs": 1, "batch": 4, "out": tmp_path}
     names: dict[str, object] = {}
     mpl.use("agg")
     for cell in notebook:
@@ -72,7 +73,7 @@ def test_the_fastai_notebook_is_its_script_and_runs(pets: Path, tmp_path: Path, 
     encoder = segae.load_encoder(tmp_path / "fastai-encoder.safetensors").info
     assert (encoder.architecture, encoder.image_size, str(encoder.weights)) == (
         "test_resnet",
-        64,
+        32,
         "random+pseudo_masks:color",
     )
     info = segae.load_segmenter(tmp_path / "fastai.safetensors").info
@@ -121,6 +122,7 @@ def test_classify(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_multitask(pets: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    draw_nothing(monkeypatch)
     given = ("--weights", out / "encoder.safetensors", "--labels", "4", *TINY, "--out", out / "tasks")
     run(monkeypatch, "14_multitask.py", pets, *given)
     assert [line[:11] for line in capsys.readouterr().out.splitlines() if "joint: " in line or "alone: " in line] == [

@@ -14,6 +14,7 @@ import torch
 import segae
 import segae.commands
 from tests.fabricate import make_pets
+from tests.pictures import draw_nothing
 
 SMALL = {"encoder": "test_resnet", "image_size": 64, "batch_size": 8, "epochs": 1, "device": "cpu", "threads": 1}
 
@@ -60,14 +61,7 @@ def finetuned(pets: Path, denoised: segae.PretrainResult) -> segae.FinetuneResul
 
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw nothing, which would take half of a tiny run; the shared runs have all their pictures."""
-    for verb, names in {
-        "pretrain": ("draw_curves", "reconstruction_sheet"),
-        "finetune": ("draw_curves", "segmentation_sheet"),
-        "evaluate": ("confusion_figure", "segmentation_sheet"),
-    }.items():
-        for name in names:
-            monkeypatch.setattr(sys.modules[f"segae.commands.{verb}"], name, lambda *_, **__: None)
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture
