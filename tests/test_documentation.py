@@ -6,6 +6,7 @@ Trainings are made tiny after their arguments were read and checked, so a wrong 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import pkgutil
 import re
 import shlex
@@ -48,7 +49,12 @@ FOREIGN_FLAGS = {  # of other programs than segae
 }
 SMALL = {"image_size": 64, "batch_size": 4}
 SMALLER = {"image_size": 32, "encoder": "test_resnet"}
-IN_PYTHON = {"bs=8": "bs=2", "bs=4": "bs=2", "num_it=20": "num_it=6"}  # of fastai, which has no settings to make tiny
+IN_PYTHON = {  # what a block says: what is run, where there are no settings of segae to make tiny
+    '"resnet18"': '"test_resnet"',
+    "RandomSplitter(0.2": "RandomSplitter(0.6",  # fewer training images
+    "Resize(64)": "Resize(32)",
+    "num_it=20": "num_it=6",
+}
 
 
 def name_of(page: Path) -> str:
@@ -109,6 +115,9 @@ def workplace(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
     if "README" not in request.node.name:  # drawing takes half of a tiny run
         monkeypatch.setattr(segae.bench.runner, "report", lambda rows, *, out, **_: out)
         draw_nothing(monkeypatch)
+        for verb in ("_data", "search"):
+            module = importlib.import_module(f"segae.commands.{verb}")
+            monkeypatch.setattr(module, "contact_sheet", lambda *_, **__: None)
     monkeypatch.setattr(segae.methods.base, "_METHODS", dict(segae.methods.base._METHODS))
     return tmp_path / "here"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -22,14 +21,15 @@ from segae.bench import runner
 from segae.bench.results import COLUMNS, read_details, read_rows
 from segae.errors import DataError, SegaeError
 from tests.fabricate import make_pets
+from tests.pictures import draw_nothing
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 COST = ["seconds", "peak_memory_mb", "date", "pretrain_seconds", "commit", "pretrain_commit"]
 TINY = {
     **{"weights": ["random", "random+pseudo_masks+decoder"], "labels": 0.5, "seeds": 2, "encoders": "test_resnet"},
     **{"schedules": "0+1", "device": "cpu", "threads": 1},
-    "finetune": {"image_size": 64, "batch_size": 4, "weight_decay": 0.02},
-    "pretrain": {"image_size": 64, "epochs": 1, "batch_size": 8},
+    "finetune": {"image_size": 32, "batch_size": 4, "weight_decay": 0.02},
+    "pretrain": {"image_size": 32, "epochs": 1, "batch_size": 8},
 }
 
 
@@ -39,12 +39,9 @@ def pets(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_sheets():
-    """Draw no images, which takes half of a tiny run."""
+def no_pictures():
     with pytest.MonkeyPatch.context() as patch:
-        for verb in ("pretrain.reconstruction", "finetune.segmentation", "evaluate.segmentation"):
-            module, _, kind = verb.partition(".")
-            patch.setattr(importlib.import_module(f"segae.commands.{module}"), f"{kind}_sheet", lambda *_, **__: None)
+        draw_nothing(patch)
         yield
 
 
@@ -99,7 +96,7 @@ def test_every_run_is_a_row_that_says_what_was_done(finished):
     assert set(COLUMNS) <= set(rows)
     assert [list(rows["method"]), list(rows["seed"])] == [["", "", "pseudo_masks", "pseudo_masks"], [0, 1, 0, 1]]
     same = {"dataset": "pets", "split": "test", "labels": 6, "label_fraction": 0.5, "epoch_images": 12, "steps": 3}
-    same |= {"encoder": "test_resnet", "decoder": "unet", "image_size": 64, "freeze_epochs": 0, "epochs": 1}
+    same |= {"encoder": "test_resnet", "decoder": "unet", "image_size": 32, "freeze_epochs": 0, "epochs": 1}
     same |= {"batch_size": 4, "loss": "cross_entropy", "augment": "1", "weights": "random", "finetuning": "supervised"}
     same |= {"finetune_settings": '{"weight_decay": 0.02}'}
     assert (rows[list(same)] == pd.Series(same)).all(axis=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from segae.config import BenchConfig
 from segae.data import open_dataset
 from segae.errors import SegaeError
 from tests.fabricate import make_pets
+from tests.pictures import draw_nothing
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +72,10 @@ def test_the_better_candidate_is_taken_and_the_test_split_is_scored_once(pets, t
     monkeypatch.setattr(
         runner, "evaluate", lambda model, *a, **k: scored.append(str(model)) or evaluate(model, *a, **k)
     )
-    for verb in ("evaluate", "finetune"):
-        module = importlib.import_module(f"segae.commands.{verb}")
-        monkeypatch.setattr(module, "segmentation_sheet", lambda *_, **__: None)
+    draw_nothing(monkeypatch)
     out = tmp_path / "out"
     how = {"out": out, "weights": "random", "labels": 1.0, "seeds": 1, "encoders": "test_resnet"}
-    how |= {"schedules": "0+2", "finetune": {"image_size": 64, "batch_size": 4}, "tune": "lr=0.000001,0.01"}
+    how |= {"schedules": "0+2", "finetune": {"image_size": 32, "batch_size": 4}, "tune": "lr=0.000001,0.01"}
     how |= {"device": "cpu", "threads": 1, "report": False}
     result = segae.benchmark(pets, **how)
     trials = read_rows(out / "bench_validation.csv").set_index("lr")

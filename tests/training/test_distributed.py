@@ -70,7 +70,7 @@ def together(
 def train(task: str, folder: Path, **settings: Any) -> dict:
     """Train alone, or with the other processes: final weights, log, and the images that were loaded."""
     seed_everything(rank())  # other weights in each rank: those of rank 0 count
-    items = pairs(22) if task in ("unet", "tiny") else [(image,) for image in images(22)]
+    items = pairs(22, 32) if task in ("unet", "tiny") else [(image,) for image in images(22)]
     data = Items(items), Items(items[:5])
     loaders = make_loaders(*data, batch_size=8, device=CPU, rank=rank(), world_size=world_size())
     if task in ("unet", "tiny"):
