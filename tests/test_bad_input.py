@@ -17,6 +17,7 @@ import pytest
 from segae.cli import main
 from segae.training import limit_threads
 from tests.fabricate import make_folder, make_images, make_pets, save
+from tests.pictures import draw_nothing
 
 TINY = ["--encoder", "test_resnet", "--image-size", "64", "--epochs", "1", "--batch-size", "4"]
 TINY += ["--device", "cpu", "--threads", "1"]
@@ -28,6 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("place")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGAE_CACHE", str(root / "cache"))
+        draw_nothing(patch)
         make_pets(root / "pets", 8, 3, unlabeled=4)
         make_folder(root / "cells", 6, 2, classes=("ground", "cell"))
         make_images(root / "photos", 4)

@@ -77,10 +77,11 @@ def fit(
     broadcast_state(learner.model.state_dict().values())
     limit: StopAfterSteps | None = getattr(learner, "stop_after_steps", None)
     saving = [SaveResume(resume_file)] if resume_file is not None else []
+    # fastai's own loaders keep theirs one level down; one that does not say may have some
+    workers = any(getattr(getattr(one, "fake_l", one), "num_workers", 1) for one in learner.dls)
     try:
         with (
-            # nothing to share where there are no workers; fastai's own loaders do not say, and count as having some
-            keep_memory_shared() if any(getattr(one, "num_workers", 1) for one in learner.dls) else nullcontext(),
+            keep_memory_shared() if workers else nullcontext(),
             out_of_memory_as_error(),
             learner.added_cbs([log, *saving]),
             learner.no_logging(),
