@@ -16,10 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
+from skimage import data as public_images
+from sklearn.decomposition import PCA
 
 import segae
-from segae.data import drawn_pets, find_images, read_image, read_resized
+from segae.applications.generation import encode_images, interpolate
+from segae.data import drawn_pets, find_images, read_image, read_resized, resize_image
 from segae.evaluation import contact_sheet, denormalize, normalize
 from segae.methods import create_method
 
@@ -96,6 +100,37 @@ def members(args: argparse.Namespace, images: np.ndarray) -> None:
     save(columns, "restoration")
 
 
+def codes(args: argparse.Namespace) -> None:
+    """Draw a map of plain and variational codes, ways between two codes, and images of another kind."""
+    models = {
+        name: segae.load(args.runs / name / "autoencoder.safetensors") for name in ("convolutional", "variational")
+    }
+    paths = find_images([drawn_pets() / "images"])
+    pets = np.stack([read_resized(path, SIZE) for path in paths])
+    cats = np.array([path.name[0].isupper() for path in paths])  # as in the Oxford-IIIT Pet set
+    figure = Figure((10, 4.5), layout="constrained")
+    for axes, (name, model) in zip(figure.subplots(1, 2), models.items(), strict=True):
+        points = PCA(2).fit_transform(encode_images(pets, model).flatten(1))
+        for kind, chosen in {"cats": cats, "dogs": ~cats}.items():
+            axes.scatter(*points[chosen].T, s=14, label=kind)
+        axes.set(title=f"{name}: two principal components of the code")
+        axes.legend()
+    figure.savefig(GALLERY / "latents.png", dpi=120)
+    shrink(GALLERY / "latents.png", "latents")
+    (GALLERY / "latents.png").unlink()
+    steps = [interpolate(models["variational"], *pair, steps=8) for pair in zip(pets[:4], pets[100:104], strict=True)]
+    save({f"{place / 7:.2f}": [row[place] for row in steps] for place in range(8)}, "interpolation")
+    photographs = [public_images.chelsea(), public_images.astronaut()]  # CC0 and public domain
+    shown = np.stack([*pets[:3], *(resize_image(one, SIZE) for one in photographs)])
+    model = models["convolutional"]
+    about = model.encoder.info
+    made = model.reconstruct(normalize(shown, about.mean, about.std, "cpu"))
+    columns = {"image": [*shown], "reconstruction": [denormalize(one, about.mean, about.std) for one in made]}
+    errors = [float(np.square(a.astype(float) - b).mean()) for a, b in zip(*columns.values(), strict=True)]
+    print("mean squared error:", ", ".join(f"{error:.0f}" for error in errors))
+    save(columns, "specificity")
+
+
 def uses(args: argparse.Namespace, images: np.ndarray) -> None:
     """Draw a picture of each use by its public function."""
     runs, pets = args.runs, [*map(str, find_images([drawn_pets() / "images"]))]
@@ -139,6 +174,7 @@ def main() -> None:
     chosen = find_images([drawn_pets() / "images"])[:: len(find_images([drawn_pets() / "images"])) // SHOWN][:SHOWN]
     images = np.stack([read_resized(path, SIZE) for path in chosen])
     members(args, images)
+    codes(args)
     uses(args, images)
 
 
