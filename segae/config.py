@@ -176,10 +176,15 @@ class FinetuneSettings(Config):
     """Images per epoch, drawn with repetition if there are fewer. Default: each training image once."""
     reconstruction_weight: float = number(0.0, 0, 1e6)
     """Multi-task training: also reconstruct the images, with this weight of the mean squared error in the loss."""
-    loss: Literal["cross_entropy", "dice"] = "cross_entropy"
-    """Cross-entropy of each pixel, or one minus the Dice score of each class over a batch."""
+    loss: Any = "cross_entropy"
+    """cross_entropy, dice, jaccard, focal, lovasz, or a sum of them such as cross_entropy+0.5*dice; in Python also a
+    function of logits and class indices."""
     class_weights: tuple[float, ...] | None = number(None, 0, 1e6)
     """Weight of each class in the cross-entropy, in the order of the classes. Default: all the same."""
+    balance_classes: bool = False
+    """Take as class weights the inverse of each class's share of the training pixels."""
+    label_smoothing: float = number(0.0, 0, 1, open_high=True)
+    """Share of the target, in [0, 1), that the cross-entropy spreads over all classes."""
     augment: bool = True
     """Augment the training images: flip, zoom, shift, rotate, brightness, contrast."""
     weight_decay: float = number(0.01, 0, 10)
@@ -219,6 +224,9 @@ class FinetuneConfig(_Training, FinetuneSettings):
     """Share of the training images used for validation, in [0, 1), if the data set has no val split."""
     merge: tuple[str, ...] = ()
     """Classes to be merged into one, such as foreground=pet+border."""
+    ignore: tuple[str, ...] = ()
+    """Classes or mask values that do not count, in training and scores, such as border or 255. Default: 255 where the
+    masks have it beside the values of the classes; none counts that, too."""
 
 
 class _Inference(Config):
@@ -256,6 +264,8 @@ class EvaluateConfig(_Inference):
     """Class names in the order of their mask values; not needed for Pets or if the folder has a classes.txt."""
     merge: tuple[str, ...] = ()
     """Classes to be merged into one, such as foreground=pet+border. Default: as in the model's training."""
+    ignore: tuple[str, ...] = ()
+    """Classes or mask values that do not count, such as border or 255. Default: as in the model's training."""
 
 
 class PredictConfig(_Inference):
@@ -544,6 +554,9 @@ class BenchConfig(Config):
     """Class names in the order of their mask values; not needed for Pets or if the folder has a classes.txt."""
     merge: tuple[str, ...] = ()
     """Classes to be merged into one, such as foreground=pet+border."""
+    ignore: tuple[str, ...] = ()
+    """Classes or mask values that do not count, in training and scores, such as border or 255. Default: 255 where the
+    masks have it beside the values of the classes; none counts that, too."""
     out: PathLike = "runs/bench"
     """Folder for the runs, the rows and the report."""
     experiment: str = checked(require_name, default="bench")

@@ -91,7 +91,8 @@ def hash_contents(config: BenchConfig, dataset: SegmentationDataset) -> Contents
     if any(parse_variant(text)[0].method for grid in _grids(config) for text in grid.weights):
         images = find_pretraining_images([Path(root) for root in _roots(config)]).kept
         unlabeled = _hash_files([path.name for path in images], images)
-    return Contents((dataset.classes, dataset.mask_values, splits), unlabeled)
+    ignored = (dataset.ignore_values,) if dataset.ignore_values else ()  # hashes without any are those of earlier runs
+    return Contents((dataset.classes, dataset.mask_values, *ignored, splits), unlabeled)
 
 
 def make_runs(
@@ -176,6 +177,7 @@ def _finetuning(
         **{one.name: getattr(config.finetune, one.name) for one in fields(FinetuneSettings)},
         **{**settings, "transfer": weights.transfer, "freeze_epochs": freeze, "epochs": full},
         **{"classes": tuple(config.classes), "merge": tuple(config.merge)},
+        **({"ignore": tuple(config.ignore)} if config.ignore else {}),
         "val_fraction": 0.0 if config.split == "test" else VALIDATION_FRACTION,
     }
     if settings["labels"] is not None and settings["epoch_images"] is None:

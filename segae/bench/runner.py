@@ -78,7 +78,7 @@ def benchmark(config: BenchConfig) -> BenchResult:
     """
     config = _resolve(config)
     rows_csv, candidates = _rows_csv(config), read_candidates(config.tune)
-    dataset = open_dataset(Path(str(config.data)), classes=config.classes, merge=config.merge)
+    dataset = open_dataset(Path(str(config.data)), classes=config.classes, merge=config.merge, ignore=config.ignore)
     make_runs(config, dataset, Contents())  # refuses settings before images are read
     _finished(config, [])  # refuses another table before anything is trained
     contents, near = hash_contents(config, dataset), require_no_leak(dataset, allow_near=config.allow_near_duplicates)
@@ -318,7 +318,7 @@ def _finetune(config: BenchConfig, run: Run, folder: Path, device: str) -> Outco
     values = read_json(validation) or {}
     if test:
         how = {"out": folder / "test", "device": device, "threads": trainer.threads, "overwrite": True}
-        how |= {"classes": config.classes, "merge": config.merge}
+        how |= {"classes": config.classes, "merge": config.merge, "ignore": config.ignore}
         found: Any = evaluate(folder / "model.safetensors", str(config.data), **how)  # of a segmenter
         values = {**found.as_row(), "miou_without_border": _without_border(found)}
     row = make_row(read_metrics(folder) or {}, values, pretraining)

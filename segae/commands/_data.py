@@ -303,8 +303,9 @@ def load_labeled(
     cache = choose_cache(config, 4 * size**2 * (len(train) + len(valid)), device)
     lazy = cache == "none"
     decoded = slice(_SAMPLE if lazy else None)
-    sample = data.cache_pairs(train[decoded], size, dataset.mask_values, skipped)
-    checked = data.cache_pairs(valid[decoded], size, dataset.mask_values, skipped, allow_empty=True) if valid else None
+    coding: dict[str, Any] = {"mask_values": dataset.mask_values, "ignore_values": dataset.ignore_values}
+    sample = data.cache_pairs(train[decoded], size, skipped=skipped, **coding)
+    checked = data.cache_pairs(valid[decoded], size, skipped=skipped, allow_empty=True, **coding) if valid else None
     if checked is not None and not checked.pairs:  # a handful of images, all of them unreadable
         checked = None
     known: dict[str, Any] = {"labels": len(train), "sample": sample, "checked": checked, "cache": cache}
@@ -314,7 +315,7 @@ def load_labeled(
     def make(pairs: data.PairList, decoded: data.CachedPairs, augment: bool, repeats: int = 1) -> Any:
         transform = (data.train_transform if augment else data.eval_transform)(*look)
         if lazy:
-            return data.LazyPairDataset(pairs, size, dataset.mask_values, transform, seed, repeats)
+            return data.LazyPairDataset(pairs, size, transform=transform, seed=seed, repeats=repeats, **coding)
         images, masks = decoded.images, decoded.masks
         if cache == "disk":
             return data.CachedPairDataset(images, masks, transform, seed, repeats)

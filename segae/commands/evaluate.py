@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +45,25 @@ def evaluate(config: EvaluateConfig) -> SegmentationScores | ClassificationScore
             dataset = data.ClassFolders(Path(config.data))
         else:
             known = {"model_classes": info.classes, "model_mask_values": info.mask_values}
-            known |= {"model_merge": info.training.get("merge", ()), "classes": config.classes, "merge": config.merge}
+            known |= {f"model_{name}": info.training.get(name, ()) for name in ("merge", "ignore")}
+            known |= {name: getattr(config, name) for name in ("classes", "merge", "ignore")}
             dataset = data.open_dataset_like(Path(config.data), **known)
-        if dataset.classes != info.classes or (classify and config.resolution != "model"):
+        if classify and (dataset.classes != info.classes or config.resolution != "model"):
             raise DataError(f"data must have the classes {info.classes} at resolution model, got {dataset.classes}")
         if not (pairs := dataset.splits.get(config.split)):
             sizes = ", ".join(f"{name} ({len(members)} images)" for name, members in dataset.splits.items())
             raise DataError(f"split must be one with images, of {dataset.root} {sizes}, got {config.split!r}")
         out = _open_folder(config, model, dataset)
         skipped = data.SkippedFiles()
-        cached = data.cache_pairs(pairs, info.image_size, dataset.mask_values, skipped)
+        coding: dict[str, Any] = {"mask_values": dataset.mask_values, "ignore_values": dataset.ignore_values}
+        cached = data.cache_pairs(pairs, info.image_size, skipped=skipped, **coding)
         score: Any = evaluation.evaluate_classifier if classify else evaluation.evaluate_model
         masks: Any = cached.masks
         if config.resolution == "original":
             files = (pair.mask for pair in cached.pairs)
-            masks = (data.to_class_indices(data.read_mask(file), dataset.mask_values, file) for file in files)
+            masks = (data.to_class_indices(data.read_mask(file), path=file, **coding) for file in files)
             score = evaluation.evaluate_at_mask_size
+        score = score if classify else partial(score, classes=dataset.classes)
         names = [pair.name for pair in cached.pairs]
         scores: Any = score(model, cached.images, masks, names=names, batch_size=config.batch_size)
         if out is not None:
@@ -99,7 +103,7 @@ def _open_folder(config: EvaluateConfig, model: Any, dataset: data.SegmentationD
     parts += [config.resolution] if config.resolution != "model" else []
     parts += [dataset.name] if dataset.name != model.info.training.get("dataset", dataset.name) else []
     out = Path(config.out) if config.out is not None else Path(config.model).parent / "-".join(parts)
-    settings = {name: getattr(config, name) for name in ("data", "split", "resolution", "classes", "merge")}
+    settings = {name: getattr(config, name) for name in ("data", "split", "resolution", "classes", "merge", "ignore")}
     settings["model"] = name_model(config.model)
     return open_result_folder(out, settings, task="evaluate", files=_FILES, overwrite=config.overwrite)
 
@@ -139,7 +143,9 @@ def _write_pictures(out: Path, scores: Any, model: Any, cached: data.CachedPairs
     ends = {0: "worst", len(miou) - 1: "best"}
     places = [ends.get(rank, f"{rank + 1} of {len(miou)}") for rank in ranks]
     labels = [f"{place}\nmIoU {value:.3f}" for place, value in zip(places, miou[shown], strict=True)]
-    images, truths = list(cached.images[shown]), list(cached.masks[shown])
+    indices = np.full(256, data.IGNORE_INDEX, np.uint8)  # of the scored classes among those of the model
+    indices[: len(scores.classes)] = [model.info.classes.index(name) for name in scores.classes]
+    images, truths = list(cached.images[shown]), list(indices[cached.masks[shown]])
     masks = list(evaluation.predict_masks(model, cached.images[shown]))
-    look: dict[str, Any] = {"classes": scores.classes, "palette": model.info.palette, "row_labels": labels}
+    look: dict[str, Any] = {"classes": model.info.classes, "palette": model.info.palette, "row_labels": labels}
     segmentation_sheet(images, truths, masks, out / "sheet.png", **look)

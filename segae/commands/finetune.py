@@ -30,6 +30,7 @@ from segae.errors import SegaeError
 from segae.evaluation import SegmentationScores, draw_curves, evaluate_model, predict_masks, segmentation_sheet
 from segae.evaluation.classification import ClassificationScores, evaluate_classifier
 from segae.methods import create_method, method_names
+from segae.training.losses import balanced_weights
 from segae.training.run import RESUME_FILE
 
 logger = logging.getLogger("segae")
@@ -75,7 +76,7 @@ class _Finetuning:
 
     def __init__(self, config: FinetuneConfig, device: torch.device) -> None:
         self.classify, root = config.task == "classify", Path(config.data)
-        chosen = {"classes": config.classes, "merge": config.merge}
+        chosen = {"classes": config.classes, "merge": config.merge, "ignore": config.ignore}
         refused = {**chosen, "lpft_head": config.lpft_head, "transfer": config.transfer.partition("+")[2]}
         if self.classify and any(refused.values()):
             raise SegaeError(f"{', '.join(refused)} must be left out where task is classify, got {refused}")
@@ -85,9 +86,13 @@ class _Finetuning:
         weights = replace(encoder.info.weights, transfer=config.transfer)
         self.device, self.start = device, replace(encoder.info, weights=weights)
         self.config = config = _resolve(config, self.start)
+        self.class_weights = config.class_weights
         self.size = size = config.image_size or self.start.image_size
         models.require_image_size(size, encoder.output_stride)
         models.require_decoder_size(config.decoder, size)
+        if config.balance_classes and (config.class_weights or not isinstance(config.loss, str)):
+            given = f"class_weights {config.class_weights}, loss {self.loss_name}"
+            raise SegaeError(f"balance_classes must be False where class weights or an own loss are given, got {given}")
         self.phases = training.freeze_finetune_phases(**settings_taken_by(training.freeze_finetune_phases, config))
         if not self.classify:
             data.check_masks(self.dataset)
@@ -107,14 +112,25 @@ class _Finetuning:
         ).to(device)
         set_up_model(self.model, config)
 
+    @property
+    def loss_name(self) -> str:
+        """The loss as a text, of a function its name."""
+        loss = self.config.loss
+        return loss if isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__name__)
+
     def run(self) -> FinetuneResult:
         """Train and write everything."""
         config, model, start, device, skipped = self.config, self.model, self.start, self.device, data.SkippedFiles()
         images = load_labeled(config, self.dataset, start, self.size, device, skipped)
-        learner = make_learner(training.segmentation_learner, model, images, config, device, self.size)
+        if config.balance_classes:
+            self.class_weights = balanced_weights(images.sample.masks, len(self.dataset.classes))
+            listed = zip(self.dataset.classes, self.class_weights, strict=True)
+            logger.info("class weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in listed))
+        parts = model, images, config, device, self.size
+        learner = make_learner(training.segmentation_learner, *parts, class_weights=self.class_weights)
         folder = Path(config.out)
         how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
-        settings = asdict(replace(config, encoder=start.architecture))
+        settings = asdict(replace(config, encoder=start.architecture, loss=self.loss_name))
         kind = settings.pop("task")  # config.json has the command under this name
         how["task"] = f"finetune {kind}" if self.classify else "finetune"
         with training.open_run_folder(folder, settings, **how) as run:
@@ -198,7 +214,9 @@ class _Finetuning:
             **{"encoder": self.start.architecture, "decoder": "" if self.classify else config.decoder},
             **{"freeze_epochs": config.freeze_epochs, "epochs": config.epochs, "steps": learner.epoch_clock.steps},
             **{one.name: getattr(config, one.name) for one in fields(FinetuneSettings)},
+            **{"loss": self.loss_name, "class_weights": self.class_weights},
             **{"image_size": self.size, "val_fraction": config.val_fraction, "merge": list(config.merge)},
+            "ignore": [*(set(config.ignore) - {"none"} or dataset.ignore_values)],
             "precision": "bfloat16" if hasattr(learner, "bfloat16_autocast") else "float32",
             **{"cache": images.cache, "seed": config.trainer.seed},
         }

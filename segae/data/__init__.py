@@ -12,6 +12,7 @@ from segae.data.datasets import (
     download_pets,
     drawn_pets,
     find_images,
+    ignore_classes,
     make_palette,
     map_classes,
     open_dataset,
@@ -23,6 +24,7 @@ from segae.data.file_lists import Pair, PairList, PathList
 from segae.data.gpu import CropAndFlip, GPUImageDataset, MildChange
 from segae.data.image_io import (
     GRAY,
+    IGNORE_INDEX,
     SkippedFiles,
     UnavailableFile,
     UnreadableImage,
@@ -41,12 +43,12 @@ from segae.data.torch_datasets import CachedImageDataset, CachedPairDataset, Laz
 from segae.data.transforms import eval_transform, pretrain_transform, train_transform
 
 __all__ = [
-    "GRAY", "PETS_CLASSES", "CachedImageDataset", "CachedPairDataset", "CachedPairs", "ClassFolders", "CropAndFlip",
-    "Duplicate", "GPUImageDataset", "LazyImageDataset", "LazyPairDataset", "MildChange", "OxfordPets", "Pair",
-    "PairList", "PathList", "SegmentationDataset", "SegmentationFolder", "SkippedFiles", "UnavailableFile",
+    "GRAY", "IGNORE_INDEX", "PETS_CLASSES", "CachedImageDataset", "CachedPairDataset", "CachedPairs", "ClassFolders",
+    "CropAndFlip", "Duplicate", "GPUImageDataset", "LazyImageDataset", "LazyPairDataset", "MildChange", "OxfordPets",
+    "Pair", "PairList", "PathList", "SegmentationDataset", "SegmentationFolder", "SkippedFiles", "UnavailableFile",
     "UnreadableImage", "cache_images", "cache_pairs", "check_masks", "choose_by_hash", "content_hashes",
-    "download_fashion_mnist", "download_pets", "drawn_pets", "eval_transform", "find_duplicates",
-    "find_images", "find_pretraining_images", "is_stream", "label_subset", "make_loaders", "make_palette",
+    "download_fashion_mnist", "download_pets", "drawn_pets", "eval_transform", "find_duplicates", "find_images",
+    "find_pretraining_images", "ignore_classes", "is_stream", "label_subset", "make_loaders", "make_palette",
     "map_classes", "open_dataset", "open_dataset_like", "open_stream", "pretrain_transform", "read_image", "read_mask",
     "read_pair", "read_resized", "resize_image", "resize_mask", "sample_stream", "set_epoch", "split_hash",
     "to_class_indices", "train_transform", "train_val_split", "unique_names",

@@ -28,7 +28,15 @@ from tqdm import tqdm
 
 from segae._io import cache_dir
 from segae.data.file_lists import Pair, PairList, PathList, Values
-from segae.data.image_io import SkippedFiles, UnavailableFile, UnreadableImage, read_bytes, read_pair, read_resized
+from segae.data.image_io import (
+    IGNORE_INDEX,
+    SkippedFiles,
+    UnavailableFile,
+    UnreadableImage,
+    read_bytes,
+    read_pair,
+    read_resized,
+)
 from segae.errors import DataError, SegaeError
 
 logger = logging.getLogger("segae")
@@ -72,14 +80,21 @@ def cache_images(paths: Sequence[Path], size: int, skipped: SkippedFiles) -> Cac
 
 
 def cache_pairs(
-    pairs: Sequence[Pair], size: int, mask_values: Values, skipped: SkippedFiles, *, allow_empty: bool = False
+    pairs: Sequence[Pair],
+    size: int,
+    mask_values: Values,
+    skipped: SkippedFiles,
+    *,
+    ignore_values: Sequence[int] = (),
+    allow_empty: bool = False,
 ) -> CachedPairs:
     """Resize images and masks to squares of ``size`` pixels, masks as class indices.
 
-    ``mask_values`` are as in `to_class_indices`, or the names of class folders; ``masks`` are then int64 (N,), a class
-    for each image. ``skipped`` receives the image of each pair of which a file cannot be read; the others are returned.
-    SegaeError if a mask holds a value that is no class, or has another size than its image; there are no classes or
-    more than 256; none can be read (unless ``allow_empty``); or the disk is full or refuses writing.
+    ``mask_values`` and ``ignore_values`` are as in `to_class_indices`; or the former are names of class folders, and
+    ``masks`` int64 (N,), a class for each image. ``skipped`` receives the image of each pair of which a file cannot be
+    read; the others are returned. SegaeError if a mask holds a value that is no class, or has another size than its
+    image; there are no classes or more than 255; none can be read (unless ``allow_empty``); or the disk is full or
+    refuses writing.
     """
     packed, classes = PairList.of(pairs), list(mask_values)
     if isinstance(classes[0] if classes else None, str):
@@ -87,11 +102,12 @@ def cache_pairs(
         kept = packed.take(found[1])
         labels = [classes.index(folder.name) for folder in kept.masks]  # type: ignore[arg-type]
         return CachedPairs(found[0]["images"], np.array(labels, np.int64), kept)
-    if not 1 <= len(mask_values) <= 256:
-        raise DataError(f"mask_values must name 1 to 256 classes, got {len(mask_values)}")
+    if not 1 <= len(mask_values) <= IGNORE_INDEX:
+        raise DataError(f"mask_values must name 1 to {IGNORE_INDEX} classes, got {len(mask_values)}")
     files, shapes = [packed.images, packed.masks], {"images": (size, size, 3), "masks": (size, size)}
-    decode = functools.partial(read_pair, size=size, mask_values=mask_values)
-    arrays, places = _fetch(files, tuple(mask_values), shapes, decode, skipped, allow_empty)
+    decode = functools.partial(read_pair, size=size, mask_values=mask_values, ignore_values=ignore_values)
+    coding = (*mask_values, *(f"ignore {value}" for value in ignore_values))
+    arrays, places = _fetch(files, coding, shapes, decode, skipped, allow_empty)
     return CachedPairs(arrays["images"], arrays["masks"], packed.take(places))
 
 
@@ -209,7 +225,12 @@ Entry = tuple[dict[str, np.ndarray], list[_Failure]]
 
 
 def _fetch(
-    files: list[PathList], parameters: Values, shapes: Shapes, decode: Decode, skipped: SkippedFiles, allow_empty: bool
+    files: list[PathList],
+    parameters: Sequence[Any],
+    shapes: Shapes,
+    decode: Decode,
+    skipped: SkippedFiles,
+    allow_empty: bool,
 ) -> tuple[dict[str, np.ndarray], Sequence[int]]:
     """Read the arrays of a set of items from the cache, building the entry first if it is not there.
 

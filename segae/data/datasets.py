@@ -20,7 +20,7 @@ import pooch
 from segae._io import check_range, package_data
 from segae.data.cache import remember_facts
 from segae.data.file_lists import Pair, PairList, PathList
-from segae.data.image_io import few, image_size, read_mask, require_same_size, to_class_indices
+from segae.data.image_io import IGNORE_INDEX, few, image_size, read_mask, require_same_size, to_class_indices
 from segae.errors import DataError
 
 logger = logging.getLogger("segae")
@@ -53,6 +53,7 @@ class SegmentationDataset:
         classes: names, in the order of the class indices.
         palette: one RGB color (0..255) per class.
         mask_values: the raw value in a mask file of each class, or a tuple of them; of class folders the names.
+        ignore_values: the raw values in mask files that do not count; their pixels get the class index 255.
         splits: "train", "test" and, where the data set has one, "val": disjoint lists of pairs.
         missing: number of names that a split file lists and that are not on the disk.
     """
@@ -64,6 +65,7 @@ class SegmentationDataset:
     mask_values: tuple[Any, ...]
     splits: Mapping[str, PairList]
     missing: int = 0
+    ignore_values: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", {split: PairList.of(pairs) for split, pairs in self.splits.items()})
@@ -78,7 +80,8 @@ class SegmentationFolder(SegmentationDataset):
 
     Class names come from the argument, else from ``classes.txt`` (one per line), else they are ``class_<value>`` for
     each value found in the masks. With K names the values 0..K-1 are meant, unless exactly K other values are found
-    (such as 0 and 255), which then count in ascending order. Images without a mask are left out with a warning.
+    (such as 0 and 255), which then count in ascending order. ``ignore_values`` do not count; None is 255 where the
+    other values are 0 or 1 to the number of classes. Images without a mask are left out with a warning.
 
     The splits come from ``train.txt`` or ``trainval.txt``, ``val.txt`` and ``test.txt`` in the folder or in
     ``annotations/``: one name per line, with or without extension; what follows it is ignored. Where the list for
@@ -86,7 +89,10 @@ class SegmentationFolder(SegmentationDataset):
     ``test_fraction`` for the test. Images of ``val.txt`` are in no other split. DataError if a folder is wrong.
     """
 
-    def __init__(self, root: Path, classes: Sequence[str] = (), test_fraction: float = 0.2, seed: int = 0) -> None:
+    def __init__(
+        self, root: Path, classes: Sequence[str] = (), test_fraction: float = 0.2, seed: int = 0,
+        ignore_values: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
         pairs, unlabeled = _match(root)
         splits = _split(root, pairs, test_fraction, seed)
         unused = len(pairs) - sum(map(len, splits.values()))
@@ -94,9 +100,10 @@ class SegmentationFolder(SegmentationDataset):
             if count:
                 logger.warning("%s: %d %s and are left out", root, count, why)
         names = tuple(classes) or tuple(_lines(root / "classes.txt") if (root / "classes.txt").is_file() else ())
-        values = _mask_values(root, names, values_in_masks(pairs))
+        values, ignored = _mask_values(root, names, values_in_masks(pairs), ignore_values)
         classes = names or tuple(f"class_{value}" for value in values)
-        super().__init__(root.resolve().name, root, classes, make_palette(len(values)), values, splits)
+        palette = make_palette(len(values))
+        super().__init__(root.resolve().name, root, classes, palette, values, splits, ignore_values=ignored)
 
 
 class OxfordPets(SegmentationDataset):
@@ -153,12 +160,16 @@ def _match_classes(root: Path, place: Path) -> PairList:
     return PairList(Pair(path.relative_to(root).as_posix(), path, folder) for path, folder in found)
 
 
-def open_dataset(root: Path, *, classes: Sequence[str] = (), merge: Sequence[str] = ()) -> SegmentationDataset:
+def open_dataset(
+    root: Path, *, classes: Sequence[str] = (), merge: Sequence[str] = (), ignore: Sequence[str | int] = ()
+) -> SegmentationDataset:
     """Detect the format of a labeled data set and load its index: `SegmentationFolder` or `OxfordPets`.
 
     ``classes`` name those of an images/ + masks/ folder; left empty, its classes.txt or the masks decide. ``merge``
-    takes several as one; see `map_classes`. An image is then ``open_dataset(Path("pets")).splits["test"][0].image``.
-    DataError if the folder is missing or has neither layout, its files are wrong, or ``merge`` is.
+    takes several as one; see `map_classes`. ``ignore`` are classes or mask values that do not count, such as
+    ``["border"]`` or ``[255]``; empty is 255 where the masks have it beside the values of the classes, and ``["none"]``
+    counts that, too. An image is then ``open_dataset(Path("pets")).splits["test"][0].image``. DataError if the folder
+    is missing or has neither layout, its files are wrong, or ``merge`` or ``ignore`` is.
     """
     if not root.is_dir():
         raise DataError(f"There is no folder {root}. Name the folder of a data set: {_LAYOUTS}.")
@@ -170,7 +181,15 @@ def open_dataset(root: Path, *, classes: Sequence[str] = (), merge: Sequence[str
             raise DataError(f"{root} is no labeled data set: it holds {found}. Name a folder with {_LAYOUTS}.")
     if is_pets and classes and tuple(classes) != PETS_CLASSES:
         raise DataError(f"classes must be empty or {', '.join(PETS_CLASSES)} for {root}, got {', '.join(classes)}")
-    return map_classes(OxfordPets(root) if is_pets else SegmentationFolder(root, classes), merge)
+    values = [int(item) for item in ignore if str(item).isdecimal()]
+    names = [str(item) for item in ignore if not str(item).isdecimal() and str(item) != "none"]
+    if is_pets:
+        dataset: SegmentationDataset = OxfordPets(root)
+        names += [PETS_CLASSES[_TRIMAP_VALUES.index(value)] for value in values if value in _TRIMAP_VALUES]
+    else:
+        chosen = values if values or "none" in map(str, ignore) else None
+        dataset = SegmentationFolder(root, classes, ignore_values=chosen)
+    return ignore_classes(map_classes(dataset, merge), names)
 
 
 def open_dataset_like(
@@ -181,27 +200,34 @@ def open_dataset_like(
     model_classes: Sequence[str],
     model_mask_values: Sequence[int | Sequence[int]],
     model_merge: Sequence[str] = (),
+    ignore: Sequence[str | int] = (),
+    model_ignore: Sequence[str | int] = (),
 ) -> SegmentationDataset:
     """Open a data set so that its classes are those of a trained model.
 
     Its mask values are read as the model's were: which value is which class is inferred where only names are given, so
     a data set that lacks a class might be read another way. Without ``merge`` that of the model is taken, if the data
-    set needs it. The rest is as in `open_dataset`. DataError also if (merged) classes or values are not the model's.
+    set needs it; without ``ignore`` that of the model. The classes may be fewer than the model's if ``ignore`` names
+    the others. The rest is as in `open_dataset`. DataError also if (merged) classes or values are not the model's.
     """
     if merge and model_merge and parse_merge(merge) != parse_merge(model_merge):
         raise DataError(f"merge must be empty or {list(model_merge)}, as the model was trained, got {list(merge)}")
-    dataset = open_dataset(root, classes=classes, merge=merge)
+    dataset = open_dataset(root, classes=classes, merge=merge, ignore=ignore or model_ignore)
     if model_merge and not merge and dataset.classes != tuple(model_classes):  # it may have the classes without it
         dataset = map_classes(dataset, model_merge)
-    if dataset.classes != tuple(model_classes):
+    ignored = set(map(str, ignore)) - set(dataset.classes)
+    left = [place for place, name in enumerate(model_classes) if name not in ignored]
+    if dataset.classes != tuple(model_classes[place] for place in left):
         raise DataError(
             f"classes must be {', '.join(model_classes)}, as the model was trained, got "
             f"{', '.join(dataset.classes)} from {root}. If they mean the same, name the model's."
         )
-    model_values = tuple(value if isinstance(value, int) else tuple(value) for value in model_mask_values)
+    chosen = (model_mask_values[place] for place in left)
+    model_values = tuple(value if isinstance(value, int) else tuple(value) for value in chosen)
     if model_values == dataset.mask_values or not (root / "masks").is_dir():
         return dataset
     found = set(values_in_masks(PairList(pair for split in dataset.splits.values() for pair in split)))
+    found -= set(dataset.ignore_values)
     if found <= set(_flat(model_values)):
         return dataset.replace(mask_values=model_values)
     if found <= set(_flat(dataset.mask_values)):  # another coding of the same classes, such as 0 and 255 for 0 and 1
@@ -238,6 +264,23 @@ def map_classes(dataset: SegmentationDataset, merge: Sequence[str]) -> Segmentat
     )
 
 
+def ignore_classes(dataset: SegmentationDataset, names: Sequence[str]) -> SegmentationDataset:
+    """Take classes out of a data set: their pixels do not count. No names return the data set itself."""
+    if not names:
+        return dataset
+    if unknown := [name for name in names if name not in dataset.classes]:
+        allowed = f"numbers or classes of {dataset.root}, {', '.join(dataset.classes)}"
+        raise DataError(f"ignore must be {allowed}, got {', '.join(unknown)}")
+    kept = [place for place, name in enumerate(dataset.classes) if name not in names]
+    if not kept:
+        raise DataError(f"ignore must leave a class of {', '.join(dataset.classes)}, got {', '.join(names)}")
+    gone = (value for name, value in zip(dataset.classes, dataset.mask_values, strict=True) if name in names)
+    parts = (dataset.classes, dataset.palette, dataset.mask_values)
+    classes, palette, values = (tuple(part[place] for place in kept) for part in parts)
+    ignored = (*dataset.ignore_values, *_flat(gone))
+    return dataset.replace(classes=classes, palette=palette, mask_values=values, ignore_values=ignored)
+
+
 def parse_merge(merge: Sequence[str]) -> dict[str, frozenset[str]]:
     """Read ``name=class+class`` texts as names and their classes; a wrong form or a repeated class is a DataError."""
     groups: dict[str, frozenset[str]] = {}
@@ -266,7 +309,7 @@ def check_masks(dataset: SegmentationDataset) -> None:
         for pair, image, mask, values in zip(pairs, *sizes, values_of_each, strict=True):
             if image and mask:
                 require_same_size(pair.image, image, pair.mask, mask)
-            to_class_indices(np.array([values], np.int32), dataset.mask_values, pair.mask)
+            to_class_indices(np.array([values], np.int32), dataset.mask_values, pair.mask, dataset.ignore_values)
     found = values_in_masks(dataset.splits["train"])
     if found and sum(not set(_flat([value])).isdisjoint(found) for value in dataset.mask_values) < 2:
         raise DataError(f"The training masks of {dataset.root} hold one class only, value {few(found)}. Correct them.")
@@ -481,12 +524,28 @@ def _lines(path: Path) -> list[str]:
     raise DataError(f"{path} is empty. Write one name per line or remove it.")
 
 
-def _mask_values(root: Path, names: tuple[str, ...], found: tuple[int, ...]) -> tuple[int, ...]:
+def _mask_values(
+    root: Path, names: tuple[str, ...], found: tuple[int, ...], ignore: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The value of each class, and the values that do not count, of the values in an images/ + masks/ folder."""
     if len(set(names)) < len(names):
         raise DataError(f"classes must be different names, got {', '.join(names)}")
+    others = tuple(value for value in found if value != IGNORE_INDEX)
+    if ignore is None and len(others) > 1 and others != found:  # two values, such as 0 and 255, are two classes
+        if names and len(found) == len(names) and others[-1] < len(names):
+            readings = f"{names[-1]}, or pixels that do not count"
+            raise DataError(
+                f"{root / 'masks'} holds {few(found)} for {len(names)} classes: {IGNORE_INDEX} may be {readings}. Set "
+                f"ignore to none or to {IGNORE_INDEX}."
+            )
+        if others[-1] < len(names) if names else others in {tuple(range(one, one + len(others))) for one in (0, 1)}:
+            logger.info("%s: pixels of value %d do not count; ignore none counts them", root, IGNORE_INDEX)
+            ignore = [IGNORE_INDEX]
+    ignored = tuple(ignore or ())
+    found = tuple(value for value in found if value not in ignored)
     if names:
         expected = tuple(range(len(names)))
-        return found if len(found) == len(names) and found != expected else expected
+        return found if len(found) == len(names) and found != expected else expected, ignored
     if len(found) > _MOST_VALUES:
         raise DataError(
             f"{root / 'masks'} holds more than {_MOST_VALUES} values ({few(found)}), as photographs and JPEG files do. "
@@ -494,7 +553,7 @@ def _mask_values(root: Path, names: tuple[str, ...], found: tuple[int, ...]) -> 
         )
     if not found:
         raise DataError(f"None of the masks in {root / 'masks'} can be read. Replace them by index masks.")
-    return found
+    return found, ignored
 
 
 def _values_in(path: Path) -> list[int]:

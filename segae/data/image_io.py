@@ -25,6 +25,7 @@ from segae.errors import DataError, SegaeError
 logger = logging.getLogger("segae")
 
 MAX_PIXELS = 100_000_000
+IGNORE_INDEX = 255  # of a pixel that counts neither in training nor in a score
 GRAY = (0.299, 0.587, 0.114)  # shares of red, green and blue in the brightness, Rec. 601
 _MAX_BYTES = 1 << 30
 # EPS is not among them: Pillow would start Ghostscript
@@ -146,17 +147,18 @@ def read_resized(path: Path, size: int, *, reduced: bool = True, data: bytes | N
 
 
 def read_pair(
-    image: Path, mask: Path, size: int, mask_values: Values, *, reduced: bool = False
+    image: Path, mask: Path, size: int, mask_values: Values, *, ignore_values: Sequence[int] = (), reduced: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read an image and its mask, resized to a square: uint8 (size, size, 3) RGB, uint8 (size, size) class indices.
 
-    ``mask_values`` are as in `to_class_indices`, ``reduced`` as in `read_resized`. UnreadableImage if a file cannot be
-    read; DataError if the mask has another size than its image or holds a value that is no class.
+    ``mask_values`` and ``ignore_values`` are as in `to_class_indices`, ``reduced`` as in `read_resized`.
+    UnreadableImage if a file cannot be read; DataError if the mask has another size than its image or holds a value
+    that is no class.
     """
     decoded = _decode(image, at_least=size if reduced else None)
     values = read_mask(mask)
     require_same_size(image, _upright(decoded.size, decoded.turn), mask, values.shape)
-    indices = to_class_indices(values, mask_values, mask)
+    indices = to_class_indices(values, mask_values, mask, ignore_values)
     return _squash(decoded, image, size), resize_mask(indices, size)
 
 
@@ -213,21 +215,24 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def to_class_indices(mask: np.ndarray, mask_values: Values, path: Path) -> np.ndarray:
-    """Translate raw mask values, int32 (H, W), to class indices, uint8 (H, W).
+def to_class_indices(
+    mask: np.ndarray, mask_values: Values, path: Path, ignore_values: Sequence[int] = ()
+) -> np.ndarray:
+    """Translate raw mask values, int32 (H, W), to class indices, uint8 (H, W), and ``ignore_values`` to 255.
 
-    ``mask_values`` are the raw value of each class index, or a tuple of them where a class has several; at most 256
+    ``mask_values`` are the raw value of each class index, or a tuple of them where a class has several; at most 255
     classes. Another value is a DataError that names the mask's ``path``.
     """
-    groups = [value if isinstance(value, tuple) else (value,) for value in mask_values]
-    values = np.array([value for group in groups for value in group])
-    classes = np.array([index for index, group in enumerate(groups) for _ in group], np.uint8)
+    groups = [*enumerate(value if isinstance(value, tuple) else (value,) for value in mask_values)]
+    groups.append((IGNORE_INDEX, tuple(ignore_values)))
+    values = np.array([value for _, group in groups for value in group])
+    classes = np.array([index for index, group in groups for _ in group], np.uint8)
     order = np.argsort(values)
     place = order[np.searchsorted(values[order], mask).clip(max=len(values) - 1)]
     if (wrong := values[place] != mask).any():
         raise DataError(
             f"{path} holds the value {few(np.unique(mask[wrong]))}, which is no class: the classes have {few(values)}. "
-            "Correct the mask or name a class for each value."
+            "Correct the mask, name a class for each value, or name the value in ignore."
         )
     return classes[place]
 

@@ -193,18 +193,21 @@ class LazyPairDataset(LazyImageDataset):
     """Images with masks for segmentation, decoded from their files each time, as `LazyImageDataset` does.
 
     A pair of which a file cannot be read is replaced by its neighbor. A mask with a value that is no class, or of
-    another size than its image, is an error. `mask_values` are as in `to_class_indices`, or names of class folders.
+    another size than its image, is an error. `mask_values` and `ignore_values` are as in `to_class_indices`, or the
+    former are names of class folders.
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], size: int, mask_values: Values, transform: Transform, seed: int, repeats: int = 1
-    ) -> None:
-        self._pairs, self._mask_values = PairList.of(pairs), tuple(mask_values)
+        self, pairs: Sequence[Pair], size: int, mask_values: Values, transform: Transform, seed: int, repeats: int = 1,
+        ignore_values: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        self._pairs, self._mask_values, self._ignore_values = PairList.of(pairs), tuple(mask_values), ignore_values
         super().__init__(self._pairs.images, size, transform, seed, repeats)
 
     def _read(self, place: int) -> dict[str, np.ndarray]:
         pair = self._pairs[place]
         if pair.mask.is_dir():
             return super()._read(place) | {"mask": np.array(self._mask_values.index(pair.mask.name))}
-        image, mask = read_pair(pair.image, pair.mask, self._size, self._mask_values, reduced=True)
+        coding: Any = {"mask_values": self._mask_values, "ignore_values": self._ignore_values}
+        image, mask = read_pair(pair.image, pair.mask, self._size, reduced=True, **coding)
         return {"image": image, "mask": mask}

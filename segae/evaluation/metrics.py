@@ -5,6 +5,7 @@ Scores of a set come from sums over all its pixels, so none depends on the batch
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segae.data.image_io import IGNORE_INDEX
 from segae.errors import SegaeError
 
 BOUNDARY_WIDTH = 0.02  # of the image diagonal; the value of the Boundary IoU paper
@@ -21,7 +23,7 @@ BOUNDARY_WIDTH = 0.02  # of the image diagonal; the value of the Boundary IoU pa
 def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     """Count the pixels of each pair (true class, predicted class): int64 (K, K), rows truth, columns prediction.
 
-    Both arguments are class indices in [0, K), of one shape.
+    Both arguments are class indices in [0, K), of one shape. Pixels whose truth is 255 do not count.
 
     Example:
         >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), num_classes=2).tolist()
@@ -40,14 +42,15 @@ def mean_iou(confusion: Tensor | NDArray[np.integer]) -> float:
         0.775
     """
     counts = confusion.cpu().numpy() if isinstance(confusion, Tensor) else np.asarray(confusion)
-    return float(np.nanmean(_ratio(*_overlap(counts)))) if counts.any() else float("nan")
+    return float(_mean(_ratio(*_overlap(counts))))
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentationScores:
     """Scores of a segmenter on a set of images, each in [0, 1].
 
-    A class in neither truth nor prediction of the whole set has the score NaN and no part in a mean.
+    A class in neither truth nor prediction of the whole set has the score NaN and no part in a mean. Pixels whose truth
+    is 255 do not count; for the Boundary IoU they are in no class, of truth and prediction.
 
     Attributes:
         classes: names, in the order of the class indices.
@@ -81,7 +84,7 @@ class SegmentationScores:
 class SegmentationMetrics:
     """Accumulates predictions batch by batch and computes :class:`SegmentationScores`.
 
-    Batches may have different image sizes. ``classes`` are distinct names, in the order of the class indices.
+    Batches may have different image sizes. ``classes`` are 1 to 255 distinct names, in the order of the class indices.
 
     Example:
         >>> metrics = SegmentationMetrics(("pet", "background"))
@@ -93,15 +96,18 @@ class SegmentationMetrics:
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
         count = len(self.classes)
-        if not count or len(set(self.classes)) < count:
-            raise SegaeError(f"classes must be one or more distinct names, got {self.classes}")
+        if not 0 < count <= IGNORE_INDEX or len(set(self.classes)) < count:
+            raise SegaeError(f"classes must be 1 to {IGNORE_INDEX} distinct names, got {self.classes}")
         self._boundary_2k = np.zeros((2, count), np.int64)  # intersection and union
         self._confusion = np.zeros((count, count), np.int64)
         self._overlaps: list[tuple[NDArray[np.integer], NDArray[np.integer]]] = []  # (B, K) twice per batch
         self._names: list[str] = []
 
     def update(self, prediction: Tensor, truth: Tensor, names: Sequence[str] | None = None) -> None:
-        """Add a batch of class indices (B, H, W), any integer types, on any device, and maybe the images' names."""
+        """Add a batch of class indices (B, H, W), any integer types, on any device, and maybe the images' names.
+
+        Pixels whose truth is 255 do not count.
+        """
         if truth.ndim != 3:
             raise SegaeError(f"truth must be (B, H, W), got the shape {tuple(truth.shape)}: add a first axis")
         if names is not None and len(names) != len(truth):
@@ -110,9 +116,10 @@ class SegmentationMetrics:
         self._confusion += confusion_bkk.sum(axis=0)
         self._overlaps.append(_overlap(confusion_bkk))
         self._names += [""] * len(truth) if names is None else list(names)
-        predictions, truths = (mask.to(torch.int32).cpu().numpy() for mask in (prediction, truth))
+        predictions, truths = (mask.cpu().numpy().astype(np.int32) for mask in (prediction, truth))  # copies
         for predicted_hw, true_hw, union_k in zip(predictions, truths, self._overlaps[-1][1], strict=True):
             width = boundary_width(*true_hw.shape)
+            predicted_hw[true_hw == IGNORE_INDEX] = IGNORE_INDEX  # what is right wherever it counts has the score 1
             for index in np.flatnonzero(union_k):
                 predicted, true = (boundary_region(mask == index, width) for mask in (predicted_hw, true_hw))
                 self._boundary_2k[:, index] += np.count_nonzero(predicted & true), np.count_nonzero(predicted | true)
@@ -122,18 +129,18 @@ class SegmentationMetrics:
         if not self._names:
             raise SegaeError("images must be one or more, got 0")
         intersection_nk, union_nk = (np.concatenate(parts) for parts in zip(*self._overlaps, strict=True))
-        per_image_n = np.nanmean(_ratio(intersection_nk, union_nk), axis=1)
+        per_image_n = _mean(_ratio(intersection_nk, union_nk))
         iou_k = _ratio(*_overlap(self._confusion))
         columns = {"name": self._names, "miou": per_image_n}
         for kind, counts_nk in (("intersection", intersection_nk), ("union", union_nk)):
             columns |= {f"{kind}_{name}": counts_nk[:, index] for index, name in enumerate(self.classes)}
         return SegmentationScores(
             classes=self.classes,
-            miou=float(np.nanmean(iou_k)),
-            dice=float(np.nanmean(2 * iou_k / (1 + iou_k))),  # class by class; NaN stays NaN
-            pixel_accuracy=float(np.trace(self._confusion) / self._confusion.sum()),
-            per_image_miou=float(per_image_n.mean()),
-            boundary_iou=float(np.nanmean(_ratio(*self._boundary_2k))),
+            miou=float(_mean(iou_k)),
+            dice=float(_mean(2 * iou_k / (1 + iou_k))),  # class by class; NaN stays NaN
+            pixel_accuracy=float(_ratio(np.trace(self._confusion), self._confusion.sum())),
+            per_image_miou=float(_mean(per_image_n)),
+            boundary_iou=float(_mean(_ratio(*self._boundary_2k))),
             iou=dict(zip(self.classes, iou_k.tolist(), strict=True)),
             confusion=self._confusion.copy(),
             per_image=pd.DataFrame(columns),
@@ -168,13 +175,14 @@ def _confusion_per_image(prediction: Tensor, truth: Tensor, num_classes: int) ->
     for argument, values in (("prediction", prediction), ("truth", truth)):
         if values.is_floating_point() or values.is_complex():
             raise SegaeError(f"{argument} must be integer class indices, got {values.dtype}: take the argmax of logits")
-        low, high = (int(values.min()), int(values.max())) if values.numel() else (0, 0)
+        counted = values[truth != IGNORE_INDEX]
+        low, high = (int(counted.min()), int(counted.max())) if counted.numel() else (0, 0)
         if low < 0 or high >= num_classes:
             raise SegaeError(f"{argument} must be class indices in [0, {num_classes}), got {low} to {high}")
     images = truth.shape[0]
     image = torch.arange(images, device=truth.device).reshape(-1, *[1] * (truth.ndim - 1))
     cell = (image * num_classes + truth.long()) * num_classes + prediction.to(truth.device).long()
-    counts = torch.bincount(cell.flatten(), minlength=images * num_classes * num_classes)
+    counts = torch.bincount(cell[truth != IGNORE_INDEX], minlength=images * num_classes * num_classes)
     return counts.reshape(images, num_classes, num_classes)
 
 
@@ -184,6 +192,12 @@ def _overlap(confusion: NDArray[np.integer]) -> tuple[NDArray[np.integer], NDArr
     return both, confusion.sum(axis=-1) + confusion.sum(axis=-2) - both
 
 
-def _ratio(part: NDArray[np.integer], whole: NDArray[np.integer]) -> NDArray[np.float64]:
+def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
     """Quotient; NaN where the denominator is 0, for classes that are in neither mask."""
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
+
+
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the last axis of the values that are not NaN; NaN where there are none, as in an ignored image."""
+    there = ~np.isnan(values)
+    return _ratio(np.where(there, values, 0).sum(axis=-1), there.sum(axis=-1))

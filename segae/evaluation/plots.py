@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segae._io import write_atomically
+from segae.data.image_io import IGNORE_INDEX
 from segae.errors import DataError, SegaeError
 from segae.methods import Method, cut_out
 from segae.models.encoder import evaluation_mode
@@ -50,10 +51,14 @@ _SCORES = {  # columns of a log with a panel of their own: title, color, upper e
 
 
 def colorize(mask: NDArray[np.integer], palette: Sequence[Color]) -> NDArray[np.uint8]:
-    """Paint each class index of a mask (H, W) in its color (red, green, blue in 0-255): uint8 (H, W, 3)."""
-    if mask.size and (mask.min() < 0 or mask.max() >= len(palette)):
-        raise SegaeError(f"palette must have a color per class, got {len(palette)} for {mask.min()} to {mask.max()}")
-    return np.asarray(palette, np.uint8).reshape(-1, 3)[mask]
+    """Paint each class index of a mask (H, W) in its color (red, green, blue in 0-255), 255 white: uint8 (H, W, 3)."""
+    counted = mask[mask != IGNORE_INDEX]
+    if counted.size and (counted.min() < 0 or counted.max() >= len(palette)):
+        seen = f"{len(palette)} for {counted.min()} to {counted.max()}"
+        raise SegaeError(f"palette must have a color per class, got {seen}")
+    colors = np.full((IGNORE_INDEX + 1, 3), 255, np.uint8)
+    colors[: len(palette)] = np.asarray(palette, np.uint8).reshape(-1, 3)
+    return colors[mask]
 
 
 def overlay(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segae._io import check_range
+from segae.data.image_io import IGNORE_INDEX
 from segae.errors import SegaeError
 from segae.evaluation.metrics import confusion_matrix, mean_iou
 from segae.models.encoder import evaluation_mode
@@ -72,7 +73,7 @@ def linear_probe(
     Args:
         encoder: from ``segae.create_encoder``, on ``device``.
         images: uint8 (N, S, S, C), RGB, S a multiple of the encoder's stride; may be a memory map.
-        masks: class indices (N, S, S).
+        masks: class indices (N, S, S); pixels of 255 do not count.
         train_indices: images that the regression is fitted to.
         valid_indices: images that are scored; never test images.
         num_classes: K.
@@ -121,16 +122,21 @@ def _stride_8_features(encoder: nn.Module, image_bchw: Tensor) -> Tensor:
 
 
 def _class_shares(mask_bhw: Tensor, num_classes: int, rows: int, columns: int) -> Tensor:
-    """Share of each class among a cell's pixels, (B, K, rows, columns), so that thin classes count too."""
-    one_hot_bkhw = functional.one_hot(mask_bhw, num_classes).permute(0, 3, 1, 2).float()
-    return functional.adaptive_avg_pool2d(one_hot_bkhw, (rows, columns))
+    """Share of each class among a cell's pixels that count, (B, K, rows, columns), so that thin classes count too.
+
+    It is NaN where no pixel counts.
+    """
+    counted_bhw = mask_bhw != IGNORE_INDEX
+    one_hot_bkhw = functional.one_hot(mask_bhw.where(counted_bhw, num_classes), num_classes + 1).movedim(3, 1).float()
+    shares_bkhw = functional.adaptive_avg_pool2d(one_hot_bkhw[:, :num_classes], (rows, columns))
+    return shares_bkhw if counted_bhw.all() else shares_bkhw / shares_bkhw.sum(dim=1, keepdim=True)
 
 
 def _fit_ridge(batches: Iterable[tuple[Tensor, Tensor]], ridge: float) -> tuple[Tensor, Tensor]:
     """Weights (K, C) and bias (K,), float32, of a ridge regression from feature maps to target maps (B, K, H, W).
 
-    Sums are taken in float32 around the first batch's mean and kept in float64: features far from zero lose no
-    digits, and devices without float64 work too.
+    Positions whose target is NaN do not count. Sums are taken in float32 around the first batch's mean and kept in
+    float64: features far from zero lose no digits, and devices without float64 work too.
     """
     count, sum_d, gram_dd, shift_c = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
     for features_bchw, target_bkhw in batches:
@@ -138,6 +144,7 @@ def _fit_ridge(batches: Iterable[tuple[Tensor, Tensor]], ridge: float) -> tuple[
         if count == 0:
             shift_c = features_nc.mean(dim=0)
         both_nd = torch.cat([features_nc - shift_c, target_bkhw.permute(0, 2, 3, 1).flatten(0, 2)], dim=1)
+        both_nd = both_nd[~both_nd[:, -1].isnan()]
         count += len(both_nd)
         sum_d = sum_d + both_nd.sum(dim=0).cpu().double()
         gram_dd = gram_dd + (both_nd.T @ both_nd).cpu().double()

@@ -34,8 +34,8 @@ def evaluate_model(
     Args:
         model: from normalized images to logits (B, K, H, W).
         images: uint8 (N, H, W, C), RGB; may be a memory map.
-        masks: true class indices (N, H, W).
-        classes: K names; None takes those of ``model.info``.
+        masks: true class indices (N, H, W); pixels of 255 do not count.
+        classes: K names; None takes those of ``model.info``. Some of the latter: the others are never predicted.
         names: of the N images, for the per-image scores.
         **options: ``mean``, ``std``, ``batch_size`` and ``device`` of :func:`predict_logits`.
 
@@ -46,13 +46,13 @@ def evaluate_model(
     """
     if len(masks) != len(images):
         raise SegaeError(f"masks must be one per image ({len(images)}), got {len(masks)}")
-    metrics = SegmentationMetrics(_model_classes(model, classes))
-    start = 0
+    classes, places = _model_classes(model, classes)
+    metrics, start = SegmentationMetrics(classes), 0
     for logits_bkhw in predict_logits(model, images, **options):
         batch = slice(start, start + len(logits_bkhw))
         start += len(logits_bkhw)
         truth_bhw = torch.from_numpy(np.array(masks[batch])).to(logits_bkhw.device)
-        metrics.update(argmax_classes(logits_bkhw), truth_bhw, None if names is None else names[batch])
+        metrics.update(argmax_classes(logits_bkhw[:, places]), truth_bhw, None if names is None else names[batch])
     return metrics.compute()
 
 
@@ -70,9 +70,10 @@ def evaluate_at_mask_size(
     Masks (H, W) may have any sizes and are read one at a time; images have the model's input size. All arguments and
     the ``options`` are as in :func:`evaluate_model`.
     """
-    metrics = SegmentationMetrics(_model_classes(model, classes))
+    classes, places = _model_classes(model, classes)
+    metrics = SegmentationMetrics(classes)
     batches = predict_logits(model, images, **options)
-    logits = (logits_khw for logits_bkhw in batches for logits_khw in logits_bkhw)
+    logits = (logits_khw[places] for logits_bkhw in batches for logits_khw in logits_bkhw)
     names = [""] * len(images) if names is None else names
     for name, logits_khw, mask_hw in zip(names, logits, masks, strict=True):
         prediction_hw = argmax_classes(resize_logits(logits_khw, *mask_hw.shape))
@@ -81,8 +82,12 @@ def evaluate_at_mask_size(
     return metrics.compute()
 
 
-def _model_classes(model: nn.Module, classes: Sequence[str] | None) -> Sequence[str]:
-    found = getattr(getattr(model, "info", None), "classes", None) if classes is None else classes
+def _model_classes(model: nn.Module, classes: Sequence[str] | None) -> tuple[Sequence[str], Any]:
+    """The names of the classes that are scored, and their places among the model's logits."""
+    known = getattr(getattr(model, "info", None), "classes", None)
+    found = known if classes is None else classes
     if found is None:
         raise SegaeError(f"classes must be given for a model without info, got a {type(model).__name__}")
-    return found
+    if known is None or len(found) == len(known) or not set(found) <= set(known):
+        return found, slice(None)
+    return found, [known.index(name) for name in found]

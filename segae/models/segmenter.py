@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from segae._io import check_range, require_choice, write_json
 from segae.data.datasets import make_palette
-from segae.data.image_io import as_image
+from segae.data.image_io import IGNORE_INDEX, as_image
 from segae.errors import SegaeError
 from segae.models.checkpoint import Info, PathLike, load_decoder_into, load_model, save_described
 from segae.models.decoders import build_smp, list_decoders, require_decoder_size
@@ -30,7 +30,7 @@ class SegmenterInfo(Info):
     Attributes:
         encoder: what its encoder is and began with.
         decoder: a name of `list_decoders`.
-        classes: names, in the order of the class indices, 256 at most.
+        classes: names, in the order of the class indices, 255 at most.
         palette: one RGB color in 0-255 per class.
         mask_values: per class, its value in the data set's mask files; all of them if it was merged.
         image_size: side in pixels that it was made for.
@@ -47,7 +47,7 @@ class SegmenterInfo(Info):
 
     def __post_init__(self) -> None:
         require_choice("decoder", self.decoder, list_decoders())
-        check_range("num_classes", len(self.classes), low=1, high=256, integer=True)
+        check_range("num_classes", len(self.classes), low=1, high=IGNORE_INDEX, integer=True)
         check_range("image_size", self.image_size, low=1, high=1 << 16, integer=True)
         for name, values in (("palette", self.palette), ("mask_values", self.mask_values)):
             if len(values) != len(self.classes):
@@ -182,7 +182,7 @@ def create_segmenter(
         is_network = timm.is_model(str(encoder)) and not Path(encoder).is_file()
         encoder = create_encoder(str(encoder)) if is_network else create_encoder(weights=encoder)
     if num_classes is None or isinstance(num_classes, int):
-        check_range("num_classes", num_classes, low=1, high=256, integer=True)
+        check_range("num_classes", num_classes, low=1, high=IGNORE_INDEX, integer=True)
         num_classes = [f"class_{index}" for index in range(num_classes)]
     colors = make_palette(len(num_classes)) if palette is None else tuple(palette)
     values = tuple(range(len(num_classes)) if mask_values is None else mask_values)

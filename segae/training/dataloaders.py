@@ -11,6 +11,7 @@ from fastai.data.transforms import DisplayedTransform, IntToFloatTensor, Normali
 from fastai.torch_core import TensorMask
 from torch import nn
 
+from segae.data.image_io import IGNORE_INDEX
 from segae.errors import SegaeError
 from segae.models import Autoencoder, Encoder, PathLike, Segmenter, create_encoder, load
 from segae.models.checkpoint import is_file, published_weights
@@ -62,6 +63,8 @@ def check_masks(dls: DataLoaders, num_classes: int) -> None:
     """Have fastai's loaders refuse masks with a value that is no class index."""
     if isinstance(dls.train, TfmdDL) and not any(isinstance(one, _CheckMask) for one in dls.train.after_item.fs):
         divisors = [one.div_mask for one in dls.train.after_batch.fs if isinstance(one, IntToFloatTensor)]
+        if num_classes == 2 and dls.train.one_batch()[1].unique().tolist() == [0, IGNORE_INDEX]:
+            raise SegaeError("masks must be class indices 0 and 1, got 0 and 255: see get_y")
         dls.add_tfms([_CheckMask(num_classes, *divisors)], "after_item")
 
 
@@ -72,6 +75,7 @@ class _CheckMask(DisplayedTransform):
         self.num_classes, self.divisor = num_classes, divisor
 
     def encodes(self, mask: TensorMask) -> TensorMask:
-        if (highest := int(mask.max())) // self.divisor >= self.num_classes:
-            raise SegaeError(f"masks must be class indices in [0, {self.num_classes}), got {highest}: see get_y")
+        counted = mask[mask != IGNORE_INDEX] if self.divisor == 1 else mask
+        if counted.numel() and (highest := int(counted.max())) // self.divisor >= self.num_classes:
+            raise SegaeError(f"masks must be class indices in [0, {self.num_classes}) or 255, got {highest}: see get_y")
         return mask

@@ -15,7 +15,6 @@ from fastai.learner import AvgLoss, AvgSmoothLoss, Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import L, find_bs, norm_types, to_device
 from fastai.vision.learner import get_grid  # importing this registers what show_results and others draw
-from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -29,6 +28,7 @@ from segae.training import pretraining_callbacks
 from segae.training.callbacks import EncoderMode, EpochClock, StopAfterSteps, StopOnNaN, spans_phases
 from segae.training.dataloaders import check_masks, prepare
 from segae.training.distributed import AverageGradients, all_reduce, sync_batchnorm, world_size
+from segae.training.losses import SupervisedLoss
 from segae.training.schedule import BatchNormMode, parameter_groups
 
 _CHUNK = 1024  # losses to a block of memory: a device gives out none below 512 bytes, and a number would take one
@@ -118,21 +118,23 @@ def segmentation_learner(
     precision: str = "auto",
     seed: int = 0,
     accumulate: int = 1,
-    loss: str = "cross_entropy",
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
     class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
     max_steps: int | None = None,
     reconstruction_weight: float = 0.0,
     **fastai: Any,
 ) -> Learner:
     """Make a fastai Learner that fine-tunes a segmenter or a classifier.
 
-    Batches are (image (B, C, H, W), mask (B, H, W) of class indices), of a ``Classifier`` (image, class index (B,)). An
-    encoder, a name or a file, as in ``pretraining_learner``, becomes a segmenter with ``decoder`` and the classes and
-    image size of fastai's ``dls``; a module has an ``encoder`` and returns logits (B, K, H, W). ``num_classes`` (K) is
-    that of ``dls`` or ``model`` where it is None, ``bn_mode`` is a ``BatchNormMode``, and ``loss`` "cross_entropy",
-    with ``class_weights`` (K,) where given, or "dice" (``SoftDice``); ``reconstruction_weight`` is that of a
-    ``ReconstructionTask``. Other arguments are as in ``pretraining_learner``. Run it with ``segae.fit``; fastai's own
-    ``fine_tune`` works too, with fastai's learning-rate ratio.
+    Batches are (image (B, C, H, W), mask (B, H, W) of class indices, or 255 where a pixel does not count), of a
+    ``Classifier`` (image, class index (B,)). An encoder, a name or a file, as in ``pretraining_learner``, becomes a
+    segmenter with ``decoder`` and the classes and image size of fastai's ``dls``; a module has an ``encoder`` and
+    returns logits (B, K, H, W). ``num_classes`` (K) is that of ``dls`` or ``model`` where it is None, ``bn_mode`` is a
+    ``BatchNormMode``; ``loss``, ``class_weights`` and ``label_smoothing`` are as in ``SupervisedLoss``, or ``loss`` is
+    a function of logits and class indices to a scalar; ``reconstruction_weight`` is that of a ``ReconstructionTask``.
+    Other arguments are as in ``pretraining_learner``. Run it with ``segae.fit``; fastai's own ``fine_tune`` works too,
+    with fastai's learning-rate ratio.
     """
     require_choice("bn_mode", bn_mode, get_args(BatchNormMode))
     names = tuple(map(str, getattr(getattr(dls.train, "after_item", None), "vocab", ())))  # of MaskBlock(codes)
@@ -143,11 +145,14 @@ def segmentation_learner(
         raise SegaeError(f"num_classes must be that of the codes in dls, {names}, or given, got {num_classes}")
     whole = isinstance(network, Classifier)
     check_masks(dls, num_classes)
-    require_choice("loss", loss, ("cross_entropy", "dice")[: 2 - whole])
-    weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32, device=dls.device)
-    if weights is not None and (loss == "dice" or len(weights) != num_classes or not weights.sum() > 0):
-        raise SegaeError(f"class_weights must be {num_classes} numbers for cross_entropy, got {class_weights}, {loss}")
-    criterion: Any = _Loss(SoftDice()) if loss == "dice" else nn.CrossEntropyLoss(weights)
+    if not callable(loss):
+        how: dict[str, Any] = {"class_weights": class_weights, "label_smoothing": label_smoothing}
+        require_choice("loss", loss, ("cross_entropy",)) if whole else None
+        loss = SupervisedLoss(loss, num_classes=num_classes, **how).to(dls.device)
+    elif class_weights is not None or label_smoothing:
+        given = f"{class_weights}, {label_smoothing}"
+        raise SegaeError(f"class_weights and label_smoothing must be left out for a loss of your own, got {given}")
+    criterion: Any = _Loss(loss)
     # what fastai asks of a loss to make probabilities and masks of logits
     criterion.activation, criterion.decodes = partial(torch.softmax, dim=1, dtype=torch.float32), argmax_classes
     metric = (common.Accuracy if whole else common.MeanIoU)(num_classes)
@@ -205,25 +210,6 @@ class _AdamW(torch.optim.AdamW):
         finally:
             for group, decay in zip(self.param_groups, decays, strict=True):
                 group["weight_decay"] = decay
-
-
-class SoftDice(nn.Module):
-    """One minus the Dice score of the softmax, mean over the classes that the batch has (arXiv 1606.04797).
-
-    A class is counted over all pixels of a batch: accumulated batches and several processes average such losses.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dice = DiceLoss(mode="multiclass", from_logits=True)
-
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Compute a scalar from logits (B, K, H, W) and class indices (B, H, W)."""
-        # bfloat16 has eight bits, and a class is summed over a hundred thousand pixels
-        mean_of_all = self.dice(logits.float(), mask)
-        count = logits.shape[1]  # among them classes without a pixel, with the loss 0
-        present = torch.zeros(count, device=mask.device).index_fill_(0, mask.flatten().long(), 1).sum()
-        return mean_of_all * count / present
 
 
 @dataclass

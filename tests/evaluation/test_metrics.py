@@ -55,6 +55,30 @@ def test_scores_equal_torchmetrics(batch):
     assert scores.pixel_accuracy == pytest.approx(accuracy.item(), abs=1e-6)
 
 
+@given(batches(), st.floats(0, 1))
+@settings(deadline=None, max_examples=40)
+def test_ignored_pixels_count_nowhere_as_in_torchmetrics(batch, share):
+    classes, prediction, truth = batch
+    ignored = torch.rand(truth.shape, generator=torch.Generator().manual_seed(0)) < share
+    truth = truth.masked_fill(ignored, 255)
+    how = {"average": None, "ignore_index": 255}
+    scores = scores_of(classes, prediction, truth)
+    assert scores.confusion.tolist() == confusion_matrix(prediction[~ignored], truth[~ignored], classes).tolist()
+    if ignored.all():
+        assert all(math.isnan(value) for value in scores.as_row().values())
+        return
+    jaccard = other.MulticlassJaccardIndex(classes, **how)(prediction, truth)
+    present = torch.from_numpy(scores.confusion.sum(0) + scores.confusion.sum(1) > 0)
+    assert list(scores.iou.values()) == pytest.approx(jaccard.where(present, math.nan).tolist(), abs=1e-6, nan_ok=True)
+    f1 = other.MulticlassF1Score(classes, **how)(prediction, truth)
+    assert scores.dice == pytest.approx(f1[present].mean().item(), abs=1e-6)
+    whole = [index for index, image in enumerate(ignored) if not image.all()]
+    alone = [scores_of(classes, prediction[[index]], truth[[index]]).miou for index in whole]
+    assert scores.per_image_miou == pytest.approx(np.mean(alone))
+    perfect = scores_of(classes, torch.where(ignored, prediction, truth), truth)
+    assert perfect.miou == perfect.boundary_iou == 1
+
+
 def naive_boundary(mask: np.ndarray, width: int) -> np.ndarray:
     """A pixel of the mask is at its boundary if a pixel `width` or fewer steps away is not in the mask."""
     framed, side = np.pad(mask, width), 2 * width + 1
@@ -124,7 +148,7 @@ def score(prediction: list, truth: list):
 WRONG = [
     (score([0, 2], [0, 1]), "prediction .*0 to 2"),
     (score([0, 1], [-1, 1]), "truth .*-1 to 1"),
-    (score([0, 1], [255, 1]), "truth .*1 to 255"),
+    (score([0, 1], [254, 1]), "truth .*1 to 254"),
     (score([0.0, 1.0], [0, 1]), "prediction .*float32"),
     (score([[0, 1, 1], [0, 1, 1]], [[0, 1], [0, 1], [0, 1]]), r"prediction .*\(1, 3, 2\), got \(1, 2, 3\)"),
     (lambda metrics, mask: metrics.update(mask, mask), r"truth .*\(2, 2\)"),

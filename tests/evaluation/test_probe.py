@@ -64,6 +64,16 @@ def test_the_probe_equals_a_plain_ridge_regression(scenes, ridge, batch_size):
     assert probe(Pyramid(), *scenes, ridge=ridge, batch_size=batch_size) == pytest.approx(expected, abs=2e-3)
 
 
+def test_ignored_pixels_do_not_count_in_the_probe(scenes):
+    images, masks = scenes
+    ignored = np.random.default_rng(1).random(masks.shape) < 0.3
+    hidden = np.where(ignored, 255, masks)
+    marked = np.where(ignored, 0, masks)  # the same pixels, as a class
+    assert probe(Pyramid(), images, hidden) > 0.95 > probe(Pyramid(), images, marked)
+    hidden[:, :, :32] = 255  # whole cells, also of all images at once
+    assert probe(Pyramid(), images, hidden) > 0.95
+
+
 def test_the_probe_tells_useful_features_from_useless_ones_at_any_scale(scenes):
     (images, masks), encoder = scenes, Pyramid()
     useful = probe(encoder, images, masks)

@@ -173,14 +173,15 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
 def test_a_mask_value_beyond_the_codes_is_refused_before_the_first_step(folder, tmp_path):
     learner = segae.segmentation_learner(masked(folder, codes=CODES[:2]), "test_resnet", path=tmp_path)
     before = state(learner.model)
-    with learner.no_bar(), pytest.raises(SegaeError, match=r"masks must be class indices in \[0, 2\), got 2"):
+    with learner.no_bar(), pytest.raises(SegaeError, match=r"masks must be class indices in \[0, 2\) or 255, got 2"):
         learner.fit_one_cycle(1)
     assert all(torch.equal(value, before[name]) for name, value in learner.model.state_dict().items())
     binary = make_folder(tmp_path / "binary", 6, 1, size=32, values=(0, 255))
     dls = masked(binary, CODES[:2], size=32, batch_tfms=IntToFloatTensor(div_mask=255))
     with (learner := segae.segmentation_learner(dls, "test_resnet")).no_bar():
         learner.fit(1)  # 255 becomes 1
-    wrong(binary, lambda: segae.segmentation_learner(masked(binary, size=32), "test_resnet").fit(1), "got 255")
+    dls = masked(binary, CODES[:2], size=32)
+    wrong(binary, lambda: segae.segmentation_learner(dls, "test_resnet"), "got 0 and 255")
 
 
 @BOTH
@@ -245,8 +246,8 @@ def test_the_loss_is_fastais(folder, tmp_path):
     weights = [1.0, 2.0, 0.5]
     learner = finetuning(folder, tmp_path, class_weights=weights)
     logits, mask = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
-    mask[0, :4] = -100  # ignored, as by default in torch
-    theirs = CrossEntropyLossFlat(axis=1, weight=torch.tensor(weights))
+    mask[0, :4] = 255
+    theirs = CrossEntropyLossFlat(axis=1, weight=torch.tensor(weights), ignore_index=255)
     torch.testing.assert_close(learner.loss_func(logits, mask), torch.Tensor(theirs(logits, mask)).squeeze())
     assert torch.equal(learner.loss_func.decodes(logits), theirs.decodes(logits))
     torch.testing.assert_close(learner.loss_func.activation(logits), theirs.activation(logits))

@@ -27,7 +27,8 @@ from segae.errors import SegaeError
 from segae.methods import create_autoencoder, create_method
 from segae.models import create_segmenter
 from segae.training import fit, freeze_finetune_phases, pretraining_learner, pretraining_phases, segmentation_learner
-from segae.training.learner import SoftDice, _AdamW, _SmoothLoss
+from segae.training.learner import _AdamW, _SmoothLoss
+from segae.training.losses import SupervisedLoss
 from tests.training.learners import CPU, Items, Tiny, pairs, segmentation
 
 NAN = float("nan")
@@ -81,7 +82,7 @@ def test_models_methods_and_choices_that_do_not_fit_are_refused():
     ):
         with pytest.raises(SegaeError, match=word):
             pretraining_learner(loaders, model, method, **settings)
-    for settings in ({"bn_mode": "frozen"}, {"loss": "focal"}, {"num_classes": None}):
+    for settings in ({"bn_mode": "frozen"}, {"loss": "hinge"}, {"num_classes": None}):
         with pytest.raises(SegaeError, match=next(iter(settings))):
             segmentation_learner(loaders, Tiny(), **{"num_classes": 2, **settings})
 
@@ -104,7 +105,7 @@ def test_dice_is_over_all_pixels_of_the_batch_and_in_float32(highest):
     share, true = logits.float().softmax(dim=1), nn.functional.one_hot(mask, 3).permute(0, 3, 1, 2)
     losses = 1 - 2 * (share * true).sum(dim=(0, 2, 3)) / (share + true).sum(dim=(0, 2, 3))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = SoftDice()(logits, mask)
+        loss = SupervisedLoss("dice", num_classes=logits.shape[1])(logits, mask)
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(float(losses[:highest].mean()), abs=1e-5)
 
