@@ -22,9 +22,8 @@ import timm
 
 import segae
 import segae.bench.runner
-import segae.commands._data
 import segae.methods.base
-from segae import cli, config
+from segae import _settings, cli, config
 from segae._settings import Config, make_config
 from segae.bench.grid import parse_variant, read_schedule
 from segae.bench.tuning import read_candidates
@@ -108,7 +107,7 @@ def workplace(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
     def make_tiny_config(kind: Any, *values: Any, **settings: Any) -> Any:
         return make_tiny(make_config(kind, *values, **settings))
 
-    monkeypatch.setattr(segae.commands._data, "make_config", make_tiny_config)
+    monkeypatch.setattr(_settings, "make_config", make_tiny_config)
     make_runs = segae.bench.runner.make_runs
     monkeypatch.setattr(segae.bench.runner, "make_runs", lambda *values: make_runs(*values)[:1])
     monkeypatch.setattr(segae.bench.runner, "drawn_pets", lambda: tmp_path / "here" / "pets")
