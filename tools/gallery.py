@@ -32,10 +32,10 @@ CODES: dict[str, dict[str, Any]] = {
     "linear": {"encoder": "linear_64", "method": "reconstruct"},
     "dense": {"encoder": "dense_256_64", "method": "reconstruct"},
     "convolutional": {"encoder": "conv_32_32_16_8", "method": "reconstruct"},
-    "sparse": {"encoder": "conv_32_32_16_8", "method": "sparse"},
-    "contractive": {"encoder": "conv_32_32_16_8", "method": "contractive", "method_args": {"weight": 1e-4}},
+    "sparse": {"encoder": "dense_256_64", "method": "sparse"},
+    "contractive": {"encoder": "dense_256_64", "method": "contractive", "method_args": {"weight": 1e-4}},
     "variational": {
-        **{"encoder": "conv_32_32_16_8", "method": "variational"},
+        **{"encoder": "dense_256_64", "method": "variational"},
         "method_args": {"beta": 0.1, "criterion": "binary_cross_entropy"},
     },
 }
@@ -70,7 +70,7 @@ def pretrain(args: argparse.Namespace, name: str, **settings: Any) -> Any:
     """Train an autoencoder, or load what an earlier call trained."""
     out = args.runs / name
     if not (out / "metrics.json").exists():
-        usual: dict[str, Any] = {"image_size": SIZE, "epochs": 15, "batch_size": 32}
+        usual: dict[str, Any] = {"image_size": SIZE, "epochs": 8, "batch_size": 32}
         trainer = segae.TrainerConfig(device="cpu", cache="disk")
         segae.pretrain(args.photos, out=out, trainer=trainer, resume=True, **{**usual, **settings})
     return segae.load(out / "autoencoder.safetensors")
@@ -122,13 +122,36 @@ def codes(args: argparse.Namespace) -> None:
     save({f"{place / 7:.2f}": [row[place] for row in steps] for place in range(8)}, "interpolation")
     photographs = [public_images.chelsea(), public_images.astronaut()]  # CC0 and public domain
     shown = np.stack([*pets[:3], *(resize_image(one, SIZE) for one in photographs)])
-    model = models["convolutional"]
+    model = models["dense"]
     about = model.encoder.info
     made = model.reconstruct(normalize(shown, about.mean, about.std, "cpu"))
     columns = {"image": [*shown], "reconstruction": [denormalize(one, about.mean, about.std) for one in made]}
     errors = [float(np.square(a.astype(float) - b).mean()) for a, b in zip(*columns.values(), strict=True)]
     print("mean squared error:", ", ".join(f"{error:.0f}" for error in errors))
     save(columns, "specificity")
+
+
+def domains(args: argparse.Namespace) -> None:
+    """Draw cats and dogs decoded by the decoder of the cats and by that of the dogs, behind one encoder."""
+    pets = find_images([drawn_pets() / "images"])
+    kinds = {"cats": [path for path in pets if path.name[0].isupper()], "dogs": []}
+    kinds["dogs"] = [path for path in pets if path not in set(kinds["cats"])]
+    folders = {kind: args.runs / "domain-folders" / kind for kind in kinds}
+    for kind, paths in kinds.items():
+        folders[kind].mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            (folders[kind] / path.name).write_bytes(path.read_bytes())
+    how: dict[str, Any] = {"encoder": "dense_256_64", "method": "reconstruct", "augment": False, "weight_decay": 0.0}
+    args.photos, unlabeled = [*folders.values()], args.photos
+    model = pretrain(args, "domains", epochs=200, domain_decoders=True, **how)
+    args.photos = unlabeled
+    shown = np.stack([read_resized(path, SIZE) for kind in kinds for path in kinds[kind][:4]])
+    about = model.encoder.info
+    columns = {"image": [*shown]}
+    for place, kind in enumerate(kinds):
+        made = model.reconstruct(normalize(shown, about.mean, about.std, "cpu"), place)
+        columns[f"decoder of {kind}"] = [denormalize(one, about.mean, about.std) for one in made]
+    save(columns, "domains")
 
 
 def uses(args: argparse.Namespace, images: np.ndarray) -> None:
@@ -175,6 +198,7 @@ def main() -> None:
     images = np.stack([read_resized(path, SIZE) for path in chosen])
     members(args, images)
     codes(args)
+    domains(args)
     uses(args, images)
 
 

@@ -66,7 +66,6 @@ def folder(tmp_path: Path) -> Path:
         (FinetuneConfig, "weights", "nowhere/encoder.safetensors"),
         (FinetuneConfig, "transfer", "decoder"),
         (FinetuneConfig, "classes", ("a", "")),
-        (FinetuneConfig, "loss", "focal"),
         (BenchConfig, "labels", (0.1, 1.5)),
         (BenchConfig, "experiment", "../../x"),
         (BenchConfig, "experiment", "x" * 300),
