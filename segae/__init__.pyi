@@ -28,6 +28,7 @@ from .bench.runner import BenchResult as BenchResult
 from .bench.runner import benchmark as benchmark
 from .commands import FinetuneResult as FinetuneResult
 from .commands import PretrainResult as PretrainResult
+from .commands import check_data as check_data
 from .commands import doctor as doctor
 from .commands import download as download
 from .commands import evaluate as evaluate
@@ -48,6 +49,7 @@ from .commands.generate import generate as generate
 from .commands.map import map_images as map_images
 from .commands.search import search_images as search_images
 from .config import TrainerConfig as TrainerConfig
+from .data import DataReport as DataReport
 from .errors import CheckpointError as CheckpointError
 from .errors import DataError as DataError
 from .errors import OutOfMemoryError as OutOfMemoryError

@@ -68,6 +68,7 @@ COMMANDS = {
     "bench": _Command(config.BenchConfig, "benchmark", "pets --labels 0.1 1.0 --seeds 3"),
     "report": _Command(config.ReportConfig, "report", "runs/bench/bench.csv"),
     "data": _Command(config.DownloadConfig, "download", "pets"),
+    "data check": _Command(config.CheckDataConfig, "check_data", "photos"),
     "doctor": _Command(config.DoctorConfig, "doctor", ""),
     "quickstart": _Command(config.BenchConfig, "benchmark", "", _QUICK),
 }
@@ -83,7 +84,11 @@ folder, and flags given beside it win. -v shows more, --version the version.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; exit with 0, 1 (a fault of segae), 2 (what a user can mend), 130, 141 (closed pipe) or 143."""
+    """Run a command and exit.
+
+    The code is 0, 1 (a fault of segae, or data that were checked and that a training would refuse), 2 (what a user can
+    mend), 130 (Ctrl-C), 141 (closed pipe) or 143 (SIGTERM).
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may be no text
@@ -145,7 +150,8 @@ def _run(name: str, words: list[str]) -> None:
         if "device" in (where := settings.get("trainer", settings)):
             device = importlib.import_module("segae.training.device")
             device.prepare_device(device.choose_device(where["device"]))
-        verb(**settings)
+        if getattr(verb(**settings), "accepted", True) is False:
+            sys.exit(1)
 
 
 # ---- flags and files -> settings ------------------------------------------------------------------------------------

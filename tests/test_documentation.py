@@ -38,7 +38,7 @@ ALL_PAGES = [*PAGES, *(ROOT / name for name in OTHERS)]
 NOT_RUN = {  # how a line of a shell block begins: why it is not run
     "make ": "installs packages and takes minutes",
     "python benchmarks/": "takes minutes",
-    "segae data ": "needs a network: 0.8 GB",
+    "segae data pets": "needs a network: 0.8 GB",
     "segae serve ": "runs until it is interrupted",
 }
 LAUNCHERS = ("torchrun ", "accelerate launch ")  # need several GPUs; the command behind them runs in one process

@@ -1,11 +1,81 @@
-"""Download data sets; nothing is downloaded unless this is called."""
+"""Check a folder before training, or download a data set; nothing else downloads one."""
 
+import textwrap
 from pathlib import Path
+from typing import Any
 
-from segae._io import logger
+import cv2
+import numpy as np
+
+from segae import data
+from segae._io import logger, write_json
 from segae._settings import takes_settings_of
-from segae.config import DownloadConfig
-from segae.data import download_fashion_mnist, download_pets, open_dataset
+from segae.commands._data import picture_sheet
+from segae.config import CheckDataConfig, DownloadConfig
+from segae.data import DataReport, download_fashion_mnist, download_pets, open_dataset
+from segae.errors import DataError
+from segae.evaluation import contact_sheet, overlay
+from segae.evaluation.plots import colorize
+from segae.training import open_result_folder
+
+_FILES = ("report.json", "sheet.png")
+_SHEET_ROWS = 6
+_PICTURES = 24  # of a sheet without masks
+_SIDE = 320  # pixels of the longer side of a picture in the sheet
+
+
+@takes_settings_of(CheckDataConfig)
+def check_data(config: CheckDataConfig) -> DataReport:
+    """Look at a folder before training; all settings are those of ``segae.config.CheckDataConfig``.
+
+    Problems do not end it: they are ``problems`` of the report, and ``accepted`` says whether a training would run.
+
+    Raises:
+        SegaeError: the folder is missing or holds no image, or a file cannot be written.
+
+    Example:
+        >>> report = check_data("pets")  # doctest: +SKIP
+    """
+    root = Path(config.data)
+    chosen: dict[str, Any] = {name: getattr(config, name) for name in ("classes", "merge", "ignore")}
+    report = data.check_folder(root, **chosen)
+    if config.out is not None:
+        out = open_result_folder(Path(config.out), vars(config), task="data check", files=_FILES, overwrite=True)
+        write_json(out / "report.json", report.as_json())
+        _draw(report, out / "sheet.png")
+    logger.info("%s", report)
+    return report
+
+
+def _draw(report: DataReport, path: Path) -> None:
+    """Draw some images, with their masks where they have classes."""
+    dataset = report.dataset
+    if dataset is None:
+        lost, images = {report.root / name for name in report.unreadable["file"]}, data.find_images([report.root])
+        if readable := [image for image in images if image not in lost]:
+            picture_sheet(readable[:: -(-len(readable) // _PICTURES)], path)
+        return
+    pairs = next(filter(None, (dataset.splits.get(split) for split in ("train", "val", "test"))), data.PairList())
+    columns: dict[str, list[np.ndarray]] = {"image": [], "mask": [], "overlay": []}
+    names: list[str] = []
+    for pair in pairs[:: max(1, len(pairs) // _SHEET_ROWS)]:
+        try:
+            image, values = data.read_image(pair.image), data.read_mask(pair.mask)
+            mask = data.to_class_indices(values, dataset.mask_values, pair.mask, dataset.ignore_values)
+        except DataError:  # which the report names
+            continue
+        if image.shape[:2] == mask.shape and len(names) < _SHEET_ROWS:
+            scale = min(1.0, _SIDE / max(mask.shape))
+            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+            painted, blended = colorize(mask, dataset.palette), overlay(image, mask, dataset.palette)
+            for part, picture in zip(columns.values(), (image, painted, blended), strict=True):
+                part.append(picture)
+            names.append(textwrap.fill(pair.name[-36:], 12))
+    if names:
+        legend = dict(zip(dataset.classes, dataset.palette, strict=True))
+        legend |= {"does not count": (255, 255, 255)} if dataset.ignore_values else {}
+        contact_sheet(columns, path, row_labels=names, legend=legend)
 
 
 @takes_settings_of(DownloadConfig)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import colorsys
+import copy
 import hashlib
 import logging
 import os
 import sys
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,15 @@ import pooch
 from segae._io import check_range, package_data
 from segae.data.cache import remember_facts
 from segae.data.file_lists import Pair, PairList, PathList
-from segae.data.image_io import IGNORE_INDEX, few, image_size, read_mask, require_same_size, to_class_indices
+from segae.data.image_io import (
+    IGNORE_INDEX,
+    UnreadableImage,
+    few,
+    image_size,
+    read_mask,
+    require_same_size,
+    to_class_indices,
+)
 from segae.errors import DataError
 
 logger = logging.getLogger("segae")
@@ -41,6 +50,10 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II
 _MOST_VALUES = 64
 _VALUES_REMEMBERED = 1024  # per mask; a photograph taken for a mask must not fill the index
 _LAYOUTS = "images/ and masks/ with files of equal names, or images/, annotations/trimaps/, trainval.txt and test.txt"
+
+
+class UnknownLayout(DataError):
+    """A folder that looks like none of the layouts of labeled data sets."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,9 @@ class SegmentationDataset:
 
     def replace(self, **changes: Any) -> SegmentationDataset:
         """Copy the data set with some attributes changed; the folder is not read again."""
-        return SegmentationDataset(**{field.name: getattr(self, field.name) for field in fields(self)} | changes)
+        copied = copy.copy(self)  # keeps the class, which says the layout
+        SegmentationDataset.__init__(copied, **{one.name: getattr(self, one.name) for one in fields(self)} | changes)
+        return copied
 
 
 class SegmentationFolder(SegmentationDataset):
@@ -178,7 +193,7 @@ def open_dataset(
         is_pets = any((root / "annotations" / name).exists() for name in ("list.txt", "trainval.txt", "test.txt"))
         if not is_pets:
             found = few(sorted(child.name for child in root.iterdir())) or "nothing"
-            raise DataError(f"{root} is no labeled data set: it holds {found}. Name a folder with {_LAYOUTS}.")
+            raise UnknownLayout(f"{root} is no labeled data set: it holds {found}. Name a folder with {_LAYOUTS}.")
     if is_pets and classes and tuple(classes) != PETS_CLASSES:
         raise DataError(f"classes must be empty or {', '.join(PETS_CLASSES)} for {root}, got {', '.join(classes)}")
     values = [int(item) for item in ignore if str(item).isdecimal()]
@@ -305,11 +320,10 @@ def check_masks(dataset: SegmentationDataset) -> None:
     """
     for pairs in dataset.splits.values():
         sizes = [remember_facts("size", paths, image_size, lambda _: ()) for paths in (pairs.images, pairs.masks)]
-        values_of_each = remember_facts("mask_values", pairs.masks, _values_in, lambda _: ())
-        for pair, image, mask, values in zip(pairs, *sizes, values_of_each, strict=True):
+        for pair, image, mask, counts in zip(pairs, *sizes, count_values(pairs.masks), strict=True):
             if image and mask:
                 require_same_size(pair.image, image, pair.mask, mask)
-            to_class_indices(np.array([values], np.int32), dataset.mask_values, pair.mask, dataset.ignore_values)
+            to_class_indices(np.array([[*counts]], np.int32), dataset.mask_values, pair.mask, dataset.ignore_values)
     found = values_in_masks(dataset.splits["train"])
     if found and sum(not set(_flat([value])).isdisjoint(found) for value in dataset.mask_values) < 2:
         raise DataError(f"The training masks of {dataset.root} hold one class only, value {few(found)}. Correct them.")
@@ -374,8 +388,34 @@ def make_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
 
 def values_in_masks(pairs: Sequence[Pair]) -> tuple[int, ...]:
     """All values in all masks, ascending. Unreadable masks are passed over."""
-    found = remember_facts("mask_values", PairList.of(pairs).masks, _values_in, lambda _: ())
-    return tuple(sorted({value for values in found for value in values}))
+    return tuple(sorted({value for counts in count_values(PairList.of(pairs).masks) for value in counts}))
+
+
+def count_values(
+    masks: Sequence[Path], note: Callable[[Path, DataError], object] | None = None
+) -> Iterator[dict[int, int]]:
+    """Count the pixels of each value in each mask; of a mask that cannot be read there are none.
+
+    ``note`` is called with each file that has no values and the error. Without it a file that is a picture, not a mask,
+    is a DataError.
+    """
+
+    def count(path: Path) -> list[list[int]]:
+        try:
+            values, counts = np.unique(read_mask(path), return_counts=True)
+        except DataError as error:
+            if note is None or isinstance(error, UnreadableImage):
+                raise
+            raise UnreadableImage(path, "it is no class mask") from error
+        return [part[:_VALUES_REMEMBERED].tolist() for part in (values, counts)]
+
+    def skip(error: UnreadableImage) -> tuple[tuple[int, ...], ...]:
+        if note is not None:
+            note(error.path, error.__cause__ if isinstance(error.__cause__, DataError) else error)
+        return (), ()
+
+    for values, counts in remember_facts("mask_counts", masks, count, skip):
+        yield dict(zip(values, counts, strict=True))
 
 
 def held_out_images(root: Path) -> list[Path]:
@@ -554,10 +594,6 @@ def _mask_values(
     if not found:
         raise DataError(f"None of the masks in {root / 'masks'} can be read. Replace them by index masks.")
     return found, ignored
-
-
-def _values_in(path: Path) -> list[int]:
-    return np.unique(read_mask(path))[:_VALUES_REMEMBERED].tolist()
 
 
 def _flat(mask_values: Iterable[int | Sequence[int]]) -> list[int]:

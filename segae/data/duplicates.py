@@ -26,7 +26,7 @@ from PIL import Image
 
 from segae.data.cache import content_hashes, remember_facts
 from segae.data.file_lists import PathList
-from segae.data.image_io import UnreadableImage, read_image
+from segae.data.image_io import SkippedFiles, UnreadableImage, read_image
 
 _SIDE = 16  # of the hash, in bits
 _MOST_BITS = 80
@@ -63,8 +63,10 @@ class Duplicate:
         return f"{self.image} {self.reason}"
 
 
-def find_duplicates(images: Sequence[Path], references: Sequence[Path], *, near: bool = True) -> list[Duplicate]:
-    """Find the images that repeat a reference.
+def find_duplicates(
+    images: Sequence[Path], references: Sequence[Path] | None = None, *, near: bool = True
+) -> list[Duplicate]:
+    """Find the images that repeat a reference; without references those that repeat an image before them.
 
     Each file is decoded once and its hashes are remembered; 30,000 images are then compared with 4,000 references in
     ten seconds on one core, in blocks, so that memory does not grow with the product.
@@ -72,33 +74,54 @@ def find_duplicates(images: Sequence[Path], references: Sequence[Path], *, near:
     A file that is in both lists is reported, one that cannot be read repeats nothing, and without ``near`` only equal
     files are looked for. Entries are in the order of the images, each with the closest reference.
     """
-    images, references = PathList.of(images), PathList.of(references)
-    if not images or not references:
+    images = PathList.of(images)
+    known = images if references is None else PathList.of(references)
+    if not images or not known:
         return []
+    # how many of the known files an image is compared with
+    limits = range(len(images)) if references is None else [len(known)] * len(images)
     found: dict[int, Duplicate] = {}
-    contents = dict(zip(reversed(content_hashes(references)), reversed(references), strict=True))
-    for index, content in enumerate(content_hashes(images)):
-        if content in contents and " " not in content:  # a text with spaces says why there is no hash
-            found[index] = Duplicate(images[index], contents[content], "file")
+    contents = content_hashes(known)
+    first = {content: place for place, content in reversed([*enumerate(contents)])}
+    for index, content in enumerate(contents if references is None else content_hashes(images)):
+        place = first.get(content, len(known))
+        if place < limits[index] and " " not in content:  # a text with spaces says why there is no hash
+            found[index] = Duplicate(images[index], known[place], "file")
     if not near:
         return list(found.values())
     left = [index for index in range(len(images)) if index not in found]
-    facts = (remember_facts("phash16", paths, _hash_image, lambda _: "") for paths in (images.take(left), references))
-    ours, theirs = ([bytes.fromhex(fact) for fact in each] for each in facts)
-    same = {hashes[_PIXELS]: of for hashes, of in zip(reversed(theirs), reversed(references), strict=True) if hashes}
+    theirs = hash_images(known)
+    ours = [theirs[index] for index in left] if references is None else hash_images(images.take(left))
+    same = {hashes[_PIXELS]: place for place, hashes in reversed([*enumerate(theirs)]) if hashes}
     for index, hashes in zip(left, ours, strict=True):
-        if hashes[_PIXELS] in same:
-            found[index] = Duplicate(images[index], same[hashes[_PIXELS]], "pixels")
+        if (place := same.get(hashes[_PIXELS], len(known))) < limits[index]:
+            found[index] = Duplicate(images[index], known[place], "pixels")
     small_gray = lru_cache(maxsize=1024)(_small_gray)  # one picture may be a candidate of many
     rows = [row for row, index in enumerate(left) if ours[row][_LOOKS] and index not in found]
     columns = [column for column, hashes in enumerate(theirs) if hashes[_LOOKS]]
-    for row, near_columns in _candidates([ours[row] for row in rows], [theirs[column] for column in columns]):
+    compared = np.searchsorted(columns, [limits[left[row]] for row in rows])
+    candidates = _candidates([ours[row] for row in rows], [theirs[column] for column in columns], compared)
+    for row, near_columns in candidates:
         image = images[left[rows[row]]]
-        for of in (references[columns[column]] for column in near_columns):
+        for of in (known[columns[column]] for column in near_columns):
             if _correlation(small_gray(image), small_gray(of)) >= _LEAST_CORRELATION:
                 found[left[rows[row]]] = Duplicate(image, of, "near")
                 break
     return [found[index] for index in sorted(found)]
+
+
+def hash_images(paths: Sequence[Path], skipped: SkippedFiles | None = None) -> list[bytes]:
+    """Hash the pixels and the look of each picture; empty for a file that cannot be read, which ``skipped`` gets.
+
+    What is remembered of the pictures makes `find_duplicates` fast later.
+    """
+
+    def skip(error: UnreadableImage) -> str:
+        if skipped is not None:
+            skipped.add(error.path, error.reason)
+        return ""
+
+    return [bytes.fromhex(fact) for fact in remember_facts("phash16", paths, _hash_image, skip)]
 
 
 def _hash_image(path: Path) -> str:
@@ -114,8 +137,10 @@ def _hash_image(path: Path) -> str:
     return pixels.hexdigest() + b"".join(bits).hex()
 
 
-def _candidates(images: Sequence[bytes], references: Sequence[bytes]) -> Iterator[tuple[int, list[int]]]:
-    """For each image with candidates its index and theirs, the nearest first."""
+def _candidates(
+    images: Sequence[bytes], references: Sequence[bytes], limits: np.ndarray
+) -> Iterator[tuple[int, list[int]]]:
+    """For each image with candidates its index and theirs, the nearest first, of as many references as its limit."""
     if not images or not references:
         return
     both = _signs(references, _LOOKS).T, _signs(references, _MIRRORED).T
@@ -124,6 +149,7 @@ def _candidates(images: Sequence[bytes], references: Sequence[bytes]) -> Iterato
         signs = _signs(images[start : start + rows], _LOOKS)
         # a matrix product of signs counts the equal bits, which no NumPy before 2.0 does quicker
         bits = (_SIDE**2 - np.maximum(signs @ both[0], signs @ both[1])) / 2
+        bits[np.arange(len(references)) >= limits[start : start + rows, None]] = np.inf
         for row in np.flatnonzero(bits.min(axis=1) <= _MOST_BITS):
             close = np.flatnonzero(bits[row] <= _MOST_BITS)
             yield start + int(row), close[np.argsort(bits[row][close], kind="stable")][:_KEPT].tolist()
