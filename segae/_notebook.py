@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -46,7 +47,10 @@ def html_frame(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Markup:
     """A table with a line of column names; what is no ``Markup`` is escaped."""
 
     def line(kind: str, values: Iterable[Any]) -> Markup:
-        cells = (Markup(f"<{kind} style='text-align:left'>{{}}</{kind}>").format(value) for value in values)
+        cells = (
+            Markup(f"<{kind} style='text-align:left;vertical-align:top'>{{}}</{kind}>").format(value)
+            for value in values
+        )
         return Markup("<tr>{}</tr>").format(Markup("").join(cells))
 
     body = Markup("").join(line("td", row) for row in rows)
@@ -66,6 +70,20 @@ def html_picture(pixels: Any) -> Markup:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return Markup("<img src='{}'>").format(data_uri("image/png", file.getvalue()))
+
+
+def html_run(model: ShownInNotebooks, folder: Path) -> dict[str, Markup]:
+    """What a training made, as rows: the model, and the curves if they are in the run folder."""
+    curves = folder / "curves.png"
+    picture = "<img src='{}' style='max-width:40em'>"
+    shown = {"curves": Markup(picture).format(data_uri("image/png", curves.read_bytes()))} if curves.is_file() else {}
+    return {"model": Markup(model._repr_html_())} | shown
+
+
+def log_facts(log: Any) -> dict[str, str]:
+    """Length and last losses of a training, from its table with a row per epoch."""
+    last = {name: f"{log[name].iloc[-1]:.4f}" for name in ("train_loss", "valid_loss") if name in log}
+    return {"epochs": f"{len(log)} in {log['seconds'].sum():.0f} s"} | last
 
 
 def list_names(names: Sequence[str], most: int = 8) -> str:

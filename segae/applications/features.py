@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from segae._io import check_range, read_json, require_package, write_atomically, write_json
 from segae.data import PathList, SkippedFiles, UnreadableImage, find_images, read_resized, resize_image

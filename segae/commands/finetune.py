@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from segae import data, models, training
+from segae._notebook import ShownInNotebooks, html_run, log_facts
 from segae._settings import takes_settings_of
 from segae.applications.trust import TRUST_FILE, TrustScore
 from segae.commands._data import (
@@ -38,8 +39,8 @@ logger = logging.getLogger("segae")
 _SHEET_ROWS = 8
 
 
-@dataclass(frozen=True)
-class FinetuneResult:
+@dataclass(frozen=True, repr=False)
+class FinetuneResult(ShownInNotebooks):
     """What a fine-tuning made.
 
     Attributes:
@@ -54,6 +55,14 @@ class FinetuneResult:
     path: Path
     log: pd.DataFrame
     scores: SegmentationScores | ClassificationScores | None
+
+    def _facts(self) -> dict[str, Any]:
+        scores = {} if self.scores is None else self.scores.as_row()
+        best = {f"validation {name}": f"{scores[name]:.3f}" for name in ("miou", "accuracy") if name in scores}
+        return {"path": self.path} | log_facts(self.log) | best
+
+    def _pictures(self) -> dict[str, Any]:
+        return html_run(self.model, self.path.parent)
 
 
 @takes_settings_of(FinetuneConfig)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import TypeAdapter
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from segae._io import logger, require_package, show_messages, write_atomically
 from segae._settings import PathLike, make_config

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from segae import data, models, training
+from segae._notebook import ShownInNotebooks, html_run, log_facts
 from segae._settings import takes_settings_of
 from segae.commands._data import (
     UnlabeledData,
@@ -37,8 +38,8 @@ from segae.training.run import RESUME_FILE
 logger = logging.getLogger("segae")
 
 
-@dataclass(frozen=True)
-class PretrainResult:
+@dataclass(frozen=True, repr=False)
+class PretrainResult(ShownInNotebooks):
     """What a pretraining made.
 
     Attributes:
@@ -54,6 +55,13 @@ class PretrainResult:
     path: Path
     decoder_path: Path | None
     log: pd.DataFrame
+
+    def _facts(self) -> dict[str, Any]:
+        decoder = {} if self.decoder_path is None else {"decoder": self.decoder_path}
+        return {"path": self.path} | decoder | log_facts(self.log) | {"weights": str(self.encoder.info.weights)}
+
+    def _pictures(self) -> dict[str, Any]:
+        return html_run(self.encoder, self.path.parent)
 
 
 @takes_settings_of(PretrainConfig)

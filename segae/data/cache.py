@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from segae._io import cache_dir
 from segae.data.file_lists import Pair, PairList, PathList, Values
@@ -197,7 +197,7 @@ def read_ahead(function: Callable[[Task], Result], tasks: Sequence[Task], count:
 
 
 def _progress(title: str, total: int) -> tqdm:
-    return tqdm(total=total, desc=title, leave=False, disable=None)  # shown on a terminal only
+    return tqdm(total=total, desc=title, leave=False, disable=None, delay=1)  # on a terminal, or in a notebook
 
 
 def _stamp(path: Path, now: int) -> str | None:

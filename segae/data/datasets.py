@@ -19,6 +19,7 @@ import numpy as np
 import pooch
 
 from segae._io import check_range, package_data
+from segae._notebook import ShownInNotebooks, html_classes, list_names
 from segae.data.cache import remember_facts
 from segae.data.file_lists import Pair, PairList, PathList
 from segae.data.image_io import (
@@ -56,8 +57,8 @@ class UnknownLayout(DataError):
     """A folder that looks like none of the layouts of labeled data sets."""
 
 
-@dataclass(frozen=True)
-class SegmentationDataset:
+@dataclass(frozen=True, repr=False)
+class SegmentationDataset(ShownInNotebooks):
     """A labeled data set: where the files are, what the classes are called, which image is in which split.
 
     Attributes:
@@ -82,6 +83,14 @@ class SegmentationDataset:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", {split: PairList.of(pairs) for split, pairs in self.splits.items()})
+
+    def _facts(self) -> dict[str, Any]:
+        splits = ", ".join(f"{split} {len(pairs)}" for split, pairs in self.splits.items())
+        facts = {"folder": self.root, "images": splits, "classes": list_names(self.classes)}
+        return facts | ({"values that do not count": few(self.ignore_values)} if self.ignore_values else {})
+
+    def _pictures(self) -> dict[str, Any]:
+        return {"classes": html_classes(self.classes, self.palette)}
 
     def replace(self, **changes: Any) -> SegmentationDataset:
         """Copy the data set with some attributes changed; the folder is not read again."""

@@ -7,18 +7,22 @@ import numpy as np
 import pandas as pd
 import torch
 
+from segae._notebook import ShownInNotebooks
 from segae.evaluation.metrics import confusion_matrix
 from segae.models import Classifier
 from segae.models.inference import predict_probabilities
 
 
-@dataclass(frozen=True, eq=False)
-class ClassificationScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class ClassificationScores(ShownInNotebooks):
     """Image counts ``confusion`` (K, K), rows truth, columns prediction, of ``classes``; ``per_image`` has the rows."""
 
     classes: tuple[str, ...]
     confusion: np.ndarray
     per_image: pd.DataFrame
+
+    def _facts(self) -> dict[str, Any]:
+        return {name: f"{value:.3f}" for name, value in self.as_row().items()} | {"images": len(self.per_image)}
 
     def as_row(self) -> dict[str, float]:
         """Return ``accuracy``, and ``accuracy_<class>`` of each class, NaN where it has no image."""

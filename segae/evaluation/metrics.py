@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segae._notebook import ShownInNotebooks, html_frame
 from segae.data.image_io import IGNORE_INDEX
 from segae.errors import SegaeError
 
@@ -45,8 +46,8 @@ def mean_iou(confusion: Tensor | NDArray[np.integer]) -> float:
     return float(_mean(_ratio(*_overlap(counts))))
 
 
-@dataclass(frozen=True, eq=False)
-class SegmentationScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class SegmentationScores(ShownInNotebooks):
     """Scores of a segmenter on a set of images, each in [0, 1].
 
     A class in neither truth nor prediction of the whole set has the score NaN and no part in a mean. Pixels whose truth
@@ -74,6 +75,17 @@ class SegmentationScores:
     iou: dict[str, float]
     confusion: NDArray[np.int64]
     per_image: pd.DataFrame
+
+    def _facts(self) -> dict[str, Any]:
+        means = (item for item in self.as_row().items() if not item[0].startswith("iou_"))
+        return {name: f"{value:.3f}" for name, value in means} | {"images": len(self.per_image)}
+
+    def _pictures(self) -> dict[str, Any]:
+        pixels = self.confusion.sum(axis=1) / max(1, self.confusion.sum())
+        rows = (
+            (name, f"{self.iou[name]:.3f}", f"{share:.1%}") for name, share in zip(self.classes, pixels, strict=True)
+        )
+        return {"classes": html_frame(("class", "IoU", "share of pixels"), rows)}
 
     def as_row(self) -> dict[str, float]:
         """Return the scores under the column names of a results table, one ``iou_<class>`` per class."""

@@ -9,12 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from segae._io import check_range, require_choice
+from segae._notebook import ShownInNotebooks
 from segae.errors import SegaeError
 from segae.models import decoders
 from segae.models.checkpoint import Info, PathLike, load_model, save_described
 from segae.models.classic import is_classic, mirrored_layers
 from segae.models.decoders import DeepestDecoder, GaussianCode, HierarchicalDecoder, MaskTokens
-from segae.models.encoder import Encoder, EncoderInfo, evaluation_mode, require_image_size
+from segae.models.encoder import (
+    Encoder,
+    EncoderInfo,
+    count_parameters,
+    encoder_facts,
+    evaluation_mode,
+    require_image_size,
+)
 from segae.models.spark import encode_visible, find_spatial_modules, make_trial
 
 
@@ -65,7 +73,7 @@ class AutoencoderInfo(Info):
         return build_autoencoder(self.encoder.build(), **settings)
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(ShownInNotebooks, nn.Module):
     """An encoder with a decoder that predicts something for every pixel, hidden ones included.
 
     Made by `build_autoencoder`. The encoder stays a plain dense module: pixels are hidden from it by hooks that exist
@@ -89,6 +97,11 @@ class Autoencoder(nn.Module):
             self.mask_tokens = MaskTokens(encoder.out_channels[-2:-1])
         for name, values in (("mean_1c11", info.encoder.mean), ("std_1c11", info.encoder.std)):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+
+    def _facts(self) -> dict[str, Any]:
+        info = self.info
+        facts = {"encoder": info.encoder.architecture, "decoder": info.decoder, "masking": info.masking}
+        return facts | {"parameters": count_parameters(self)} | encoder_facts(info.encoder)
 
     def forward(
         self,

@@ -11,9 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from segae._io import check_range
+from segae._notebook import ShownInNotebooks, list_names
 from segae.data.image_io import as_image, resize_image
 from segae.models.checkpoint import Info, PathLike, load_model, save_described
-from segae.models.encoder import Encoder, EncoderInfo, evaluation_mode, require_image_size
+from segae.models.encoder import (
+    Encoder,
+    EncoderInfo,
+    count_parameters,
+    encoder_facts,
+    evaluation_mode,
+    require_image_size,
+)
 from segae.models.inference import pooled_features, predict_probabilities
 
 
@@ -31,7 +39,7 @@ class ClassifierInfo(Info):
         return Classifier(self.encoder.build(), self)
 
 
-class Classifier(nn.Module):
+class Classifier(ShownInNotebooks, nn.Module):
     """An encoder, the mean of its deepest map (of small encoders all values), and a fully connected layer."""
 
     def __init__(self, encoder: Encoder, info: ClassifierInfo) -> None:
@@ -43,6 +51,11 @@ class Classifier(nn.Module):
             side, weights = info.image_size, next(encoder.parameters())
             black = weights.new_zeros(1, info.encoder.in_channels, side, side)
             self.head = nn.Linear(pooled_features(encoder, black).shape[1], self.num_classes)
+
+    def _facts(self) -> dict[str, Any]:
+        facts = {"encoder": self.info.encoder.architecture, "classes": list_names(self.info.classes)}
+        facts |= {"parameters": count_parameters(self)} | encoder_facts(self.info.encoder)
+        return facts | {"image size": self.info.image_size}
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalized images (B, C, H, W) to logits (B, K)."""

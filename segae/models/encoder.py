@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from segae._io import check_range, write_json
+from segae._notebook import ShownInNotebooks
 from segae.errors import CheckpointError, SegaeError, nearest
 from segae.models.checkpoint import Info, PathLike, find_weights, is_file, load_described, load_strictly, save_described
 from segae.models.classic import DEFAULT_SIZE, ClassicLayers, is_classic
@@ -138,7 +139,7 @@ class EncoderInfo(Info):
         return encoder
 
 
-class Encoder(TimmUniversalEncoder, HubModel):
+class Encoder(ShownInNotebooks, TimmUniversalEncoder, HubModel):
     """A convolutional network of timm that returns six feature maps, from the input to stride 32, with random weights.
 
     Takes normalized images (B, C, H, W) with sides that are multiples of ``output_stride``; ``out_channels`` lists the
@@ -171,6 +172,9 @@ class Encoder(TimmUniversalEncoder, HubModel):
         zeros, ones = (0.0,) * in_channels, (1.0,) * in_channels
         self.info = EncoderInfo(architecture, in_channels, zeros, ones, image_size, source="random initialization")
 
+    def _facts(self) -> dict[str, Any]:
+        return {"architecture": self.info.architecture, "parameters": count_parameters(self)} | encoder_facts(self.info)
+
     def with_stride(self, output_stride: int) -> "Encoder":
         """Return this encoder, or where its stride is another one a copy that is dilated; draws no random number."""
         if output_stride == self.output_stride:
@@ -185,6 +189,20 @@ class Encoder(TimmUniversalEncoder, HubModel):
         state, config = whole_network(self)
         save_described(save_directory / MODEL_FILE, "encoder", state, self.info)
         write_json(save_directory / CONFIG_FILE, config)
+
+
+def encoder_facts(info: EncoderInfo) -> dict[str, Any]:
+    """What a short description of an encoder says beside its architecture: input, weights, where they come from."""
+    seen, place = info.pretraining.get("images_seen"), info.pretraining.get("dataset")
+    facts: dict[str, Any] = {"image size": info.image_size, "channels": info.in_channels}
+    facts |= {"weights": str(info.weights), "source": info.source}
+    return facts | ({"pretraining": f"{seen:,} images of {place}"} if seen and place else {})
+
+
+def count_parameters(module: nn.Module) -> str:
+    """The number of a module's parameters in words."""
+    number = sum(one.numel() for one in module.parameters())
+    return f"{number / 1e6:.1f} million" if number >= 1e6 else f"{number:,}"
 
 
 def _fit_channels(rgb: tuple[float, ...], channels: int) -> tuple[float, ...]:

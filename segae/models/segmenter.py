@@ -13,14 +13,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segae._io import check_range, require_choice, write_json
-from segae.data.datasets import make_palette
-from segae.data.image_io import IGNORE_INDEX, as_image
+from segae._notebook import ShownInNotebooks, html_classes, html_picture, list_names
+from segae.data.datasets import drawn_pets, find_images, make_palette
+from segae.data.image_io import IGNORE_INDEX, as_image, read_resized
 from segae.errors import SegaeError
 from segae.models.checkpoint import Info, PathLike, load_decoder_into, load_model, save_described
 from segae.models.decoders import build_smp, list_decoders, require_decoder_size
-from segae.models.encoder import Encoder, EncoderInfo, create_encoder, require_image_size
+from segae.models.encoder import (
+    Encoder,
+    EncoderInfo,
+    count_parameters,
+    create_encoder,
+    encoder_facts,
+    require_image_size,
+)
 from segae.models.hub import CONFIG_FILE, MODEL_FILE, HubModel
 from segae.models.inference import augment_network, make_network, predict_images
+
+_PICTURE = 96  # pixels: side of what a notebook shows
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class SegmenterInfo(Info):
         return _build(self.encoder.build(), self)
 
 
-class Segmenter(nn.Module, HubModel):
+class Segmenter(ShownInNotebooks, nn.Module, HubModel):
     """An encoder, a decoder and a head, made by `create_segmenter`; its tensors have the names that smp gives them."""
 
     _from_file = classmethod(lambda _, path: load_segmenter(path))
@@ -69,6 +79,21 @@ class Segmenter(nn.Module, HubModel):
         super().__init__()
         self.encoder, self.decoder, self.segmentation_head, self.info = encoder, decoder, segmentation_head, info
         self.num_classes = len(info.classes)
+
+    def _facts(self) -> dict[str, Any]:
+        info = self.info
+        facts = {"encoder": info.encoder.architecture, "decoder": info.decoder, "classes": list_names(info.classes)}
+        facts |= {"parameters": count_parameters(self)} | encoder_facts(info.encoder) | {"image size": info.image_size}
+        labels, place = info.training.get("labels"), info.training.get("dataset")
+        return facts | ({"training": f"{labels} images of {place}"} if labels and place else {})
+
+    def _pictures(self) -> dict[str, Any]:
+        shown: dict[str, Any] = {"classes": html_classes(self.info.classes, self.info.palette)}
+        if "pet" in self.info.classes and self.info.encoder.in_channels == 3:
+            image = read_resized(find_images([drawn_pets() / "images"])[0], _PICTURE)
+            painted = np.asarray(self.info.palette, np.uint8)[self.predict(image)]
+            shown["a drawn pet"] = html_picture(np.hstack([image, painted]))
+        return shown
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalized images (B, C, H, W) to logits (B, K, H, W); sides are multiples of the encoder's stride."""

@@ -17,7 +17,7 @@ from fastai.metrics import Metric
 from fastai.torch_core import find_bs, get_model
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from segae._io import check_range, write_atomically
 from segae.data.loaders import set_epoch
