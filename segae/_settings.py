@@ -223,6 +223,14 @@ def require_labeled(name: str, root: PathLike) -> None:
         )
 
 
+def require_trainable(name: str, source: PathLike) -> None:
+    """Refuse what is neither labeled shards (tar or parquet files, here or at an address) nor a labeled folder."""
+    text = os.fspath(source)
+    path = Path(text.partition("?")[0])
+    is_table = path.suffix == ".parquet" or any(any(place.glob("*.parquet")) for place in (path, path / "data"))
+    (require_images if text.endswith(".tar") or is_table or "://" in text else require_labeled)(name, source)
+
+
 def require_file(name: str, path: Any) -> None:
     """Refuse a file of weights or rows that is not there; a model in memory passes."""
     if isinstance(path, str | os.PathLike) and not Path(path).is_file():

@@ -19,6 +19,7 @@ from segae._settings import (
     require_images,
     require_labeled,
     require_shard,
+    require_trainable,
     require_weights,
 )
 from segae.errors import DataError
@@ -203,9 +204,10 @@ class FinetuneConfig(_Training, FinetuneSettings):
         *("image_size", "freeze_epochs", "epochs", "batch_size", "lr", "resume"),
     )
 
-    data: PathLike = checked(require_labeled, kw_only=False)
+    data: PathLike = checked(require_trainable, kw_only=False)
     """A labeled data set: a folder with images/ and masks/, or the Oxford-IIIT Pets layout; to classify, a folder for
-    each class, or train/ (and val/, test/) with such folders."""
+    each class, or train/ (and val/, test/) with such folders. Or labeled shards: 'shards/*.tar', a folder of parquet
+    files, 'hf://owner/name?column=image&mask=annotation'."""
     task: Literal["segment", "classify"] = "segment"
     """What is predicted: a class for each pixel, or one for each image."""
     out: PathLike = "runs/finetune"
@@ -222,6 +224,8 @@ class FinetuneConfig(_Training, FinetuneSettings):
     """Epochs after that, with everything training."""
     val_fraction: float = number(0.1, 0, 1, open_high=True)
     """Share of the training images used for validation, in [0, 1), if the data set has no val split."""
+    val_shards: PathLike | None = checked(require_images, default=None)
+    """Where data are shards: labeled shards for validation, 2,048 images of them at most. Default: no validation."""
     merge: tuple[str, ...] = ()
     """Classes to be merged into one, such as foreground=pet+border."""
     ignore: tuple[str, ...] = ()

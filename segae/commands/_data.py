@@ -255,7 +255,7 @@ def _load_stream(config: PretrainConfig, augment: Any, plain: Any, skipped: data
     images = None if config.epoch_images is None else config.epoch_images * config.repeats
     opened: dict[str, Any] = {"size": config.image_size, "seed": config.trainer.seed, "epoch_images": images}
     with argument_named("data", instead_of="sources"):
-        place = {"rank": rank(), "world_size": world_size()}
+        place: dict[str, Any] = {"rank": rank(), "world_size": world_size()}
         stream = data.open_stream(config.roots, transform=augment, skipped=skipped, **opened, **place)
     count = config.epoch_images or stream.count or len(stream)
     sample = data.sample_stream(stream, min(count, _CLEAN_IMAGES))
@@ -279,7 +279,8 @@ def _read_some(paths: Sequence[Path], size: int) -> np.ndarray:
 class LabeledData(Images):
     """The images and masks of a fine-tuning."""
 
-    pairs: data.PairList  # the training pairs, where they are decoded once those that can be read
+    names: Sequence[str]  # of the training images, where they are decoded once those that can be read; or of shards
+    count: int  # training images
     labels: int  # training images that were asked for
     sample: data.CachedPairs  # decoded, unchanged training pairs; all of them unless they are decoded in every epoch
     checked: data.CachedPairs | None  # the same of the validation pairs; None where there are none
@@ -294,6 +295,8 @@ def load_labeled(
     skipped: data.SkippedFiles,
 ) -> LabeledData:
     """Load the training and validation images of a data set; its test split stays closed."""
+    if isinstance(dataset, data.LabeledShards):
+        return _load_labeled_stream(config, dataset, info, image_size, skipped)
     size, seed, look = image_size, config.trainer.seed, (image_size, info.mean, info.std)
     with argument_named("labels", instead_of="count"):
         train = data.label_subset(dataset.splits["train"], config.labels, seed)
@@ -324,4 +327,33 @@ def load_labeled(
 
     first = make(train, sample, config.augment, repeats)
     second = None if checked is None else make(valid, checked, augment=False)
-    return LabeledData(train=first, valid=second, pairs=train if lazy else sample.pairs, **known)
+    names = (train if lazy else sample.pairs).names
+    return LabeledData(train=first, valid=second, names=names, count=len(names), **known)
+
+
+def _load_labeled_stream(
+    config: FinetuneConfig, dataset: data.LabeledShards, info: EncoderInfo, size: int, skipped: data.SkippedFiles
+) -> LabeledData:
+    """Open labeled shards; validation images are those of ``val_shards``, decoded once."""
+    if config.trainer.cache not in ("auto", "none"):
+        raise SegaeError(f"cache must be none for a stream, got {config.trainer.cache}")
+    if config.labels is not None:
+        raise SegaeError(f"labels must be None for a stream, got {config.labels}: give epoch_images")
+    seed, look = config.trainer.seed, (size, info.mean, info.std)
+    coding: dict[str, Any] = {"mask_values": dataset.mask_values, "ignore_values": dataset.ignore_values}
+    opened: dict[str, Any] = {"size": size, "seed": seed, **coding}
+    change = (data.train_transform if config.augment else data.eval_transform)(*look)
+    opened |= {"rank": rank(), "world_size": world_size(), "skipped": skipped}
+    with argument_named("data", instead_of="sources"):
+        stream = data.open_stream(dataset.source, transform=change, epoch_images=config.epoch_images, **opened)
+    none, plain, checked = data.PairList(), data.eval_transform(*look), None
+    sample = data.CachedPairs(*data.sample_pairs(stream, min(len(stream), _SAMPLE)), none)
+    if config.val_shards is not None:
+        opened |= {"rank": 0, "world_size": 1}
+        with argument_named("val_shards", instead_of="sources"):
+            held_out = data.open_stream(str(config.val_shards), transform=plain, epoch_images=_CLEAN_IMAGES, **opened)
+        checked = data.CachedPairs(*data.sample_pairs(held_out, _CLEAN_IMAGES), none)
+    valid = None if checked is None else data.CachedPairDataset(checked.images, checked.masks, plain, seed)
+    count = config.epoch_images or stream.count or len(stream)
+    known: dict[str, Any] = {"names": stream.sources, "count": count, "labels": count, "cache": "stream"}
+    return LabeledData(train=stream, valid=valid, sample=sample, checked=checked, **known)

@@ -27,7 +27,7 @@ from segae.commands._data import (
     write_skipped,
 )
 from segae.config import FinetuneConfig, FinetuneSettings
-from segae.errors import SegaeError
+from segae.errors import SegaeError, argument_named
 from segae.evaluation import SegmentationScores, draw_curves, evaluate_model, predict_masks, segmentation_sheet
 from segae.evaluation.classification import ClassificationScores, evaluate_classifier
 from segae.methods import create_method, method_names
@@ -84,12 +84,12 @@ class _Finetuning:
     """One fine-tuning, built and checked before any image is decoded or anything is written."""
 
     def __init__(self, config: FinetuneConfig, device: torch.device) -> None:
-        self.classify, root = config.task == "classify", Path(config.data)
+        self.config, self.classify = config, config.task == "classify"
         chosen = {"classes": config.classes, "merge": config.merge, "ignore": config.ignore}
         refused = {**chosen, "lpft_head": config.lpft_head, "transfer": config.transfer.partition("+")[2]}
         if self.classify and any(refused.values()):
             raise SegaeError(f"{', '.join(refused)} must be left out where task is classify, got {refused}")
-        self.dataset = data.ClassFolders(root) if self.classify else data.open_dataset(root, **chosen)
+        self.dataset = self.open(chosen)
         training.seed_everything(config.trainer.seed)
         encoder = load_start(config)
         weights = replace(encoder.info.weights, transfer=config.transfer)
@@ -121,6 +121,18 @@ class _Finetuning:
         ).to(device)
         set_up_model(self.model, config)
 
+    def open(self, chosen: dict[str, Any]) -> data.SegmentationDataset:
+        """Open the data set: a folder, or labeled shards."""
+        source = os.fspath(self.config.data)
+        if data.is_stream(source):
+            if self.classify:
+                raise SegaeError(f"data must be a folder with a folder per class where task is classify, got {source}")
+            with argument_named("data", instead_of="sources"):
+                return data.open_labeled_shards(source, **chosen)
+        if self.config.val_shards is not None:
+            raise SegaeError(f"val_shards must be None where data are no shards, got {self.config.val_shards}")
+        return data.ClassFolders(Path(source)) if self.classify else data.open_dataset(Path(source), **chosen)
+
     @property
     def loss_name(self) -> str:
         """The loss as a text, of a function its name."""
@@ -143,12 +155,14 @@ class _Finetuning:
         kind = settings.pop("task")  # config.json has the command under this name
         how["task"] = f"finetune {kind}" if self.classify else "finetune"
         with training.open_run_folder(folder, settings, **how) as run:
-            names = data.split_hash(pair.name for pair in images.pairs)
-            source = run.start(device, images=names, weights=os.fspath(config.weights), cache=images.cache)
+            names = data.split_hash(images.names)
+            facts: dict[str, Any] = {"cache": images.cache}
+            facts |= {"workers": learner.dls.train.num_workers} if images.cache == "stream" else {}
+            source = run.start(device, images=names, weights=os.fspath(config.weights), **facts)
             write_skipped(folder, skipped)
             logger.info("encoder %s from %s (%s)", start.architecture, start.weights, start.source)
             epochs = f"{config.freeze_epochs} + {config.epochs} epochs on {device}"
-            logger.info("%d training and %d validation images, %s", len(images.pairs), images.held_out, epochs)
+            logger.info("%d training and %d validation images, %s", images.count, images.held_out, epochs)
             if not run.resume:
                 self.initialize(images)
             draw = partial(draw_curves, folder / "log.csv", folder / "curves.png")
@@ -217,9 +231,9 @@ class _Finetuning:
             **{"weights": weights.start, "weights_source": self.start.source},
             **{"method": weights.method, "method_args": weights.method_args, "transfer": weights.transfer},
             **{f"pretrain_{name}": value for name, value in self.start.pretraining.items() if name != "method"},
-            **{"dataset": dataset.name, "labels": images.labels, "training_images": len(images.pairs)},
-            "label_fraction": images.labels / len(dataset.splits["train"]),
-            "split_hash": data.split_hash(pair.name for pair in images.pairs),
+            **{"dataset": dataset.name, "labels": images.labels, "training_images": images.count},
+            "label_fraction": images.labels / (len(dataset.splits["train"]) or images.labels),
+            "split_hash": data.split_hash(images.names),
             **{"encoder": self.start.architecture, "decoder": "" if self.classify else config.decoder},
             **{"freeze_epochs": config.freeze_epochs, "epochs": config.epochs, "steps": learner.epoch_clock.steps},
             **{one.name: getattr(config, one.name) for one in fields(FinetuneSettings)},

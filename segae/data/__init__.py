@@ -37,22 +37,24 @@ from segae.data.image_io import (
     resize_mask,
     to_class_indices,
 )
+from segae.data.labeled_shards import LabeledShards, open_labeled_shards
 from segae.data.loaders import make_loaders, set_epoch
 from segae.data.report import DataReport, Problem
 from segae.data.splits import find_pretraining_images, label_subset, split_hash, train_val_split, unique_names
-from segae.data.streaming import is_stream, open_stream, sample_stream
+from segae.data.streaming import is_stream, open_stream, sample_pairs, sample_stream
 from segae.data.torch_datasets import CachedImageDataset, CachedPairDataset, LazyImageDataset, LazyPairDataset
 from segae.data.transforms import eval_transform, pretrain_transform, train_transform
 
 __all__ = [
     "GRAY", "IGNORE_INDEX", "PETS_CLASSES", "CachedImageDataset", "CachedPairDataset", "CachedPairs",
-    "ClassFolders", "CropAndFlip", "DataReport", "Duplicate", "GPUImageDataset", "LazyImageDataset",
-    "LazyPairDataset", "MildChange", "OxfordPets", "Pair", "PairList", "PathList", "Problem", "SegmentationDataset",
-    "SegmentationFolder", "SkippedFiles", "UnavailableFile", "UnreadableImage", "cache_images", "cache_pairs",
-    "check_folder", "check_masks", "choose_by_hash", "content_hashes", "download_fashion_mnist", "download_pets",
-    "drawn_pets", "eval_transform", "find_duplicates", "find_images", "find_pretraining_images", "ignore_classes",
-    "is_stream", "label_subset", "make_loaders", "make_palette", "map_classes", "open_dataset", "open_dataset_like",
-    "open_stream", "pretrain_transform", "read_image", "read_mask", "read_pair", "read_resized", "resize_image",
-    "resize_mask", "sample_stream", "set_epoch", "split_hash", "to_class_indices", "train_transform",
-    "train_val_split", "unique_names",
+    "ClassFolders", "CropAndFlip", "DataReport", "Duplicate", "GPUImageDataset", "LabeledShards",
+    "LazyImageDataset", "LazyPairDataset", "MildChange", "OxfordPets", "Pair", "PairList", "PathList", "Problem",
+    "SegmentationDataset", "SegmentationFolder", "SkippedFiles", "UnavailableFile", "UnreadableImage",
+    "cache_images", "cache_pairs", "check_folder", "check_masks", "choose_by_hash", "content_hashes",
+    "download_fashion_mnist", "download_pets", "drawn_pets", "eval_transform", "find_duplicates", "find_images",
+    "find_pretraining_images", "ignore_classes", "is_stream", "label_subset", "make_loaders", "make_palette",
+    "map_classes", "open_dataset", "open_dataset_like", "open_labeled_shards", "open_stream", "pretrain_transform",
+    "read_image", "read_mask", "read_pair", "read_resized", "resize_image", "resize_mask", "sample_pairs",
+    "sample_stream", "set_epoch", "split_hash", "to_class_indices", "train_transform", "train_val_split",
+    "unique_names",
 ]  # fmt: skip

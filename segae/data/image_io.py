@@ -109,14 +109,15 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None =
     return _to_rgb(_decode(path, max_pixels, data=data), path)
 
 
-def read_mask(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_mask(path: Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> np.ndarray:
     """Decode a mask to the numbers that the file holds, upright: int32 array (H, W).
 
     Palette images give their indices, 1-bit images 0 and 1, 16-bit images their 16-bit values. A color image whose
-    channels are equal everywhere, and which is opaque, counts as gray. UnreadableImage if the file is missing, damaged
-    or too large; DataError if it is a picture, not a mask: colors, transparency, or values that are not whole.
+    channels are equal everywhere, and which is opaque, counts as gray. ``data`` is as in `read_image`. UnreadableImage
+    if the file is missing, damaged or too large; DataError if it is a picture, not a mask: colors, transparency, or
+    values that are not whole.
     """
-    decoded = _decode(path, max_pixels)
+    decoded = _decode(path, max_pixels, data=data)
     mode, values, problem = decoded.image.mode, np.asarray(_turned(decoded.image, decoded.turn)), ""
     if decoded.bits_dropped:
         problem = "color channels of 16 bits, whose lower half Pillow drops"
@@ -147,16 +148,18 @@ def read_resized(path: Path, size: int, *, reduced: bool = True, data: bytes | N
 
 
 def read_pair(
-    image: Path, mask: Path, size: int, mask_values: Values, *, ignore_values: Sequence[int] = (), reduced: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+    image: Path, mask: Path, size: int, mask_values: Values, *, ignore_values: Sequence[int] = (),
+    reduced: bool = False, data: Sequence[bytes | None] = (None, None),
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Read an image and its mask, resized to a square: uint8 (size, size, 3) RGB, uint8 (size, size) class indices.
 
-    ``mask_values`` and ``ignore_values`` are as in `to_class_indices`, ``reduced`` as in `read_resized`.
+    ``mask_values`` and ``ignore_values`` are as in `to_class_indices`, ``reduced`` as in `read_resized`; ``data`` are
+    the contents of both files, whose paths are then only named in errors.
     UnreadableImage if a file cannot be read; DataError if the mask has another size than its image or holds a value
     that is no class.
     """
-    decoded = _decode(image, at_least=size if reduced else None)
-    values = read_mask(mask)
+    decoded = _decode(image, at_least=size if reduced else None, data=data[0])
+    values = read_mask(mask, data=data[1])
     require_same_size(image, _upright(decoded.size, decoded.turn), mask, values.shape)
     indices = to_class_indices(values, mask_values, mask, ignore_values)
     return _squash(decoded, image, size), resize_mask(indices, size)

@@ -1,4 +1,4 @@
-"""Pretraining images streamed from tar shards or parquet files, for data sets that outgrow a disk.
+"""Images, or images with masks, streamed from tar shards or parquet files, for data sets that outgrow a disk.
 
 The webdataset and datasets libraries open, read and shuffle the shards. The order depends on (seed, epoch) and on the
 number of ranks and workers, so a run resumes at an epoch.
@@ -10,21 +10,22 @@ import glob
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module  # of the extra, when it is needed: datasets alone takes a second
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from segae._io import check_range, require_package
-from segae.data.image_io import SkippedFiles, UnreadableImage, read_resized
+from segae.data.file_lists import Values
+from segae.data.image_io import SkippedFiles, UnreadableImage, read_mask, read_pair, read_resized
 from segae.data.torch_datasets import SeededByEpoch, Transform
 from segae.errors import DataError
 
@@ -33,19 +34,24 @@ _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 _SHUFFLE_BUFFER = 1000  # undecoded images that each worker holds and draws from
 _FEW_FILES = 64  # up to here the row groups of parquet files count as shards, so that workers have enough of them
 _IMAGE_FEATURE = re.compile(r"Image\(|Value\(.*binary|\{'(bytes|path)'")
-_TABLE_SETTINGS = ("split", "column", "config", "revision")
+_TABLE_SETTINGS = ("split", "column", "mask", "config", "revision")
+_MASK_ENDS = (".mask", "_mask", ".seg", "_seg", ".label", "_label")  # of names in tar files, before the extension
+_MASK_COLUMN = re.compile(r"mask|label|annotation|seg", re.IGNORECASE)
 
 
 class _Shards(NamedTuple):
-    """Names of shards, the number of their images if it is known, and what gives (name, contents) of each of one's."""
+    """Names of shards, the number of their images if it is known, and what gives those of one.
+
+    Of each image that is its name and its contents, and the contents of its mask where there are masks.
+    """
 
     names: tuple[str, ...]
     images: int | None
-    read: Callable[[int], Iterator[tuple[str, bytes]]]
+    read: Callable[[int], Iterator[tuple[str, *tuple[bytes, ...]]]]
 
 
-class StreamDataset(SeededByEpoch, IterableDataset[Tensor]):
-    """Images for pretraining from shards, made by `open_stream`: float32 tensors (3, S, S), normalized.
+class StreamDataset(SeededByEpoch, IterableDataset[Any]):
+    """Images from shards, made by `open_stream`: float32 tensors (3, S, S), normalized; as pairs with masks if labeled.
 
     If one pass through the shards gives fewer images than an epoch has, the next pass has another order. `sources` are
     the names of the shards, of which each worker of each rank needs one; `count` is the number of images in all of
@@ -55,19 +61,20 @@ class StreamDataset(SeededByEpoch, IterableDataset[Tensor]):
     decodes = True
 
     def __init__(
-        self, shards: _Shards, size: int, transform: Transform, seed: int, epoch_images: int, rank: int, world_size: int
-    ) -> None:
+        self, shards: _Shards, size: int, transform: Transform, seed: int, epoch_images: int, rank: int,
+        world_size: int, coding: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.sources, self.shard_count, self.count = shards.names, len(shards.names), shards.images
         super().__init__(transform, seed)
         self.batch_size = 1
-        self._shards, self._size = shards, size
+        self._shards, self._size, self._coding = shards, size, coding
         self._epoch_images, self._rank, self._world_size = epoch_images, rank, world_size
 
     def __len__(self) -> int:
         """Return the number of images that this rank gets in an epoch."""
         return self._epoch_images // self._world_size // self.batch_size * self.batch_size
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         info, epoch = get_worker_info(), int(self._epoch)
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         stream, streams = self._rank * workers + worker, self._world_size * workers
@@ -76,27 +83,37 @@ class StreamDataset(SeededByEpoch, IterableDataset[Tensor]):
         given, passes, empty = 0, 0, 0
         while given < quota:
             before = given
-            for image in islice(self._images(f"{self._seed}-{epoch}-{passes}", stream, streams), quota - given):
-                yield self._transformed(epoch, stream << 40 | given, image=image)["image"]
+            for arrays in islice(self._images(f"{self._seed}-{epoch}-{passes}", stream, streams), quota - given):
+                result = self._transformed(epoch, stream << 40 | given, **arrays)
+                yield (result["image"], result["mask"].long()) if "mask" in result else result["image"]
                 given += 1
             # a stream may have been dealt nothing but damaged shards; the next pass deals again
             passes, empty = passes + 1, empty + 1 if given == before else 0
             if empty > (0 if streams == 1 else 20):
                 raise self._no_images()
 
-    def _images(self, order: str, stream: int, streams: int) -> Iterator[np.ndarray]:
-        """Decode the images of one of several disjoint streams, uint8 (S, S, 3), in the order of a seed."""
+    def _images(self, order: str, stream: int, streams: int) -> Iterator[dict[str, np.ndarray]]:
+        """Decode ``image`` uint8 (S, S, 3) and ``mask`` uint8 (S, S) of one of several disjoint streams, shuffled."""
         shards = list(range(self.shard_count))
         Random(order).shuffle(shards)
         contents = chain.from_iterable(map(self._contents, shards[stream::streams]))
         shuffle = import_module("webdataset").shuffle(_SHUFFLE_BUFFER, initial=_SHUFFLE_BUFFER, rng=Random(order))
-        for name, data in shuffle(contents):
+        for name, *data in shuffle(contents):
             try:
-                yield read_resized(Path(name), self._size, data=data)
+                yield self._decode(Path(name), data)
             except UnreadableImage as error:
                 self._failures.add(name, error.reason)
 
-    def _contents(self, shard: int) -> Iterator[tuple[str, bytes]]:
+    def _decode(self, path: Path, data: Sequence[bytes]) -> dict[str, np.ndarray]:
+        if self._coding is None:
+            return {"image": read_resized(path, self._size, data=data[0])}
+        if not data[1]:
+            raise UnreadableImage(path, "it has no mask")
+        mask = path.with_name(f"the mask of {path.name}")
+        image, indices = read_pair(path, mask, self._size, reduced=True, data=data, **self._coding)
+        return {"image": image, "mask": indices}
+
+    def _contents(self, shard: int) -> Iterator[Any]:
         """Read a shard; a damaged one ends where the damage is."""
         try:
             yield from self._shards.read(shard)
@@ -125,12 +142,19 @@ def open_stream(
     world_size: int = 1,
     epoch_images: int | None = None,
     skipped: SkippedFiles | None = None,
+    mask_values: Values | None = None,
+    ignore_values: Sequence[int] = (),
 ) -> StreamDataset:
-    """Open tar shards or parquet files as a dataset of images for pretraining. Keep test images out of them.
+    """Open tar shards or parquet files as a dataset of images, with masks if ``mask_values`` are given.
+
+    Keep test images out of them.
 
     Sources are tar files, patterns such as `data/*.tar` or `train-{0000..0146}.tar`, and their https:// or hf://
     addresses; or one parquet file, folder of parquet files or `hf://owner/name`, after which may follow
-    `?split=train&column=image&config=...&revision=...`.
+    `?split=train&column=image&mask=annotation&config=...&revision=...`.
+
+    In a tar file an image and its mask stand beside each other and are called such as a.jpg and a.mask.png, a_mask.png
+    or a.png. ``mask_values`` and ``ignore_values`` are as in `to_class_indices`.
 
     Each image is resized to `size` pixels on both sides before the transform. The seed decides order and augmentation.
     An epoch has `epoch_images`, all ranks together, each from shards of its own; None: as many as the shards hold.
@@ -146,21 +170,50 @@ def open_stream(
     if not asked or (tables and len(asked) > 1):
         raise DataError(f"sources must be tar files only or one set of parquet files, got {', '.join(asked) or 'none'}")
     require_package("webdataset", "streaming")  # shuffles tables, too
-    shards = _open_table(asked[0]) if tables else _open_tars(asked, skipped, counted=epoch_images is None)
+    labeled = mask_values is not None
+    if tables:
+        shards = _open_table(asked[0], labeled=labeled)
+    else:
+        shards = _open_tars(asked, skipped, counted=epoch_images is None, labeled=labeled)
     if len(shards.names) < world_size:
         raise DataError(f"world_size must be <= the number of shards, {len(shards.names)}, got {world_size}")
     images = shards.images if epoch_images is None else epoch_images
     if images is None:
         raise DataError(f"epoch_images must be given for {asked[0]}: how many images it holds is not known")
-    return StreamDataset(shards, size, transform, seed, images, rank, world_size)
+    coding = {"mask_values": mask_values, "ignore_values": ignore_values} if labeled else None
+    return StreamDataset(shards, size, transform, seed, images, rank, world_size, coding)
 
 
 def sample_stream(stream: StreamDataset, count: int) -> np.ndarray:
     """Read up to `count` clean images uint8 (n, S, S, 3), for statistics and pictures: the same ones on every rank."""
-    images = list(islice(stream._images(f"{stream._seed}-sample", 0, 1), count))
-    if not images:
+    return _sample(stream, count)["image"]
+
+
+def sample_pairs(stream: StreamDataset, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read up to `count` clean images of a labeled stream with class indices uint8 (n, S, S), as `sample_stream`."""
+    found = _sample(stream, count)
+    return found["image"], found["mask"]
+
+
+def _sample(stream: StreamDataset, count: int) -> dict[str, np.ndarray]:
+    rows = list(islice(stream._images(f"{stream._seed}-sample", 0, 1), count))
+    if not rows:
         raise stream._no_images()
-    return np.stack(images)
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def sample_values(sources: str | Path, count: int) -> tuple[int, ...]:
+    """Find the values in the first ``count`` masks of a labeled stream; `open_stream` describes the sources."""
+    how: dict[str, Any] = {"size": 8, "transform": None, "seed": 0, "epoch_images": 1, "mask_values": (0,)}
+    stream, found = open_stream(sources, **how), set[int]()
+    rows = chain.from_iterable(map(stream._contents, range(stream.shard_count)))
+    for name, *data in islice(rows, count):
+        if len(data) == 2 and data[1]:
+            with suppress(UnreadableImage):  # which the training lists
+                found |= {*np.unique(read_mask(Path(f"the mask of {name}"), data=data[1])).tolist()}
+    if not found:
+        raise DataError(f"sources must have images with masks, got none in {sources}: {stream._failures}")
+    return tuple(sorted(found))
 
 
 def _read_tar(names: Sequence[str], shard: int) -> Iterator[tuple[str, bytes]]:
@@ -172,7 +225,28 @@ def _read_tar(names: Sequence[str], shard: int) -> Iterator[tuple[str, bytes]]:
         yield f"{name}/{member['fname']}", member["data"]
 
 
-def _open_tars(sources: Sequence[str], skipped: SkippedFiles | None, *, counted: bool) -> _Shards:
+def _read_pairs(names: Sequence[str], shard: int) -> Iterator[tuple[str, bytes, bytes]]:
+    """Read the images of a tar file with their masks, which stand beside them; of one without a mask that is empty."""
+    for _, group in groupby(_read_tar(names, shard), lambda member: _sample_name(member[0])[0]):
+        members = list(group)
+        masks = [member for member in members if _sample_name(member[0])[1]]
+        if not masks and len(members) > 1:  # a.jpg and a.png
+            masks = [member for member in members if member[0].lower().endswith(".png")]
+        images = [member for member in members if member not in masks]
+        mask = masks[0][1] if len(masks) == 1 else b""
+        yield from ((name, data, mask) for name, data in images)
+
+
+def _sample_name(name: str) -> tuple[str, bool]:
+    """The name that an image and its mask share, and whether this is the name of a mask."""
+    stem = name.rpartition(".")[0]
+    end = next((end for end in _MASK_ENDS if stem.lower().endswith(end)), "")
+    return stem.removesuffix(stem[len(stem) - len(end) :]), bool(end)
+
+
+def _open_tars(
+    sources: Sequence[str], skipped: SkippedFiles | None, *, counted: bool, labeled: bool = False
+) -> _Shards:
     """Find tar files by name, pattern or braces, and count the images of local ones from their headers."""
     expand = import_module("braceexpand").braceexpand
     names: dict[str, None] = {}
@@ -183,37 +257,52 @@ def _open_tars(sources: Sequence[str], skipped: SkippedFiles | None, *, counted:
             if not found:
                 raise DataError(f"sources must be files that exist, got {pattern}")
             names |= dict.fromkeys(found)
+    read = _read_pairs if labeled else _read_tar
     if not counted or any(map(_scheme, names)):
-        return _Shards(tuple(names), None, partial(_read_tar, tuple(names)))
+        return _Shards(tuple(names), None, partial(read, tuple(names)))
     total = 0
     for name in list(names):
         try:
             with tarfile.open(name) as archive:
-                total += sum(member.isreg() and _is_image(member.name) for member in archive)
+                images = [member.name for member in archive if member.isreg() and _is_image(member.name)]
+                total += len({_sample_name(name)[0] for name in images}) if labeled else len(images)
         except (OSError, tarfile.TarError) as error:
             if skipped is None:
                 raise DataError(f"{name} cannot be read as a tar file: {error}. Replace the file.") from error
             skipped.add(Path(name), f"no readable tar file: {error}")
             del names[name]
-    return _Shards(tuple(names), total, partial(_read_tar, tuple(names)))
+    return _Shards(tuple(names), total, partial(read, tuple(names)))
 
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(_EXTENSIONS) and not Path(name).name.startswith(".")
 
 
-def _read_rows(names: Sequence[str], rows: Any, column: str, shard: int) -> Iterator[tuple[str, bytes]]:
+def _read_rows(names: Sequence[str], rows: Any, columns: Sequence[str], shard: int) -> Iterator[Any]:
     if get_worker_info() is not None:
         import_module("fsspec.asyn").reset_lock()  # taken over when this process was forked, it might never open
     # not iter(part): in a loader's worker the library would give a share of the shard alone
     batches = rows.shard(len(names), shard).iter(batch_size=16)
-    for row, cell in enumerate(chain.from_iterable(batch[column] for batch in batches)):
+    listed = (zip(*(batch[column] for column in columns), strict=True) for batch in batches)
+    for row, cells in enumerate(chain.from_iterable(listed)):
         # where the bytes are missing, a path may stand in their place, which could name any file
-        yield f"{names[shard]}/row-{row}", (cell and cell["bytes"]) or b""
+        yield f"{names[shard]}/row-{row}", *((cell and cell["bytes"]) or b"" for cell in cells)
 
 
-def _open_table(source: str) -> _Shards:
-    """Find the shards and the column of images of parquet files or a data set on the Hub."""
+def _choose_columns(path: str, images: Sequence[str], settings: Mapping[str, str], *, labeled: bool) -> list[str]:
+    """The column of images and, of labeled ones, that of masks, among those with images."""
+    column, mask, known = settings.get("column"), settings.get("mask"), ", ".join(images) or "none"
+    masks = [name for name in images if name == mask or (mask is None and name != column and _MASK_COLUMN.search(name))]
+    if labeled and len(masks) != 1:
+        raise DataError(f"mask must be one of {known}, got {mask}: {path}?column=...&mask=...")
+    chosen = [name for name in images if column in (None, name) and not (labeled and name in masks)]
+    if len(chosen) != 1:
+        raise DataError(f"column must be one of {known}, got {column}: {path}?column=...")
+    return chosen + (masks if labeled else [])
+
+
+def _open_table(source: str, *, labeled: bool = False) -> _Shards:
+    """Find the shards and the columns of images and masks of parquet files or a data set on the Hub."""
     require_package("datasets", "streaming")
     library = import_module("datasets")
     path, _, query = source.partition("?")
@@ -234,11 +323,10 @@ def _open_table(source: str) -> _Shards:
     except Exception as error:  # of any type; all say that there is no such thing to read
         raise DataError(f"{source} cannot be opened: {str(error).strip() or type(error).__name__}") from error
     images = [name for name, kind in features.items() if kind is None or _IMAGE_FEATURE.match(str(kind))]
-    column = settings.get("column")
-    chosen = [name for name in images if column in (None, name)]
-    if len(chosen) != 1:
-        raise DataError(f"column must be one of {', '.join(images) or 'none'}, got {column}: {path}?column=...")
-    rows = rows.select_columns(chosen).cast_column(chosen[0], library.Image(decode=False))
+    chosen = _choose_columns(path, images, settings, labeled=labeled)
+    rows = rows.select_columns(chosen)
+    for name in chosen:
+        rows = rows.cast_column(name, library.Image(decode=False))
     if rows.num_shards <= _FEW_FILES:
         rows = rows.reshard()
     names = tuple(f"{path} part {part + 1} of {rows.num_shards}" for part in range(rows.num_shards))
@@ -248,7 +336,7 @@ def _open_table(source: str) -> _Shards:
         count = builder.info.splits[split].num_examples
     elif files and all(file.endswith(".parquet") and Path(file).is_file() for file in files):
         count = sum(import_module("pyarrow.parquet").read_metadata(file).num_rows for file in files)
-    return _Shards(names, count, partial(_read_rows, names, rows, chosen[0]))
+    return _Shards(names, count, partial(_read_rows, names, rows, chosen))
 
 
 def _as_typed(sources: str | Path | Sequence[str | Path]) -> list[str]:
