@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from segae.data import duplicates, find_duplicates, open_dataset, read_image
-from tests.fabricate import drawings, save
+from tests.fabricate import drawings, make_images, save
 
 Picture = Image.Image
 
@@ -139,3 +139,18 @@ def test_of_real_images_only_real_copies_are_reported(
     found = find_duplicates(others, test)
     assert {(one.image.stem, one.of.stem) for one in found} == expected
     assert not any(one.exact for one in found)
+
+
+def test_without_references_images_are_compared_with_those_before_them(tmp_path: Path) -> None:
+    first, *others = sorted(make_images(tmp_path / "photos", 4).iterdir())
+    copied, mirrored = tmp_path / "photos" / "x_copy.jpg", tmp_path / "photos" / "y_mirror.jpg"
+    copied.write_bytes(others[0].read_bytes())
+    with Image.open(first) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored)
+    (broken := tmp_path / "photos" / "z.jpg").write_bytes(b"no picture")
+    found = find_duplicates([first, *others, copied, mirrored, broken])
+    assert [(one.image, one.of, one.kind) for one in found] == [
+        (copied, others[0], "file"),
+        (mirrored, first, "near"),
+    ]
+    assert find_duplicates([first, *others]) == []
