@@ -18,6 +18,7 @@ PathLike = str | os.PathLike[str]
 C = TypeVar("C", bound="Config")
 P = ParamSpec("P")
 R = TypeVar("R")
+_DESCRIPTIONS = (".json", ".yaml", ".yml", ".parquet", ".arrow")  # files that say what a data set holds
 _LIMIT = 200  # characters of a word that is no path, such as a class name
 
 
@@ -211,15 +212,21 @@ def require_images(name: str, root: PathLike) -> None:
 
 def require_labeled(name: str, root: PathLike) -> None:
     """Refuse a folder that cannot be a labeled data set."""
-    path = Path(root)
+    text = os.fspath(root)
+    if re.match(r"hf:/", text):
+        return
+    path = Path(text) if Path(text).exists() else Path(text.partition("?")[0])
     if not path.is_dir():
         raise DataError(f"{name} must be an existing folder with a labeled data set, got {path}{_sibling(path)}")
-    folders = {child.name for child in path.iterdir() if child.is_dir()}  # of classes, where there are several
-    if not folders & {"masks", "annotations", "train"} and len(folders) < 2:
-        found = ", ".join(sorted(child.name for child in path.iterdir())[:5]) or "nothing"
+    children = list(path.iterdir())
+    folders = {child.name for child in children if child.is_dir()}  # of classes, where there are several
+    described = any(child.suffix in _DESCRIPTIONS or child.name.startswith("task-") for child in children)
+    alone = folders & {"masks", "annotations", "train", "data"} or any(one.startswith("VOC") for one in folders)
+    if not (alone or described or len(folders) > 1):
+        found = ", ".join(sorted(child.name for child in children)[:5]) or "nothing"
         raise DataError(
-            f"{name} must be a folder with images/ and masks/ (files of equal names), or the Oxford-IIIT Pets layout "
-            f"with images/ and annotations/, or with a folder per class; {path} holds {found}"
+            f"{name} must be a folder with images/ and masks/ (files of equal names), or of another layout of "
+            f"docs/data.md, or with a folder per class; {path} holds {found}"
         )
 
 

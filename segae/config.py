@@ -52,7 +52,33 @@ class TrainerConfig(Config):
     """Stop after this many optimizer steps: a trial run that shows speed and memory."""
 
 
-class _Training(Config):
+class _Labeled(Config):
+    """What commands with a labeled data set share: how it is read."""
+
+    classes: tuple[str, ...] = ()
+    """Class names in the order of their mask values; not needed where the data set names them."""
+    merge: tuple[str, ...] = ()
+    """Classes to be merged into one, such as foreground=pet+border. Default in evaluate: as in the model's training."""
+    ignore: tuple[str, ...] = ()
+    """Classes or mask values that do not count, in training and scores, such as border or 255. Default: 255 where the
+    masks have it beside the values of the classes (none counts that, too), in evaluate as in the model's training."""
+    layout: Literal[
+        "auto", "folder", "split_folders", "pets", "voc", "cityscapes", "coco", "yolo", "cvat", "label_studio",
+        "huggingface", "shards",
+    ] = "auto"  # fmt: skip
+    """How the folder is read if it looks like several layouts; auto: like the only one that it looks like. shards, in
+    finetune: do not write the rows of parquet files or of the Hub into the cache, stream them."""
+    colors: tuple[str, ...] = ()
+    """Colors of the classes in color masks, such as pet=255,0,0 sky=#0000ff. Default: those in classes.csv,
+    classes.json or labelmap.txt, in evaluate also those of the model's training."""
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """These settings by name, as `segae.data.open_dataset` takes them."""
+        return {name: getattr(self, name) for name in _Labeled.TYPES}
+
+
+class _Training(_Labeled):
     """What pretraining and fine-tuning share."""
 
     encoder: str | None = None
@@ -60,8 +86,6 @@ class _Training(Config):
     Default: that of the weights file, else tf_efficientnet_lite0."""
     weights: PathLike = checked(require_weights, default="random")
     """Where the encoder starts: random, imagenet, an encoder.safetensors, or the name of a published encoder."""
-    classes: tuple[str, ...] = ()
-    """Class names in the order of their mask values; not needed for Pets or if the folder has a classes.txt."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """How to compute."""
     resume: bool = False
@@ -205,9 +229,9 @@ class FinetuneConfig(_Training, FinetuneSettings):
     )
 
     data: PathLike = checked(require_trainable, kw_only=False)
-    """A labeled data set: a folder with images/ and masks/, or the Oxford-IIIT Pets layout; to classify, a folder for
-    each class, or train/ (and val/, test/) with such folders. Or labeled shards: 'shards/*.tar', a folder of parquet
-    files, 'hf://owner/name?column=image&mask=annotation'."""
+    """A labeled data set: a folder with images/ and masks/, or of another layout of docs/data.md, or hf://owner/name;
+    to classify, a folder for each class, or train/ (and val/, test/) with such folders. Or labeled shards:
+    'shards/*.tar', and with --layout shards a folder of parquet files or 'hf://owner/name?column=image&mask=mask'."""
     task: Literal["segment", "classify"] = "segment"
     """What is predicted: a class for each pixel, or one for each image."""
     out: PathLike = "runs/finetune"
@@ -226,11 +250,6 @@ class FinetuneConfig(_Training, FinetuneSettings):
     """Share of the training images used for validation, in [0, 1), if the data set has no val split."""
     val_shards: PathLike | None = checked(require_images, default=None)
     """Where data are shards: labeled shards for validation, 2,048 images of them at most. Default: no validation."""
-    merge: tuple[str, ...] = ()
-    """Classes to be merged into one, such as foreground=pet+border."""
-    ignore: tuple[str, ...] = ()
-    """Classes or mask values that do not count, in training and scores, such as border or 255. Default: 255 where the
-    masks have it beside the values of the classes; none counts that, too."""
 
 
 class _Inference(Config):
@@ -244,7 +263,7 @@ class _Inference(Config):
     """Replace results of another model, or of other images under the same names, in the folder."""
 
 
-class EvaluateConfig(_Inference):
+class EvaluateConfig(_Labeled, _Inference):
     """Score a trained segmenter or classifier on a split of a labeled data set.
 
     Writes metrics.json, per_image.csv, confusion.csv, confusion.png and, of masks, sheet.png.
@@ -255,7 +274,7 @@ class EvaluateConfig(_Inference):
     model: Any = checked(require_file, kw_only=False)
     """The model.safetensors that segae finetune wrote, or in predict an exported model.onnx."""
     data: PathLike = checked(require_labeled, kw_only=False)
-    """A labeled data set: a folder with images/ and masks/, or the Oxford-IIIT Pets layout."""
+    """A labeled data set: a folder with images/ and masks/, or of another layout of docs/data.md, or hf://owner/name."""
     split: str = "test"
     """test, train, or val if the data set has one."""
     out: PathLike | None = None
@@ -264,12 +283,6 @@ class EvaluateConfig(_Inference):
     """Where masks are compared: at the model's input size, or at each mask's own size."""
     batch_size: int = number(16, 1, 65_536)
     """Images per forward pass; no score depends on it."""
-    classes: tuple[str, ...] = ()
-    """Class names in the order of their mask values; not needed for Pets or if the folder has a classes.txt."""
-    merge: tuple[str, ...] = ()
-    """Classes to be merged into one, such as foreground=pet+border. Default: as in the model's training."""
-    ignore: tuple[str, ...] = ()
-    """Classes or mask values that do not count, such as border or 255. Default: as in the model's training."""
 
 
 class PredictConfig(_Inference):
@@ -525,7 +538,7 @@ class ExportConfig(Config):
     """Replace an earlier export in the folder."""
 
 
-class BenchConfig(Config):
+class BenchConfig(_Labeled):
     """Compare start weights over label budgets, encoders, decoders, schedules and seeds; make a report.
 
     Finished runs are not repeated: the same command continues after an interruption.
@@ -533,7 +546,7 @@ class BenchConfig(Config):
 
     MAIN = ("data", "preset", "weights", "labels", "seeds", "unlabeled", "encoders", "out", "jobs", "devices")
     data: PathLike | None = checked(require_labeled, default=None, kw_only=False)
-    """A labeled data set: images/ and masks/, or the Oxford-IIIT Pets layout. The preset quick brings its own."""
+    """A labeled data set: images/ and masks/, or another layout of docs/data.md. The preset quick brings its own."""
     preset: Literal["own", "quick", "sample", "full", "smp"] = "own"
     """quick: drawn pets, minutes on a CPU. sample: a few hundred images, hours on a CPU. full: all Oxford-IIIT Pets, a
     day on a GPU. smp: a published protocol of segmentation_models_pytorch."""
@@ -554,13 +567,6 @@ class BenchConfig(Config):
     """Frozen + full epochs."""
     unlabeled: tuple[PathLike, ...] = checked(require_images, default=())
     """Further folders of images for pretraining."""
-    classes: tuple[str, ...] = ()
-    """Class names in the order of their mask values; not needed for Pets or if the folder has a classes.txt."""
-    merge: tuple[str, ...] = ()
-    """Classes to be merged into one, such as foreground=pet+border."""
-    ignore: tuple[str, ...] = ()
-    """Classes or mask values that do not count, in training and scores, such as border or 255. Default: 255 where the
-    masks have it beside the values of the classes; none counts that, too."""
     out: PathLike = "runs/bench"
     """Folder for the runs, the rows and the report."""
     experiment: str = checked(require_name, default="bench")

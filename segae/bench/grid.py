@@ -177,7 +177,8 @@ def _finetuning(
         **{one.name: getattr(config.finetune, one.name) for one in fields(FinetuneSettings)},
         **{**settings, "transfer": weights.transfer, "freeze_epochs": freeze, "epochs": full},
         **{"classes": tuple(config.classes), "merge": tuple(config.merge)},
-        **({"ignore": tuple(config.ignore)} if config.ignore else {}),
+        **{name: tuple(getattr(config, name)) for name in ("ignore", "colors") if getattr(config, name)},
+        **({"layout": config.layout} if config.layout != "auto" else {}),
         "val_fraction": 0.0 if config.split == "test" else VALIDATION_FRACTION,
     }
     if settings["labels"] is not None and settings["epoch_images"] is None:

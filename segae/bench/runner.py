@@ -32,7 +32,7 @@ from segae.bench.results import COLUMNS, collect_details, details_path, merge_ro
 from segae.bench.tuning import read_candidates, tune
 from segae.commands import download, evaluate, finetune, pretrain
 from segae.config import BenchConfig, FinetuneSettings
-from segae.data import PETS_CLASSES, drawn_pets, open_dataset
+from segae.data import PETS_CLASSES, drawn_pets, locate_dataset, open_dataset
 from segae.errors import SegaeError
 from segae.evaluation import SegmentationScores
 from segae.methods import create_method, method_names
@@ -78,7 +78,7 @@ def benchmark(config: BenchConfig) -> BenchResult:
     """
     config = _resolve(config)
     rows_csv, candidates = _rows_csv(config), read_candidates(config.tune)
-    dataset = open_dataset(Path(str(config.data)), classes=config.classes, merge=config.merge, ignore=config.ignore)
+    dataset = open_dataset(str(config.data), **config.reading)
     make_runs(config, dataset, Contents())  # refuses settings before images are read
     _finished(config, [])  # refuses another table before anything is trained
     contents, near = hash_contents(config, dataset), require_no_leak(dataset, allow_near=config.allow_near_duplicates)
@@ -114,7 +114,9 @@ def benchmark(config: BenchConfig) -> BenchResult:
 def _resolve(config: BenchConfig) -> BenchConfig:
     """The data of the preset where none are given, absolute paths, and the share of the cores of each job."""
     data = config.data or (drawn_pets() if config.preset == "quick" else download("pets"))
-    paths: dict[str, Any] = {"data": Path(data).absolute(), "out": Path(config.out).absolute()}
+    folder, layout = locate_dataset(os.fspath(data), config.layout)  # of Hugging Face rows the files that they become
+    layout = config.layout if folder == Path(data) else layout
+    paths: dict[str, Any] = {"data": folder.absolute(), "layout": layout, "out": Path(config.out).absolute()}
     paths["unlabeled"] = tuple(Path(root).absolute() for root in config.unlabeled)
     devices, trainer = config.devices or (config.trainer.device,), config.trainer
     jobs = config.jobs or len(devices)
@@ -318,7 +320,7 @@ def _finetune(config: BenchConfig, run: Run, folder: Path, device: str) -> Outco
     values = read_json(validation) or {}
     if test:
         how = {"out": folder / "test", "device": device, "threads": trainer.threads, "overwrite": True}
-        how |= {"classes": config.classes, "merge": config.merge, "ignore": config.ignore}
+        how |= config.reading
         found: Any = evaluate(folder / "model.safetensors", str(config.data), **how)  # of a segmenter
         values = {**found.as_row(), "miou_without_border": _without_border(found)}
     row = make_row(read_metrics(folder) or {}, values, pretraining)

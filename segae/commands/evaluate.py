@@ -45,9 +45,8 @@ def evaluate(config: EvaluateConfig) -> SegmentationScores | ClassificationScore
             dataset = data.ClassFolders(Path(config.data))
         else:
             known = {"model_classes": info.classes, "model_mask_values": info.mask_values}
-            known |= {f"model_{name}": info.training.get(name, ()) for name in ("merge", "ignore")}
-            known |= {name: getattr(config, name) for name in ("classes", "merge", "ignore")}
-            dataset = data.open_dataset_like(Path(config.data), **known)
+            known |= {f"model_{name}": info.training.get(name, ()) for name in ("merge", "ignore", "colors")}
+            dataset = data.open_dataset_like(os.fspath(config.data), **known, **config.reading)
         if classify and (dataset.classes != info.classes or config.resolution != "model"):
             raise DataError(f"data must have the classes {info.classes} at resolution model, got {dataset.classes}")
         if not (pairs := dataset.splits.get(config.split)):
@@ -103,7 +102,7 @@ def _open_folder(config: EvaluateConfig, model: Any, dataset: data.SegmentationD
     parts += [config.resolution] if config.resolution != "model" else []
     parts += [dataset.name] if dataset.name != model.info.training.get("dataset", dataset.name) else []
     out = Path(config.out) if config.out is not None else Path(config.model).parent / "-".join(parts)
-    settings = {name: getattr(config, name) for name in ("data", "split", "resolution", "classes", "merge", "ignore")}
+    settings = {name: getattr(config, name) for name in ("data", "split", "resolution")} | config.reading
     settings["model"] = name_model(config.model)
     return open_result_folder(out, settings, task="evaluate", files=_FILES, overwrite=config.overwrite)
 

@@ -85,11 +85,11 @@ class _Finetuning:
 
     def __init__(self, config: FinetuneConfig, device: torch.device) -> None:
         self.config, self.classify = config, config.task == "classify"
-        chosen = {"classes": config.classes, "merge": config.merge, "ignore": config.ignore}
+        chosen = {name: "" if value == "auto" else value for name, value in config.reading.items()}
         refused = {**chosen, "lpft_head": config.lpft_head, "transfer": config.transfer.partition("+")[2]}
         if self.classify and any(refused.values()):
             raise SegaeError(f"{', '.join(refused)} must be left out where task is classify, got {refused}")
-        self.dataset = self.open(chosen)
+        self.dataset = self.open()
         training.seed_everything(config.trainer.seed)
         encoder = load_start(config)
         weights = replace(encoder.info.weights, transfer=config.transfer)
@@ -121,17 +121,18 @@ class _Finetuning:
         ).to(device)
         set_up_model(self.model, config)
 
-    def open(self, chosen: dict[str, Any]) -> data.SegmentationDataset:
-        """Open the data set: a folder, or labeled shards."""
-        source = os.fspath(self.config.data)
-        if data.is_stream(source):
+    def open(self) -> data.SegmentationDataset:
+        """Open the data set: a folder, an address, or a stream of labeled shards."""
+        source, config = os.fspath(self.config.data), self.config
+        if config.layout == "shards" or source.endswith(".tar") or config.val_shards is not None:
             if self.classify:
                 raise SegaeError(f"data must be a folder with a folder per class where task is classify, got {source}")
+            if not data.is_stream(source):
+                raise SegaeError(f"data must be labeled shards where layout or val_shards say so, got {source}")
+            chosen = {name: getattr(config, name) for name in ("classes", "merge", "ignore")}
             with argument_named("data", instead_of="sources"):
                 return data.open_labeled_shards(source, **chosen)
-        if self.config.val_shards is not None:
-            raise SegaeError(f"val_shards must be None where data are no shards, got {self.config.val_shards}")
-        return data.ClassFolders(Path(source)) if self.classify else data.open_dataset(Path(source), **chosen)
+        return data.ClassFolders(Path(source)) if self.classify else data.open_dataset(source, **config.reading)
 
     @property
     def loss_name(self) -> str:
@@ -239,7 +240,8 @@ class _Finetuning:
             **{one.name: getattr(config, one.name) for one in fields(FinetuneSettings)},
             **{"loss": self.loss_name, "class_weights": self.class_weights},
             **{"image_size": self.size, "val_fraction": config.val_fraction, "merge": list(config.merge)},
-            "ignore": [*(set(config.ignore) - {"none"} or dataset.ignore_values)],
+            "colors": list(config.colors),
+            "ignore": [*(set(config.ignore) - {"none"} or (dataset.ignore_values if dataset.values_inferred else ()))],
             "precision": "bfloat16" if hasattr(learner, "bfloat16_autocast") else "float32",
             **{"cache": images.cache, "seed": config.trainer.seed},
         }

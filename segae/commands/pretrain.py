@@ -181,7 +181,7 @@ class _Pretraining:
         config, look = self.config, {"mean": self.start.mean, "std": self.start.std}
         if config.probe is None:
             return None
-        dataset, skipped = data.open_dataset(Path(config.probe), classes=config.classes), data.SkippedFiles()
+        dataset, skipped = data.open_dataset(os.fspath(config.probe), **config.reading), data.SkippedFiles()
         coding: Any = {"mask_values": dataset.mask_values, "ignore_values": dataset.ignore_values}
         cached = data.cache_pairs(dataset.splits["train"], config.image_size, skipped=skipped, **coding)
         chosen = data.choose_by_hash([pair.name for pair in cached.pairs], 0.2, config.trainer.seed, "validation")

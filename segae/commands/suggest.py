@@ -17,7 +17,7 @@ from segae.applications import collect_features, list_images, open_encoder, sele
 from segae.commands._data import picture_sheet, write_result, write_skipped
 from segae.commands.evaluate import load_model, name_model
 from segae.config import SuggestConfig
-from segae.data import SkippedFiles, find_images, open_dataset, read_resized
+from segae.data import SkippedFiles, find_images, find_layouts, open_dataset, read_resized
 from segae.errors import DataError
 from segae.evaluation import predict_logits
 from segae.models import Segmenter
@@ -79,7 +79,7 @@ def _labeled(roots: Any) -> tuple[list[Path], set[str]]:
     known: list[Path] = []
     tested: list[Path] = []
     for root in map(Path, roots):
-        if (root / "masks").is_dir() or (root / "annotations").is_dir():
+        if find_layouts(root):
             for split, pairs in open_dataset(root).splits.items():
                 (tested if split == "test" else known).extend(pairs.images)
         else:

@@ -9,11 +9,10 @@ from segae.data.datasets import (
     SegmentationDataset,
     SegmentationFolder,
     check_masks,
-    choose_by_hash,
     download_pets,
     drawn_pets,
-    find_images,
     ignore_classes,
+    locate_dataset,
     make_palette,
     map_classes,
     open_dataset,
@@ -22,6 +21,8 @@ from segae.data.datasets import (
 from segae.data.duplicates import Duplicate, find_duplicates
 from segae.data.fashion_mnist import download_fashion_mnist
 from segae.data.file_lists import Pair, PairList, PathList
+from segae.data.folders import find_images
+from segae.data.formats import LAYOUTS, find_layouts
 from segae.data.gpu import CropAndFlip, GPUImageDataset, MildChange
 from segae.data.image_io import (
     GRAY,
@@ -40,21 +41,21 @@ from segae.data.image_io import (
 from segae.data.labeled_shards import LabeledShards, open_labeled_shards
 from segae.data.loaders import make_loaders, set_epoch
 from segae.data.report import DataReport, Problem
+from segae.data.split_files import choose_by_hash
 from segae.data.splits import find_pretraining_images, label_subset, split_hash, train_val_split, unique_names
 from segae.data.streaming import is_stream, open_stream, sample_pairs, sample_stream
 from segae.data.torch_datasets import CachedImageDataset, CachedPairDataset, LazyImageDataset, LazyPairDataset
 from segae.data.transforms import eval_transform, pretrain_transform, train_transform
 
 __all__ = [
-    "GRAY", "IGNORE_INDEX", "PETS_CLASSES", "CachedImageDataset", "CachedPairDataset", "CachedPairs",
-    "ClassFolders", "CropAndFlip", "DataReport", "Duplicate", "GPUImageDataset", "LabeledShards",
-    "LazyImageDataset", "LazyPairDataset", "MildChange", "OxfordPets", "Pair", "PairList", "PathList", "Problem",
-    "SegmentationDataset", "SegmentationFolder", "SkippedFiles", "UnavailableFile", "UnreadableImage",
-    "cache_images", "cache_pairs", "check_folder", "check_masks", "choose_by_hash", "content_hashes",
-    "download_fashion_mnist", "download_pets", "drawn_pets", "eval_transform", "find_duplicates", "find_images",
-    "find_pretraining_images", "ignore_classes", "is_stream", "label_subset", "make_loaders", "make_palette",
-    "map_classes", "open_dataset", "open_dataset_like", "open_labeled_shards", "open_stream", "pretrain_transform",
-    "read_image", "read_mask", "read_pair", "read_resized", "resize_image", "resize_mask", "sample_pairs",
-    "sample_stream", "set_epoch", "split_hash", "to_class_indices", "train_transform", "train_val_split",
-    "unique_names",
+    "GRAY", "IGNORE_INDEX", "LAYOUTS", "PETS_CLASSES", "CachedImageDataset", "CachedPairDataset", "CachedPairs",
+    "ClassFolders", "CropAndFlip", "DataReport", "Duplicate", "GPUImageDataset", "LabeledShards", "LazyImageDataset",
+    "LazyPairDataset", "MildChange", "OxfordPets", "Pair", "PairList", "PathList", "Problem", "SegmentationDataset",
+    "SegmentationFolder", "SkippedFiles", "UnavailableFile", "UnreadableImage", "cache_images", "cache_pairs",
+    "check_folder", "check_masks", "choose_by_hash", "content_hashes", "download_fashion_mnist", "download_pets",
+    "drawn_pets", "eval_transform", "find_duplicates", "find_images", "find_layouts", "find_pretraining_images",
+    "ignore_classes", "is_stream", "label_subset", "locate_dataset", "make_loaders", "make_palette", "map_classes",
+    "open_dataset", "open_dataset_like", "open_labeled_shards", "open_stream", "pretrain_transform", "read_image",
+    "read_mask", "read_pair", "read_resized", "resize_image", "resize_mask", "sample_pairs", "sample_stream",
+    "set_epoch", "split_hash", "to_class_indices", "train_transform", "train_val_split", "unique_names",
 ]  # fmt: skip

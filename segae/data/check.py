@@ -15,7 +15,6 @@ from PIL import Image
 from segae.data.cache import remember_facts
 from segae.data.datasets import (
     SegmentationDataset,
-    UnknownLayout,
     count_values,
     find_images,
     open_dataset,
@@ -23,6 +22,7 @@ from segae.data.datasets import (
 )
 from segae.data.duplicates import find_duplicates, hash_images
 from segae.data.file_lists import Pair, PairList
+from segae.data.formats import UnknownLayout
 from segae.data.image_io import SkippedFiles, UnreadableImage, few, image_size
 from segae.data.report import UNLABELED, DataReport, Problem, count
 from segae.errors import DataError

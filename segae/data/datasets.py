@@ -1,36 +1,40 @@
-"""Labeled data sets (``images/`` and ``masks/``, or the Oxford-IIIT Pet layout) and folders of unlabeled images."""
+"""Labeled data sets of any layout, with their classes and splits; Oxford-IIIT Pets from its site."""
 
 from __future__ import annotations
 
 import colorsys
 import copy
-import hashlib
 import logging
-import os
 import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pooch
 
-from segae._io import check_range, package_data
+from segae._io import package_data
 from segae._notebook import ShownInNotebooks, html_classes, list_names
 from segae.data.cache import remember_facts
-from segae.data.file_lists import Pair, PairList, PathList
+from segae.data.color_tables import ColorTable, parse_colors, read_class_table
+from segae.data.file_lists import Pair, PairList
+from segae.data.folders import find_images, is_image, walk_folders
+from segae.data.formats import choose_layout, color_labels, find_layouts, read_folder_samples, read_labels, voc_roots
+from segae.data.found_labels import FoundLabels, Sample, to_pairs
+from segae.data.huggingface import is_hub_address, local_folder
 from segae.data.image_io import (
     IGNORE_INDEX,
     UnreadableImage,
     few,
+    has_colors,
     image_size,
     read_mask,
     require_same_size,
     to_class_indices,
 )
+from segae.data.split_files import choose_by_hash, read_list, read_lists
 from segae.errors import DataError
 
 logger = logging.getLogger("segae")
@@ -44,17 +48,8 @@ _PETS_ARCHIVES = {
     "annotations.tar.gz": "md5:95a8c909bbe2e81eed6a22bccdf3f68f",
 }
 
-_PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".jp2", ".avif")
-_BITMAPS = (".png", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
-IMAGE_EXTENSIONS = frozenset([*_PHOTOGRAPHS, *_BITMAPS])
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _MOST_VALUES = 64
 _VALUES_REMEMBERED = 1024  # per mask; a photograph taken for a mask must not fill the index
-_LAYOUTS = "images/ and masks/ with files of equal names, or images/, annotations/trimaps/, trainval.txt and test.txt"
-
-
-class UnknownLayout(DataError):
-    """A folder that looks like none of the layouts of labeled data sets."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,6 +65,8 @@ class SegmentationDataset(ShownInNotebooks):
         ignore_values: the raw values in mask files that do not count; their pixels get the class index 255.
         splits: "train", "test" and, where the data set has one, "val": disjoint lists of pairs.
         missing: number of names that a split file lists and that are not on the disk.
+        layout: what its folder looks like, a name in `formats.LAYOUTS`.
+        converted: whether its mask files lie in the cache, made from colors or objects by the names of the classes.
     """
 
     name: str
@@ -80,13 +77,20 @@ class SegmentationDataset(ShownInNotebooks):
     splits: Mapping[str, PairList]
     missing: int = 0
     ignore_values: tuple[int, ...] = ()
+    layout: str = "folder"
+    converted: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", {split: PairList.of(pairs) for split, pairs in self.splits.items()})
 
+    @property
+    def values_inferred(self) -> bool:
+        """Whether only the masks say which of their values are classes, and which do not count."""
+        return self.layout in ("folder", "split_folders") and not self.converted
+
     def _facts(self) -> dict[str, Any]:
         splits = ", ".join(f"{split} {len(pairs)}" for split, pairs in self.splits.items())
-        facts = {"folder": self.root, "images": splits, "classes": list_names(self.classes)}
+        facts = {"folder": self.root, "layout": self.layout, "images": splits, "classes": list_names(self.classes)}
         return facts | ({"values that do not count": few(self.ignore_values)} if self.ignore_values else {})
 
     def _pictures(self) -> dict[str, Any]:
@@ -100,34 +104,46 @@ class SegmentationDataset(ShownInNotebooks):
 
 
 class SegmentationFolder(SegmentationDataset):
-    """A data set of ``images/`` and ``masks/`` whose files are matched by name without extension.
+    """A data set of ``images/`` and ``masks/``, or of such folders in ``train/``, ``val/`` and ``test/``.
 
-    Class names come from the argument, else from ``classes.txt`` (one per line), else they are ``class_<value>`` for
-    each value found in the masks. With K names the values 0..K-1 are meant, unless exactly K other values are found
-    (such as 0 and 255), which then count in ascending order. ``ignore_values`` do not count; None is 255 where the
-    other values are 0 or 1 to the number of classes. Images without a mask are left out with a warning.
+    A mask has the name of its image, without extension, and maybe a suffix that all masks share; see `match_masks`.
+    Images without a mask are left out with a warning.
+
+    Class names come from the argument, else from ``classes.txt`` (one per line), classes.csv or classes.json, else they
+    are ``class_<value>`` for each value found in the masks. With K names the values 0..K-1 are meant, unless exactly K
+    other values are found (such as 0 and 255), which then count in ascending order. ``ignore_values`` do not count;
+    None is 255 where the other values are 0 or 1 to the number of classes. With ``colors`` by class, or those of
+    classes.csv or classes.json, the masks are read by their colors.
 
     The splits come from ``train.txt`` or ``trainval.txt``, ``val.txt`` and ``test.txt`` in the folder or in
     ``annotations/``: one name per line, with or without extension; what follows it is ignored. Where the list for
-    training or for test is missing, that split is the rest; without both, a seeded hash of each name decides, with
-    ``test_fraction`` for the test. Images of ``val.txt`` are in no other split. DataError if a folder is wrong.
+    training or for test is missing, that split is the rest; without both, folders train, val and test in images/ and
+    masks/ decide, else a seeded hash of each name, with ``test_fraction`` for the test. Images of ``val.txt`` are in no
+    other split; they are the test if nothing else is. DataError if a folder is wrong.
     """
 
     def __init__(
         self, root: Path, classes: Sequence[str] = (), test_fraction: float = 0.2, seed: int = 0,
-        ignore_values: Sequence[int] | None = None,
+        ignore_values: Sequence[int] | None = None, colors: ColorTable | None = None,
     ) -> None:  # fmt: skip
-        pairs, unlabeled = _match(root)
-        splits = _split(root, pairs, test_fraction, seed)
-        unused = len(pairs) - sum(map(len, splits.values()))
-        for count, why in ((unlabeled, "images have no mask"), (unused, "labeled images are in no split file")):
-            if count:
-                logger.warning("%s: %d %s and are left out", root, count, why)
-        names = tuple(classes) or tuple(_lines(root / "classes.txt") if (root / "classes.txt").is_file() else ())
-        values, ignored = _mask_values(root, names, values_in_masks(pairs), ignore_values)
+        found = FoundLabels(read_folder_samples(root), (), ())
+        splits = found.divide(root, test_fraction, seed)
+        found.report(root, splits)
+        listed, table = read_class_table(root)
+        layout = "folder" if (root / "masks").is_dir() else "split_folders"
+        if table := colors or table:
+            coded = color_labels(found, table).reorder(classes, root)
+            known: dict[str, Any] = {"palette": coded.palette, "mask_values": coded.values, "converted": True}
+            super().__init__(
+                root.resolve().name, root, coded.classes, splits=_convert(coded, splits), layout=layout, **known
+            )
+            return
+        pairs = _convert(found, splits)
+        names, whole = tuple(classes) or listed, PairList(pair for part in pairs.values() for pair in part)
+        values, ignored = _mask_values(root, names, values_in_masks(whole), ignore_values)
         classes = names or tuple(f"class_{value}" for value in values)
-        palette = make_palette(len(values))
-        super().__init__(root.resolve().name, root, classes, palette, values, splits, ignore_values=ignored)
+        palette, how = make_palette(len(values)), {"ignore_values": ignored, "layout": layout}
+        super().__init__(root.resolve().name, root, classes, palette, values, pairs, **how)  # type: ignore[arg-type]
 
 
 class OxfordPets(SegmentationDataset):
@@ -142,18 +158,18 @@ class OxfordPets(SegmentationDataset):
         images, trimaps = root / "images", root / "annotations" / "trimaps"
         for part in (images, trimaps, trimaps.with_name("trainval.txt"), trimaps.with_name("test.txt")):
             if not part.exists():
-                raise DataError(f"{root} is no Oxford-IIIT Pet data set: {part} is missing. It has {_LAYOUTS}.")
-        listed, splits = _read_lists(root), {}
+                raise DataError(f"{root} is no Oxford-IIIT Pet data set: {part} is missing. Download it again.")
+        listed, splits = read_lists(root), {}
         for split, names in listed.items():
             pairs = (Pair(name, images / f"{name}.jpg", trimaps / f"{name}.png") for name in names)
             splits[split] = PairList(pair for pair in pairs if pair.image.is_file() and pair.mask.is_file())
         count, there = sum(map(len, listed.values())), sum(map(len, splits.values()))
         if not there:
-            raise DataError(f"{root} has none of its {count} listed images with a trimap. It has {_LAYOUTS}.")
+            raise DataError(f"{root} has none of its {count} listed images with a trimap. Download it again.")
         if there < count:
             logger.warning("%s: using %d of %d listed images, %d missing", root, there, count, count - there)
         name = root.resolve().name
-        super().__init__(name, root, PETS_CLASSES, PETS_PALETTE, _TRIMAP_VALUES, splits, count - there)
+        super().__init__(name, root, PETS_CLASSES, PETS_PALETTE, _TRIMAP_VALUES, splits, count - there, layout="pets")
 
 
 class ClassFolders(SegmentationDataset):
@@ -184,40 +200,82 @@ def _match_classes(root: Path, place: Path) -> PairList:
     return PairList(Pair(path.relative_to(root).as_posix(), path, folder) for path, folder in found)
 
 
-def open_dataset(
-    root: Path, *, classes: Sequence[str] = (), merge: Sequence[str] = (), ignore: Sequence[str | int] = ()
-) -> SegmentationDataset:
-    """Detect the format of a labeled data set and load its index: `SegmentationFolder` or `OxfordPets`.
+def locate_dataset(root: str | Path, layout: str = "auto") -> tuple[Path, str]:
+    """The folder of a data set and its layout; of Hugging Face rows the folder in the cache to which they are written.
 
-    ``classes`` name those of an images/ + masks/ folder; left empty, its classes.txt or the masks decide. ``merge``
-    takes several as one; see `map_classes`. ``ignore`` are classes or mask values that do not count, such as
-    ``["border"]`` or ``[255]``; empty is 255 where the masks have it beside the values of the classes, and ``["none"]``
-    counts that, too. An image is then ``open_dataset(Path("pets")).splits["test"][0].image``. DataError if the folder
-    is missing or has neither layout, its files are wrong, or ``merge`` or ``ignore`` is.
+    ``root`` is a folder or an address such as ``hf://owner/name``; see `local_folder`. DataError as in `choose_layout`.
     """
-    if not root.is_dir():
-        raise DataError(f"There is no folder {root}. Name the folder of a data set: {_LAYOUTS}.")
-    is_pets, is_folder = (root / "annotations" / "trimaps").is_dir(), (root / "masks").is_dir()
-    if not is_pets and not is_folder:
-        is_pets = any((root / "annotations" / name).exists() for name in ("list.txt", "trainval.txt", "test.txt"))
-        if not is_pets:
-            found = few(sorted(child.name for child in root.iterdir())) or "nothing"
-            raise UnknownLayout(f"{root} is no labeled data set: it holds {found}. Name a folder with {_LAYOUTS}.")
-    if is_pets and classes and tuple(classes) != PETS_CLASSES:
-        raise DataError(f"classes must be empty or {', '.join(PETS_CLASSES)} for {root}, got {', '.join(classes)}")
+    folder = Path(str(root).partition("?")[0]) if not Path(root).exists() else Path(root)
+    found = "huggingface" if is_hub_address(root) else choose_layout(folder, layout)
+    return (local_folder(root), "folder") if found == "huggingface" else (folder, found)
+
+
+def open_dataset(
+    root: str | Path,
+    *,
+    classes: Sequence[str] = (),
+    merge: Sequence[str] = (),
+    ignore: Sequence[str | int] = (),
+    layout: str = "auto",
+    colors: Sequence[str] = (),
+) -> SegmentationDataset:
+    """Detect the format of a labeled data set and load its index; docs/data.md lists the layouts.
+
+    Masks with one number per pixel are used where they lie; others are converted to such files in the cache, once.
+    ``classes`` name those of masks without names, or order those that the data set names; left empty, its own order,
+    or the masks decide. ``merge`` takes several as one; see `map_classes`. ``ignore`` are classes or mask values that
+    do not count, such as ``["border"]`` or ``[255]``; empty is 255 where the masks have it beside the values of the
+    classes, and ``["none"]`` counts that, too. ``layout`` says how to read a folder that looks like several layouts.
+    ``colors`` are those of the classes in color masks, such as ``["pet=255,0,0", "sky=#0000ff"]``. ``root`` may be an
+    address on the Hugging Face Hub, ``hf://owner/name``.
+
+    An image is then ``open_dataset("pets").splits["test"][0].image``. DataError if the folder is missing or has no
+    layout or several, its files are wrong, or a setting is.
+    """
+    folder, layout = locate_dataset(root, layout)
+    table = parse_colors(colors)
     values = [int(item) for item in ignore if str(item).isdecimal()]
     names = [str(item) for item in ignore if not str(item).isdecimal() and str(item) != "none"]
-    if is_pets:
-        dataset: SegmentationDataset = OxfordPets(root)
-        names += [PETS_CLASSES[_TRIMAP_VALUES.index(value)] for value in values if value in _TRIMAP_VALUES]
-    else:
+    if layout in ("folder", "split_folders"):
         chosen = values if values or "none" in map(str, ignore) else None
-        dataset = SegmentationFolder(root, classes, ignore_values=chosen)
+        dataset: SegmentationDataset = SegmentationFolder(folder, classes, ignore_values=chosen, colors=table)
+    else:
+        dataset = (
+            _open_pets(folder, classes, table) if layout == "pets" else _open_found(folder, layout, classes, table)
+        )
+        coded = dict(zip(dataset.mask_values, dataset.classes, strict=True))
+        names += [coded[value] for value in values if value in coded]
     return ignore_classes(map_classes(dataset, merge), names)
 
 
+def _open_pets(root: Path, classes: Sequence[str], colors: ColorTable) -> OxfordPets:
+    for name, given, expected in (("classes", classes, PETS_CLASSES), ("colors", colors, ())):
+        if given and tuple(given) != expected:
+            known = f"empty or {', '.join(expected)}" if expected else "empty"
+            raise DataError(f"{name} must be {known} for {root}, got {', '.join(given)}")
+    return OxfordPets(root)
+
+
+def _open_found(root: Path, layout: str, classes: Sequence[str], colors: ColorTable) -> SegmentationDataset:
+    """Open a data set of a layout that has a reader in `formats`."""
+    found = read_labels(root, layout, classes, colors).reorder(classes, root)
+    splits = found.divide(root)
+    found.report(root, splits)
+    palette = found.palette or make_palette(len(found.classes))
+    pairs, converted = _convert(found, splits), found.convert is not None
+    parts = (found.classes, palette, found.values, pairs, found.missing, found.ignored, layout, converted)
+    return SegmentationDataset(root.resolve().name, root, *parts)
+
+
+def _convert(found: FoundLabels, splits: Mapping[str, Sequence[Sample]]) -> dict[str, PairList]:
+    """The pairs of each split, with masks that are files."""
+    convert = found.convert or list
+    masks = iter(convert([one.label for samples in splits.values() for one in samples]))
+    return {split: to_pairs(samples, [next(masks) for _ in samples]) for split, samples in splits.items()}
+
+
 def open_dataset_like(
-    root: Path,
+    root: str | Path,
     *,
     classes: Sequence[str] = (),
     merge: Sequence[str] = (),
@@ -226,17 +284,23 @@ def open_dataset_like(
     model_merge: Sequence[str] = (),
     ignore: Sequence[str | int] = (),
     model_ignore: Sequence[str | int] = (),
+    layout: str = "auto",
+    colors: Sequence[str] = (),
+    model_colors: Sequence[str] = (),
 ) -> SegmentationDataset:
     """Open a data set so that its classes are those of a trained model.
 
     Its mask values are read as the model's were: which value is which class is inferred where only names are given, so
     a data set that lacks a class might be read another way. Without ``merge`` that of the model is taken, if the data
-    set needs it; without ``ignore`` that of the model. The classes may be fewer than the model's if ``ignore`` names
-    the others. The rest is as in `open_dataset`. DataError also if (merged) classes or values are not the model's.
+    set needs it; without ``ignore`` that of the model; without ``colors`` the model's, if the masks have colors. The
+    classes may be fewer than the model's if ``ignore`` names the others. The rest is as in `open_dataset`. DataError
+    also if (merged) classes or values are not the model's.
     """
     if merge and model_merge and parse_merge(merge) != parse_merge(model_merge):
         raise DataError(f"merge must be empty or {list(model_merge)}, as the model was trained, got {list(merge)}")
-    dataset = open_dataset(root, classes=classes, merge=merge, ignore=ignore or model_ignore)
+    colors = colors or (model_colors if model_colors and _lacks_colors(root, layout) else ())
+    how: dict[str, Any] = {"layout": layout, "colors": colors}
+    dataset = open_dataset(root, classes=classes, merge=merge, ignore=ignore or model_ignore, **how)
     if model_merge and not merge and dataset.classes != tuple(model_classes):  # it may have the classes without it
         dataset = map_classes(dataset, model_merge)
     ignored = set(map(str, ignore)) - set(dataset.classes)
@@ -248,7 +312,7 @@ def open_dataset_like(
         )
     chosen = (model_mask_values[place] for place in left)
     model_values = tuple(value if isinstance(value, int) else tuple(value) for value in chosen)
-    if model_values == dataset.mask_values or not (root / "masks").is_dir():
+    if model_values == dataset.mask_values or not dataset.values_inferred:
         return dataset
     found = set(values_in_masks(PairList(pair for split in dataset.splits.values() for pair in split)))
     found -= set(dataset.ignore_values)
@@ -260,6 +324,15 @@ def open_dataset_like(
         f"The masks of {root} hold the values {few(sorted(found))}, and the model was trained with "
         f"{few(_flat(model_values))} for {', '.join(model_classes)}. Correct the masks."
     )
+
+
+def _lacks_colors(root: str | Path, layout: str) -> bool:
+    """Whether masks in a folder are stored as colors, and nothing there says of which classes."""
+    folder, layout = locate_dataset(root, layout)
+    if layout not in ("folder", "split_folders") or read_class_table(folder)[1]:
+        return False
+    masks = [one.label for samples in read_folder_samples(folder).values() for one in samples if one.label is not None]
+    return any(remember_facts("has_colors", masks, has_colors, lambda _: False))
 
 
 def map_classes(dataset: SegmentationDataset, merge: Sequence[str]) -> SegmentationDataset:
@@ -338,26 +411,6 @@ def check_masks(dataset: SegmentationDataset) -> None:
         raise DataError(f"The training masks of {dataset.root} hold one class only, value {few(found)}. Correct them.")
 
 
-def find_images(roots: Iterable[Path]) -> PathList:
-    """Collect the image files in folders and all their subfolders, for training without labels: sorted, each once.
-
-    A file counts by its extension or by its first bytes. Hidden files and folders are passed over; so are ``masks`` and
-    ``annotations`` beside a folder ``images``, since masks are no pictures. A root may also be a file. A root that is
-    missing or holds no image is a DataError.
-    """
-    found: set[str] = set()
-    for root in roots:
-        if not root.exists():
-            raise DataError(f"There is no folder {root}. Name a folder of images.")
-        paths = (folder / name for folder, _, files in walk_folders(root) for name in files)
-        images = {str(root)} if root.is_file() else {str(path) for path in paths if _is_image(path)}
-        if not images:
-            raise DataError(f"There is no image in {root} or its subfolders. Name a folder with files such as .jpg.")
-        found |= images
-    # the order of Path objects, which compare folder by folder
-    return PathList(sorted(found, key=lambda path: path.replace(os.sep, "\0")))
-
-
 def download_pets(root: Path, *, base_url: str = _PETS_URL, archives: Mapping[str, str] = _PETS_ARCHIVES) -> Path:
     """Download the Oxford-IIIT Pet data set from its official site (about 810 MB), check it and unpack it.
 
@@ -429,148 +482,22 @@ def count_values(
 
 def held_out_images(root: Path) -> list[Path]:
     """Every image that a folder keeps for testing, whether or not its mask is there; none if it is no data set."""
-    if (root / "masks").is_dir():
-        return list(_split(root, _match(root)[0])["test"].images)
-    if (root / "train").is_dir():  # class folders
-        found = walk_folders(root / "test")
-        return [path for folder, _, files in found for path in (folder / name for name in files) if _is_image(path)]
-    images = (root / "images" / f"{name}.jpg" for name in _listed(root, "test"))
-    return [image for image in images if image.is_file()]
-
-
-def walk_folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """A folder and all below, hidden ones and masks beside images passed over, with the names of folders and files."""
-    visited = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:  # a link that leads back up
-            subfolders.clear()
-            continue
-        visited.add(real)
-        labels = {"masks", "annotations"} if "images" in subfolders else set()
-        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in labels]
-        yield Path(folder), subfolders, files
-
-
-def choose_by_hash(names: Sequence[str], fraction: float, seed: int, purpose: str) -> frozenset[str]:
-    """Choose about a fraction of unique names, each by its own seeded hash; at least one, and never all.
-
-    Further names never change the choice among the first ones, a smaller fraction is a part of a larger one, and
-    choices for another ``purpose`` are independent. The fraction is in [0, 1); another one, or one above 0 of fewer
-    than two names, is a SegaeError.
-    """
-    check_range("fraction", fraction, low=0, high=1, high_open=True)
-    if fraction == 0:
-        return frozenset()
-    if len(names) < 2:
-        raise DataError(f"{len(names)} image(s) cannot be divided into training and {purpose} images: add some")
-    rank = partial(hash_rank, seed=seed, purpose=purpose)
-    chosen = {name for name in names if rank(name)[0] < fraction * 2**64} or {min(names, key=rank)}
-    return frozenset(chosen if len(chosen) < len(names) else chosen - {max(names, key=rank)})
-
-
-def hash_rank(name: str, seed: int, purpose: str) -> tuple[int, str]:
-    """A pseudo-random 64-bit number of a name, and the name, to sort by."""
-    digest = hashlib.blake2b(f"{purpose}\0{seed}\0{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "big"), name
-
-
-def _is_image(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
-    if path.suffix.lower() in IMAGE_EXTENSIONS:
-        return True
-    try:
-        if not path.is_file():  # to open a FIFO would block
-            return False
-        with path.open("rb") as file:
-            start = file.read(16)
-    except OSError:
-        return False
-    return start.startswith(_SIGNATURES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
-
-
-def _match(root: Path) -> tuple[PairList, int]:
-    """The pairs of an images/ + masks/ folder, and the number of images without a mask."""
-    images, masks = _by_stem(root / "images"), _by_stem(root / "masks")
-    if orphans := [masks[stem] for stem in sorted(masks.keys() - images.keys())]:
-        raise DataError(f"{root / 'masks'} has masks without an image: {few(orphans)}. Add the images or remove them.")
-    pairs = (Pair(stem, root / "images" / images[stem], root / "masks" / masks[stem]) for stem in sorted(masks))
-    return PairList(pairs), len(images) - len(masks)
-
-
-def _by_stem(folder: Path) -> dict[str, str]:
-    """Name of each image file in a folder, by the name without extension; texts, since there may be many."""
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}. A data set has {_LAYOUTS}.")
-    if nested := [child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]:
-        raise DataError(f"{folder} has subfolders: {few(nested)}. Move their files up, all into one level.")
-    files: dict[str, str] = {}
-    for file in sorted(path.name for path in folder.iterdir() if _is_image(path)):
-        stem = Path(file).stem
-        if stem in files:
-            raise DataError(f"{files[stem]} and {file} in {folder} differ in the extension only. Rename one of them.")
-        files[stem] = file
-    if not files:
-        raise DataError(f"There is no image file in {folder}. A data set has {_LAYOUTS}.")
-    return files
-
-
-def _split(root: Path, pairs: PairList, test_fraction: float = 0.2, seed: int = 0) -> dict[str, PairList]:
-    """The splits of an images/ + masks/ folder, from its lists or a hash of the names; see `SegmentationFolder`."""
-    places = {name: place for place, name in enumerate(pairs.names)}
-    listed = _read_lists(root, places)
-    known = {name for names in listed.values() for name in names}
-    rest = [name for name in places if name not in known]
-    if "train" not in listed and "test" not in listed:
-        test = choose_by_hash(rest, test_fraction, seed, "test")
-        listed["train"], rest = [name for name in rest if name not in test], [name for name in rest if name in test]
-    splits = {"train": rest, "test": rest} | listed
-    return {split: pairs.take(places[name] for name in names) for split, names in splits.items()}
-
-
-def _read_lists(root: Path, places: Mapping[str, int] | None = None) -> dict[str, list[str]]:
-    """Names in the split files that are there; ``places`` has the names that may be in them, any where it is None."""
-    listed = {split: _listed(root, split, places) for split in ("train", "trainval", "val", "test")}
-    listed = {split: names for split, names in listed.items() if names}
-    trainval, val = listed.pop("trainval", None), set(listed.get("val", ()))
-    if trainval and not (val and "train" in listed):
-        listed["train"] = [name for name in trainval if name not in val]
-    seen: dict[str, str] = {}
-    for split, names in listed.items():
-        if both := [name for name in names if name in seen]:
-            raise DataError(f"{root} lists {few(both)} for {seen[both[0]]} and for {split}. Correct its split files.")
-        seen |= dict.fromkeys(names, split)
-    return listed
-
-
-def _listed(root: Path, split: str, places: Mapping[str, int] | None = None) -> list[str]:
-    """Names in a split file; none where there is no file."""
-    path = root / f"{split}.txt"
-    path = path if path.is_file() else root / "annotations" / path.name
-    if not path.is_file():
-        return []
-    names = [line.split()[0] if places is None else _find(line, places) for line in _lines(path)]
-    if unknown := [name for name in names if places is not None and name not in places]:
-        raise DataError(f"{path} lists {len(unknown)} name(s) without an image and a mask: {few(unknown)}. Correct it.")
-    return list(dict.fromkeys(names))
-
-
-def _find(line: str, places: Mapping[str, int]) -> str:
-    """The name meant by a line: names with spaces and names with dots must be tried whole first."""
-    first = line.split()[0]
-    return next((name for name in (line, Path(line).stem, first) if name in places), Path(first).stem)
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a list that are neither empty nor comments."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a text in UTF-8 ({error}). Save it as UTF-8.") from error
-    if lines := [line for line in lines if line and not line.startswith("#")]:
-        return lines
-    raise DataError(f"{path} is empty. Write one name per line or remove it.")
+    found: list[Path] = []
+    layouts = find_layouts(root)
+    for layout in layouts:
+        if layout in ("folder", "split_folders"):
+            found += FoundLabels(read_folder_samples(root), (), ()).held_out(root)
+        elif layout == "voc":
+            found += [image for base in voc_roots(root) for image in read_labels(base, layout).held_out(base)]
+        elif layout not in ("pets", "huggingface"):  # rows of the latter are no files
+            found += read_labels(root, layout).held_out(root)
+    if not layouts and (root / "train").is_dir():  # class folders
+        walked = walk_folders(root / "test")
+        found += [path for folder, _, files in walked for path in (folder / name for name in files) if is_image(path)]
+    elif not layouts or "pets" in layouts:
+        images = (root / "images" / f"{name}.jpg" for name in read_list(root, "test"))
+        found += [image for image in images if image.is_file()]
+    return found
 
 
 def _mask_values(

@@ -28,6 +28,7 @@ MAX_PIXELS = 100_000_000
 IGNORE_INDEX = 255  # of a pixel that counts neither in training nor in a score
 GRAY = (0.299, 0.587, 0.114)  # shares of red, green and blue in the brightness, Rec. 601
 _MAX_BYTES = 1 << 30
+_VALUES_REMEMBERED = 1024  # per mask; a photograph taken for a mask must not fill the index
 # EPS is not among them: Pillow would start Ghostscript
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 
@@ -133,9 +134,34 @@ def read_mask(path: Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None = 
     if problem or not np.array_equal(values, whole):
         raise DataError(
             f"{path} is no class mask: it holds {problem or 'values that are no whole numbers'}. Convert it to one "
-            "number per pixel: an 8- or 16-bit gray PNG or a palette PNG."
+            "number per pixel, an 8- or 16-bit gray PNG or a palette PNG, or name the colors of the classes in colors."
         )
     return whole
+
+
+def read_color_mask(path: Path) -> np.ndarray:
+    """Decode a mask whose colors are classes, upright: uint8 (H, W, 3) RGB; opacity does not count.
+
+    UnreadableImage if the file is missing, damaged or too large.
+    """
+    decoded = _decode(path)
+    return np.asarray(_turned(decoded.image, decoded.turn).convert("RGB"))
+
+
+def values_in(path: Path) -> list[int]:
+    """The values of a mask, ascending, of more than 1,024 the first; errors are those of `read_mask`."""
+    return np.unique(read_mask(path))[:_VALUES_REMEMBERED].tolist()
+
+
+def has_colors(path: Path) -> bool:
+    """Whether a mask is stored as colors, not as one number for each pixel; UnreadableImage if it cannot be read."""
+    if not path.is_file():
+        raise UnavailableFile(path, "no regular file")
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            return image.mode in ("RGB", "RGBA", "CMYK", "YCbCr")
+    except Exception as error:
+        raise UnreadableImage(path, _reason(error)) from error
 
 
 def read_resized(path: Path, size: int, *, reduced: bool = True, data: bytes | None = None) -> np.ndarray:

@@ -17,10 +17,13 @@ import numpy as np
 import pandas as pd
 
 from segae._io import check_range
-from segae.data.datasets import choose_by_hash, find_images, hash_rank, held_out_images, walk_folders
+from segae.data.datasets import held_out_images
 from segae.data.duplicates import find_duplicates
 from segae.data.file_lists import Pair, PairList, PathList
+from segae.data.folders import IMAGE_FOLDERS, SPLIT_FOLDERS, find_images, walk_folders
+from segae.data.formats import find_layouts
 from segae.data.image_io import few
+from segae.data.split_files import choose_by_hash, hash_rank
 from segae.errors import DataError
 
 logger = logging.getLogger("segae")
@@ -90,9 +93,10 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 def find_pretraining_images(roots: Sequence[Path], *, near_duplicates: bool = True) -> ExclusionReport:
     """Collect the images below the roots (`find_images`) without test images of labeled data sets and their copies.
 
-    Data sets, and folders with train/ and test/, are looked for at the given roots and below them; and at the parent of
-    a root named ``images`` (or of a file in such a folder), which may be the image folder of a data set. Training
-    images and images without masks stay, unless they repeat a test image. The number left out is logged.
+    Data sets of all layouts, and folders with train/ and test/, are looked for at the given roots and below them; and
+    at the parent of a root named ``images``, ``JPEGImages`` or ``leftImg8bit`` (or of a file in such a folder), which
+    may be the image folder of a data set. Training images and images without masks stay, unless they repeat a test
+    image. The number left out is logged.
 
     Without ``near_duplicates`` only copies of files are looked for, not those that were resized, mirrored or changed.
     DataError if all images are test images, or a data set's splits cannot be read.
@@ -122,10 +126,19 @@ def _test_images(roots: Iterable[Path]) -> list[Path]:
     for root in roots:
         top = root.parent if root.is_file() else root
         # as named and as it is: a root may be a link to an image folder
-        found = [place.parent for place in (top.absolute(), Path(os.path.realpath(top))) if place.name == "images"]
-        if root.is_dir():
-            marks = ({"images"}, {"train", "test"})
-            found += [folder for folder, inside, _ in walk_folders(root) if any(one <= {*inside} for one in marks)]
-        for folder in found:
+        places = (top.absolute(), Path(os.path.realpath(top)))
+        found = [place.parent for place in places if place.name in IMAGE_FOLDERS]
+        for folder, inside, files in walk_folders(root) if root.is_dir() else ():
+            marked = "images" in inside or {"train", "test"} <= {*inside}
+            listed = inside or any(name.endswith((".json", ".yaml", ".yml")) for name in files)
+            if marked or (listed and find_layouts(folder)):
+                found.append(folder)
+        for folder in map(_whole_dataset, found):
             folders.setdefault(os.path.realpath(folder), folder)
     return [image for folder in sorted(folders.values()) for image in held_out_images(folder)]
+
+
+def _whole_dataset(folder: Path) -> Path:
+    """The data set that a folder train, val or test is a part of; another folder itself."""
+    part = folder.name.lower() in SPLIT_FOLDERS and {*find_layouts(folder.parent)} & {"split_folders", "yolo", "coco"}
+    return folder.parent if part else folder

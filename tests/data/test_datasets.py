@@ -178,7 +178,8 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="classes"):
         SegmentationFolder(root, ("a", "a"))
     (root / "masks" / "more").mkdir()
-    with pytest.raises(DataError, match="subfolders: more"):
+    shutil.copy(root / "masks" / "n1.png", root / "masks" / "more" / "n1.png")
+    with pytest.raises(DataError, match=r"masks without an image: more/n1\.png"):
         SegmentationFolder(root)
     (tmp_path / "empty" / "images").mkdir(parents=True)
     (tmp_path / "empty" / "images" / ".hidden.png").write_bytes(b"\x89PNG\r\n\x1a\n")
