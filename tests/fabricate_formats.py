@@ -1,6 +1,7 @@
 """Write the same labeled images in every layout that people have: a function each, all with the same arguments."""
 
 import io
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -206,23 +207,28 @@ def write_cvat(root: Path, train: Sequence[Labeled], test: Sequence[Labeled], cl
     return root
 
 
-def encode_brush(mask: np.ndarray) -> list[int]:
-    """Pack a mask as Label Studio's brush does: RGBA of each pixel, runs of equal values and runs of different ones."""
+def encode_brush(mask: np.ndarray, color: Sequence[int] = (255, 255, 255, 255)) -> list[int]:
+    """Pack a mask as Label Studio's brush does: RGBA of each pixel, runs of equal values and of different ones."""
     values = np.zeros((*mask.shape, 4), np.uint8)
-    values[mask] = (255, 90, 30, 255)
-    flat, bits = values.ravel().tolist(), [f"{mask.size * 4:032b}", f"{7:05b}", f"{2:04b}{3:04b}{7:04b}{15:04b}"]
-    place = 0
-    while place < len(flat):
-        end = place + 1
-        while end < len(flat) and flat[end] == flat[place] and end - place < 1 << 16:
-            end += 1
-        repeated = end - place > 2
-        if not repeated:  # four values as they are
-            end = min(place + 4, len(flat))
-        kind, size = next((kind, size) for kind, size in enumerate((3, 4, 8, 16)) if end - place <= 1 << size)
-        bits.append(f"{int(repeated)}{kind:02b}{end - place - 1:0{size}b}")
-        bits += [f"{value:08b}" for value in (flat[place : place + 1] if repeated else flat[place:end])]
-        place = end
+    values[mask] = color
+    flat = values.ravel()
+    starts = [0, *(np.flatnonzero(flat[1:] != flat[:-1]) + 1).tolist(), len(flat)]
+    bits = [f"{len(flat):032b}", f"{7:05b}", f"{2:04b}{3:04b}{7:04b}{15:04b}"]
+
+    def add(start: int, end: int, repeated: bool) -> None:
+        for first in range(start, end, 1 << 16):
+            last = min(first + (1 << 16), end)
+            kind, size = next((kind, size) for kind, size in enumerate((3, 4, 8, 16)) if last - first <= 1 << size)
+            bits.append(f"{int(repeated)}{kind:02b}{last - first - 1:0{size}b}")
+            bits.extend(f"{value:08b}" for value in flat[first : first + 1 if repeated else last].tolist())
+
+    pending = 0  # from here on values are short runs
+    for start, end in itertools.pairwise(starts):
+        if end - start > 2:
+            add(pending, start, False)
+            add(start, end, True)
+            pending = end
+    add(pending, len(flat), False)
     text = "".join(bits)
     text += "0" * (-len(text) % 8)
     return [int(text[start : start + 8], 2) for start in range(0, len(text), 8)]
@@ -258,15 +264,12 @@ def write_label_studio(root: Path, train: Sequence[Labeled], test: Sequence[Labe
 def write_label_studio_png(
     root: Path, train: Sequence[Labeled], test: Sequence[Labeled], classes: Sequence[str]
 ) -> Path:
-    """A PNG export in its folder, and the images by the numbers of their tasks."""
-    members = [*train, *test]
-    for number, one in enumerate(members, start=11):
-        _write(root / "images" / f"task-{number}.jpg", one.jpeg)
+    """A PNG export in its folder, with the json export for the names of the images."""
+    write_label_studio(root, train, test, classes)
+    for number, one in enumerate([*train, *test], start=11):
         for index in np.unique(one.mask[one.mask > 0]).tolist():
             name = f"task-{number}-annotation-{number + 500}-by-3-tag-{classes[index]}-0.png"
             _write(root / "export" / name, ((one.mask == index) * 255).astype(np.uint8))
-    write_list(root / "train.txt", [f"task-{number}" for number in range(11, 11 + len(train))])
-    write_list(root / "test.txt", [f"task-{number}" for number in range(11 + len(train), 11 + len(members))])
     return root
 
 

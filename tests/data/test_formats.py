@@ -336,6 +336,7 @@ def other_color(root: Path) -> None:
         (write_cvat, with_file("train.txt", "# none\n"), "is empty"),
         (write_voc, lambda root: write_list(root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt", ["no"]), "no"),
         (write_label_studio_png, lambda root: shutil.rmtree(root / "images"), "lacks the images of task 11"),
+        (write_label_studio_png, lambda root: (root / "project-7.json").unlink(), "lacks the images of task 11"),
         (write_split_folders, lambda root: [*map(Path.unlink, (root / "train/masks").iterdir())], "no image file in"),
     ],
 )
@@ -382,7 +383,9 @@ def test_a_brush_stroke_is_read_bit_by_bit() -> None:
     """The bytes of label-studio-sdk's own encode_rle for a mask of 3 x 4 pixels."""
     mask = np.array([[0, 1, 1, 0], [0, 0, 1, 0], [1, 1, 1, 1]], bool)
     assert np.array_equal(decode_brush(OFFICIAL, 3, 4), mask)
-    assert np.array_equal(decode_brush(encode_brush(mask), 3, 4), mask)
+    for size, color in ((1, (255, 90, 30, 255)), (60, (255, 90, 30, 255)), (200, (255, 255, 255, 255))):
+        large = mask.repeat(size, axis=0).repeat(size, axis=1)
+        assert np.array_equal(decode_brush(encode_brush(large, color), 3 * size, 4 * size), large)
     with pytest.raises(DataError, match="4 values for each of 5 x 4 pixels, got 48"):
         decode_brush(OFFICIAL, 4, 5)
     with pytest.raises(DataError, match="must not end within a run"):
@@ -448,6 +451,20 @@ OFFICIAL = [
 ]
 
 
+def test_without_a_json_images_are_called_like_their_tasks(tmp_path: Path, drawn) -> None:
+    root = write_label_studio_png(tmp_path / "set", *drawn, CLASSES)
+    (root / "project-7.json").unlink()
+    for name in ("train.txt", "test.txt"):
+        (root / name).unlink()
+    for number, path in enumerate(sorted((root / "images").iterdir()), start=11):
+        path.rename(path.with_name(f"task-{number}.jpg"))
+    dataset = open_dataset(root)
+    masks = dict(zip(dataset.splits["train"].names, indices(dataset, "train"), strict=True))
+    for number, one in enumerate((*drawn[0], *drawn[1]), start=11):
+        assert np.array_equal(masks.get(f"task-{number}", one.mask), one.mask)
+    assert len(masks) > 4
+
+
 def test_an_export_of_label_studio_may_have_polygons_and_more_labels(tmp_path: Path, drawn) -> None:
     root = write_label_studio(tmp_path / "set", *drawn, CLASSES)
     content = json.loads((root / "project-7.json").read_text())
@@ -463,13 +480,32 @@ def test_an_export_of_label_studio_may_have_polygons_and_more_labels(tmp_path: P
     assert (indices(dataset, "train")[0] == np.repeat([[1] * 16 + [0] * 16], 32, axis=0)).all()
 
 
-def real_pets(root: Path, count: int) -> tuple[list[Labeled], list[Labeled]]:
-    """Real images with their trimaps as class indices: pet, background, border."""
-    pets = open_dataset(root)
-    parts = []
-    for split, number in (("train", count * 3 // 4), ("test", count // 4)):
-        chosen = pets.splits[split][:number]
+def real_pets(root: Path, train: int, test: int) -> tuple[list[Labeled], list[Labeled]]:
+    """Real images with their trimaps as class indices of background, border and pet."""
+    pets, parts = open_dataset(root), []
+    order = np.array([2, 0, 1], np.uint8)
+    for split, count in (("train", train), ("test", test)):
+        chosen = sorted(pets.splits[split], key=lambda pair: pair.name)[:: len(pets.splits[split]) // count][:count]
         masks = (to_class_indices(read_mask(pair.mask), pets.mask_values, pair.mask) for pair in chosen)
-        found = [Labeled(pair.name, pair.image.read_bytes(), mask) for pair, mask in zip(chosen, masks, strict=True)]
-        parts.append(sorted(found))
+        found = zip(chosen, masks, strict=True)
+        parts.append([Labeled(pair.name, pair.image.read_bytes(), order[mask]) for pair, mask in found])
     return parts[0], parts[1]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_forty_real_images_are_the_same_in_every_layout(tmp_path: Path, real_data: Path) -> None:
+    train, test = real_pets(real_data / "oxford-iiit-pet-sample", 30, 10)
+    rows = {}
+    for name, (layout, write) in WRITERS.items():
+        root = write(tmp_path / name / "pets", train, test, ("background", "border", "pet"))
+        dataset = open_dataset(root)
+        assert (dataset.classes, find_layouts(root)) == (("background", "border", "pet"), [layout])
+        for split, members in (("train", train), ("test", test)):
+            for found, one in zip(indices(dataset, split), members, strict=True):
+                assert np.array_equal(found, one.mask)
+        if name not in ("parquet", "folder"):  # whose names are others, so the order is another
+            path = segae.finetune(root, out=tmp_path / name / "run", **QUICK).path
+            rows[name] = segae.evaluate(path, root).as_row()
+    assert len(rows) == 8
+    assert all(row == rows["coco"] for row in rows.values())
