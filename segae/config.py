@@ -641,7 +641,7 @@ class DownloadConfig(Config):
     """Folder for it. Default: data/<name>."""
 
 
-class CheckDataConfig(Config):
+class CheckDataConfig(_Labeled):
     """Look at a folder before training: classes, sizes, duplicates, what is wrong, and the command to type next.
 
     Takes a labeled data set or a folder of unlabeled images. Exits with 1 if a training would refuse the folder.
@@ -651,13 +651,6 @@ class CheckDataConfig(Config):
     """A labeled data set, or a folder of images."""
     out: PathLike | None = None
     """Folder for report.json and sheet.png, a picture of some images and masks. Default: write nothing."""
-    classes: tuple[str, ...] = ()
-    """Class names in the order of their mask values; not needed for Pets or if the folder has a classes.txt."""
-    merge: tuple[str, ...] = ()
-    """Classes to be merged into one, such as foreground=pet+border."""
-    ignore: tuple[str, ...] = ()
-    """Classes or mask values that do not count, such as border or 255. Default: 255 where the masks have it beside the
-    values of the classes; none counts that, too."""
 
 
 class DoctorConfig(Config):

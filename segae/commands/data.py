@@ -2,7 +2,6 @@
 
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -36,9 +35,7 @@ def check_data(config: CheckDataConfig) -> DataReport:
     Example:
         >>> report = check_data("pets")  # doctest: +SKIP
     """
-    root = Path(config.data)
-    chosen: dict[str, Any] = {name: getattr(config, name) for name in ("classes", "merge", "ignore")}
-    report = data.check_folder(root, **chosen)
+    report = data.check_folder(Path(config.data), **config.reading)
     if config.out is not None:
         out = open_result_folder(Path(config.out), vars(config), task="data check", files=_FILES, overwrite=True)
         write_json(out / "report.json", report.as_json())

@@ -32,18 +32,18 @@ _ALL = "all"  # the one split of a data set that cannot be read
 _BITS = {"1": 1, "I": 32, "F": 32}  # of the modes of Pillow that have not 8
 
 
-def check_folder(
-    root: Path, *, classes: Sequence[str] = (), merge: Sequence[str] = (), ignore: Sequence[str | int] = ()
-) -> DataReport:
-    """Look at a labeled data set or at a folder of unlabeled images; arguments are those of `open_dataset`.
+def check_folder(root: Path, **reading: Any) -> DataReport:
+    """Look at a labeled data set or at a folder of unlabeled images; ``reading`` are the settings of `open_dataset`.
 
     Every image is decoded once, and what was seen is remembered, so that a second call is fast. Problems are collected.
     DataError if the folder is missing or holds no image.
     """
-    check, chosen = _Check(root), {"classes": classes, "merge": merge, "ignore": ignore}
-    flags = [word for name, values in chosen.items() if values for word in (f"--{name}", *map(str, values))]
+    check, flags = _Check(root), list[str]()
+    for name, given in reading.items():
+        values = [given] if isinstance(given, str) else [*map(str, given)]
+        flags += [f"--{name}", *values] if values and values != ["auto"] else []
     try:
-        dataset = open_dataset(root, **chosen)  # type: ignore[arg-type]
+        dataset = open_dataset(root, **reading)
     except UnknownLayout:
         return check.look_at_unlabeled()
     except DataError as error:
