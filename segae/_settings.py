@@ -1,6 +1,7 @@
 """What every settings dataclass shares: fields checked when it is made, nesting, nearest names, path checks."""
 
 import inspect
+import json
 import os
 import re
 import types
@@ -19,6 +20,7 @@ C = TypeVar("C", bound="Config")
 P = ParamSpec("P")
 R = TypeVar("R")
 _DESCRIPTIONS = (".json", ".yaml", ".yml", ".parquet", ".arrow")  # files that say what a data set holds
+AUGMENTATIONS = ("none", "light", "default", "strong")
 _LIMIT = 200  # characters of a word that is no path, such as a class name
 
 
@@ -30,6 +32,17 @@ def number(default: Any, low: float, high: float, *, open_low: bool = False, ope
 def checked(require: Callable[[str, Any], object], **how: Any) -> Any:
     """Declare a field that ``require`` checks before a command starts, such as a path that must exist."""
     return field(metadata={"require": require}, **how)
+
+
+def augmentation() -> Any:
+    """Declare the field of an augmentation: a name, a file, or what albumentations makes; True and False are names."""
+    return field(default="default", metadata={"require": require_augmentation, "convert": _name_augmentation})
+
+
+def _name_augmentation(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "default" if value else "none"
+    return json.dumps(value) if isinstance(value, Mapping) else value  # what stands in a file of settings
 
 
 class FieldType(NamedTuple):
@@ -74,6 +87,9 @@ class Config:
     def __post_init__(self) -> None:
         for one in fields(self):
             value, accepted = getattr(self, one.name), self.TYPES[one.name]
+            if convert := one.metadata.get("convert"):
+                value = convert(value)
+                object.__setattr__(self, one.name, value)
             if value is None and accepted.optional:
                 continue
             if accepted.many:
@@ -249,6 +265,17 @@ def require_weights(name: str, weights: PathLike) -> None:
     suffixes = (".safetensors", ".pt", ".pth", ".bin")
     if isinstance(weights, os.PathLike) or os.sep in weights or Path(weights).suffix in suffixes:
         require_file(name, weights)
+
+
+def require_augmentation(name: str, value: Any) -> None:
+    """Refuse a text that is no augmentation, the JSON of one, or an existing file; objects are left to the data."""
+    text, known = str(value), f"one of {', '.join(AUGMENTATIONS)}"
+    if isinstance(value, str | os.PathLike) and text not in AUGMENTATIONS and not text.lstrip().startswith("{"):
+        if Path(text).suffix.lower() not in (".json", ".yaml", ".yml"):
+            hint = nearest(text, AUGMENTATIONS)
+            raise SegaeError(f"{name} must be {known}, or a JSON or YAML file of albumentations, got {text}{hint}")
+        if not Path(text).is_file():
+            raise SegaeError(f"{name} must be {known}, or an existing file, got {text}{_sibling(text)}")
 
 
 def require_shard(name: str, text: str) -> None:

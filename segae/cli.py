@@ -136,6 +136,9 @@ def _run(name: str, words: list[str]) -> None:
         print(f"segae {importlib.metadata.version('segae')}")
     elif name not in COMMANDS:
         raise SegaeError(f"command must be one of {', '.join(COMMANDS)}, got {name}{nearest(name, COMMANDS)}")
+    elif ("--loss", "help") in itertools.pairwise(words) or "--loss=help" in words:
+        for loss, about in importlib.import_module("segae.training.losses").LOSSES.items():
+            print(f"{loss}: {about}")
     elif ("--method", "help") in itertools.pairwise(words) or "--method=help" in words:
         for row in importlib.import_module("segae.methods").method_table():
             print(f"{row.name} ({row.family.replace('_', ' ')}): {row.summary}")

@@ -12,6 +12,7 @@ from segae._io import require_name
 from segae._settings import (
     Config,
     PathLike,
+    augmentation,
     checked,
     merge_settings,
     number,
@@ -128,8 +129,9 @@ class PretrainSettings(Config):
     """Share of the hidden patches, at the end of training, that are chosen where the loss is high."""
     skip_dropout: float = number(0.0, 0, 1)
     """Share of the images whose skip connections are cut while training."""
-    augment: bool = True
-    """Random crops and mirror images."""
+    augment: Any = augmentation()
+    """none, light (mirror images), default (also random crops), strong (smaller crops, and colors), or a JSON or YAML
+    file of albumentations; in Python also one of its transforms."""
     upsampling: Literal["nearest", "transposed"] = "nearest"
     """Upsampling of the plain decoder: nearest neighbor and convolution, or transposed convolution."""
     output_activation: Literal["none", "sigmoid", "tanh"] = "none"
@@ -202,16 +204,17 @@ class FinetuneSettings(Config):
     reconstruction_weight: float = number(0.0, 0, 1e6)
     """Multi-task training: also reconstruct the images, with this weight of the mean squared error in the loss."""
     loss: Any = "cross_entropy"
-    """cross_entropy, dice, jaccard, focal, lovasz, or a sum of them such as cross_entropy+0.5*dice; in Python also a
-    function of logits and class indices."""
+    """cross_entropy, dice, jaccard, focal, lovasz, or a sum of them such as cross_entropy+0.5*dice, which --loss help
+    describes; in Python also a function of logits and class indices."""
     class_weights: tuple[float, ...] | None = number(None, 0, 1e6)
     """Weight of each class in the cross-entropy, in the order of the classes. Default: all the same."""
     balance_classes: bool = False
     """Take as class weights the inverse of each class's share of the training pixels."""
     label_smoothing: float = number(0.0, 0, 1, open_high=True)
     """Share of the target, in [0, 1), that the cross-entropy spreads over all classes."""
-    augment: bool = True
-    """Augment the training images: flip, zoom, shift, rotate, brightness, contrast."""
+    augment: Any = augmentation()
+    """none, light (mirror images), default (also zoom, shift, rotation, brightness, contrast), strong (more of these,
+    and color, blur, holes), or a JSON or YAML file of albumentations; in Python also one of its transforms."""
     weight_decay: float = number(0.01, 0, 10)
     """Weight decay of AdamW (not applied to norms and biases)."""
 
@@ -661,7 +664,7 @@ class DoctorConfig(Config):
 
 
 _SMP = {  # lr: the full epochs peak at half of it; warmup: one or two steps, then a cosine from its top
-    **{"image_size": 256, "batch_size": 64, "loss": "dice", "augment": False, "lr": 4e-4, "lr_ratio": 1.0},
+    **{"image_size": 256, "batch_size": 64, "loss": "dice", "augment": "none", "lr": 4e-4, "lr_ratio": 1.0},
     **{"bn_mode": "train", "warmup": 0.002, "recalibrate": False},
 }
 PRESETS: dict[str, dict[str, Any]] = {

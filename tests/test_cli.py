@@ -144,7 +144,7 @@ def test_a_file_gives_settings_and_flags_win(
     path.write_text(json.dumps({**content, "lr": 1e-3}) if suffix == "json" else f"{yaml}augment: false\n")
     main(["finetune", f"--config={path}", "--epochs", "2", "--seed", "6"])
     (settings,) = called
-    assert (settings["epochs"], settings["lr"], settings["augment"], settings["data"]) == (2, 1e-3, False, str(pets))
+    assert (settings["epochs"], settings["lr"], settings["augment"], settings["data"]) == (2, 1e-3, "none", str(pets))
     assert settings["classes"] == ("a", "b")
     trainer = settings["trainer"]
     assert (trainer["seed"], trainer["workers"], trainer["device"]) == (6, 2, "cpu")

@@ -10,7 +10,13 @@ from typing import Any
 from segae.bench.comparison import LONGER
 from segae.bench.results import run_id
 from segae.config import PRESETS, BenchConfig, FinetuneSettings, PretrainSettings
-from segae.data import SegmentationDataset, content_hashes, find_pretraining_images, split_hash
+from segae.data import (
+    SegmentationDataset,
+    content_hashes,
+    find_pretraining_images,
+    load_augmentation,
+    split_hash,
+)
 from segae.errors import SegaeError
 from segae.methods import create_method, method_names
 from segae.models import SMP_DECODERS, Weights, decoder_file, find_weights
@@ -179,6 +185,7 @@ def _finetuning(
         **{"classes": tuple(config.classes), "merge": tuple(config.merge)},
         **{name: tuple(getattr(config, name)) for name in ("ignore", "colors") if getattr(config, name)},
         **({"layout": config.layout} if config.layout != "auto" else {}),
+        "augment": load_augmentation(config.finetune.augment),
         "val_fraction": 0.0 if config.split == "test" else VALIDATION_FRACTION,
     }
     if settings["labels"] is not None and settings["epoch_images"] is None:
@@ -203,6 +210,7 @@ def _make_run(config: BenchConfig, contents: Contents, settings: dict[str, Any],
     if not weights.method:
         return Run(text, settings, seed, start, run_id({**common, "weights": content}))
     pretrain = {one.name: getattr(config.pretrain, one.name) for one in fields(PretrainSettings)}
+    pretrain["augment"] = load_augmentation(config.pretrain.augment)
     if weights.transfer == "encoder+decoder":
         if (decoder := settings["decoder"]) not in SMP_DECODERS:
             raise SegaeError(f"decoders must be one of {', '.join(SMP_DECODERS)} to be taken along, got {decoder}")

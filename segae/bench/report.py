@@ -158,7 +158,8 @@ def _page(
     parts += [f"{first['freeze_epochs']} frozen + {first['epochs']} full epochs"]
     parts[-1] += f" of {drawn:,.0f} images" if drawn > largest else ""
     parts += [f"{first['loss']} loss"] if first["loss"] != "cross_entropy" else []
-    parts += ["no augmentation"] if first["augment"] == "0" else []
+    augment = "own" if first["augment"].startswith("{") else first["augment"]
+    parts += [] if augment == "default" else [f"{augment} augmentation".replace("none", "no")]
     parts += [f"{name} {value}" for name, value in parse_json(first["finetune_settings"]).items()]
     matrices = {} if confusion is None else {name: _confusion_table(confusion, ids) for name, ids in runs.items()}
     return {

@@ -38,7 +38,8 @@ DETAILS = ("per_image", "confusion", "curves")
 
 _TEXTS = ("experiment", "dataset", "encoder", "decoder", "weights", "run_id")
 _INTEGERS = ("labels", "epochs", "seed", "freeze_epochs")
-_ABSENT = {"split": "test", "transfer": "encoder", "finetuning": "supervised", "freeze_epochs": "0", "augment": "1"}
+_ABSENT = {"split": "test", "transfer": "encoder", "finetuning": "supervised", "freeze_epochs": "0"}
+_AUGMENTATIONS = {"": "default", "1": "default", "0": "none"}  # of rows that have no name of one
 _NUMBERS = (
     *("image_size", "label_fraction", "epoch_images", "steps", "batch_size", "lr", "lr_ratio", "warmup"),
     *("pretrain_images", "pretrain_images_seen", "pretrain_epochs", "pretrain_image_size", "pretrain_batch_size"),
@@ -63,6 +64,7 @@ def read_rows(path: Path, *, experiment: str | None = None) -> pd.DataFrame:
         raise DataError(f"{path} lacks the columns {', '.join(absent)} of segmentation rows")
     usual = dict.fromkeys(COLUMNS, "") | _ABSENT
     table = table.assign(**{name: value for name, value in usual.items() if name not in table})
+    table["augment"] = table["augment"].replace(_AUGMENTATIONS)
     if table.empty:
         raise DataError(f"{path} has no rows: run a benchmark first")
     for name in (*_TEXTS, "miou"):

@@ -142,15 +142,18 @@ def choose_cache(config: AnyConfig, need: int, device: torch.device) -> str:
     """Choose where decoded images, which take ``need`` bytes, are kept: disk, gpu or none.
 
     The choice is the same in all ranks, which must all call this. A resumed run keeps it, because augmentation differs.
-    Workers are refused for images on the GPU, which are prepared there.
+    Workers and an augmentation of one's own are refused for images on the GPU, which are prepared there.
     """
-    asked, workers = config.trainer.cache, config.trainer.workers
+    asked, workers, own = config.trainer.cache, config.trainer.workers, not isinstance(config.augment, str)
     before = earlier_run(config).get("cache") if asked == "auto" else None
     chosen = before or asked
     if chosen == "gpu" and workers:
         raise SegaeError(f"workers must be 0 where images are kept on the GPU (cache gpu), got {workers}")
+    if chosen == "gpu" and own:
+        raise SegaeError("cache must be auto, disk or none for your own augmentation, which the CPU does, got gpu")
     if chosen == "auto":
-        has_room = device.type == "cuda" and not workers and need < _MAX_GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+        fits = device.type == "cuda" and need < _MAX_GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+        has_room = fits and not workers and not own
         chosen = "gpu" if all(gather_objects(has_room)) else "disk"
     return chosen
 
@@ -195,7 +198,7 @@ def load_unlabeled(
     """Load the images of a pretraining, without the test images of data sets among them."""
     size, seed, look = config.image_size, config.trainer.seed, (config.image_size, info.mean, info.std)
     plain = data.eval_transform(*look)
-    augment = data.pretrain_transform(*look, crop=not method.crops) if config.augment else plain
+    augment = data.pretrain_transform(*look, crop=not method.crops, augment=config.augment)
     if data.is_stream(config.roots):
         return _load_stream(config, augment, plain, skipped)
     if config.epoch_images is not None:
@@ -235,8 +238,7 @@ def load_unlabeled(
     first, unchanged = dataset(augment, seed, config.repeats), dataset(plain, seed)
     known |= {"clean": Subset(unchanged, clean.tolist()), "pictures": images[shown]}
     if cache == "gpu":
-        change: Any = data.CropAndFlip(scale=(1.0, 1.0), ratio=(1.0, 1.0)) if method.crops else data.CropAndFlip()
-        change = change if config.augment else None
+        change = data.pretraining_changes(crop=not method.crops)[config.augment]
         first = data.GPUImageDataset(images, None, change, *look[1:], device=device, seed=seed, repeats=config.repeats)
         unchanged = first.unchanged()
     indices = [place + turn * len(images) for turn in range(config.repeats) for place in train.tolist()]
@@ -315,18 +317,18 @@ def load_labeled(
     distinct = len(train) if lazy else len(sample.images)
     repeats = 1 if config.epoch_images is None else -(-config.epoch_images // distinct)
 
-    def make(pairs: data.PairList, decoded: data.CachedPairs, augment: bool, repeats: int = 1) -> Any:
-        transform = (data.train_transform if augment else data.eval_transform)(*look)
+    def make(pairs: data.PairList, decoded: data.CachedPairs, augment: Any, repeats: int = 1) -> Any:
+        transform = data.train_transform(*look, augment=augment)
         if lazy:
             return data.LazyPairDataset(pairs, size, transform=transform, seed=seed, repeats=repeats, **coding)
         images, masks = decoded.images, decoded.masks
         if cache == "disk":
             return data.CachedPairDataset(images, masks, transform, seed, repeats)
-        change = data.MildChange() if augment else None
+        change = data.FINETUNING_CHANGES[augment]
         return data.GPUImageDataset(images, masks, change, *look[1:], device=device, seed=seed, repeats=repeats)
 
     first = make(train, sample, config.augment, repeats)
-    second = None if checked is None else make(valid, checked, augment=False)
+    second = None if checked is None else make(valid, checked, augment="none")
     names = (train if lazy else sample.pairs).names
     return LabeledData(train=first, valid=second, names=names, count=len(names), **known)
 
@@ -342,7 +344,7 @@ def _load_labeled_stream(
     seed, look = config.trainer.seed, (size, info.mean, info.std)
     coding: dict[str, Any] = {"mask_values": dataset.mask_values, "ignore_values": dataset.ignore_values}
     opened: dict[str, Any] = {"size": size, "seed": seed, **coding}
-    change = (data.train_transform if config.augment else data.eval_transform)(*look)
+    change = data.train_transform(*look, augment=config.augment)
     opened |= {"rank": rank(), "world_size": world_size(), "skipped": skipped}
     with argument_named("data", instead_of="sources"):
         stream = data.open_stream(dataset.source, transform=change, epoch_images=config.epoch_images, **opened)

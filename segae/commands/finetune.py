@@ -31,7 +31,7 @@ from segae.errors import SegaeError, argument_named
 from segae.evaluation import SegmentationScores, draw_curves, evaluate_model, predict_masks, segmentation_sheet
 from segae.evaluation.classification import ClassificationScores, evaluate_classifier
 from segae.methods import create_method, method_names
-from segae.training.losses import balanced_weights
+from segae.training.losses import balanced_weights, supervised_loss
 from segae.training.run import RESUME_FILE
 
 logger = logging.getLogger("segae")
@@ -99,9 +99,12 @@ class _Finetuning:
         self.size = size = config.image_size or self.start.image_size
         models.require_image_size(size, encoder.output_stride)
         models.require_decoder_size(config.decoder, size)
+        look = size, self.start.mean, self.start.std
+        data.train_transform(*look, augment=config.augment)  # refuses one that cannot be applied
         if config.balance_classes and (config.class_weights or not isinstance(config.loss, str)):
             given = f"class_weights {config.class_weights}, loss {self.loss_name}"
             raise SegaeError(f"balance_classes must be False where class weights or an own loss are given, got {given}")
+        self.make_loss()  # refuses one that cannot be used
         self.phases = training.freeze_finetune_phases(**settings_taken_by(training.freeze_finetune_phases, config))
         if not self.classify:
             data.check_masks(self.dataset)
@@ -140,6 +143,13 @@ class _Finetuning:
         loss = self.config.loss
         return loss if isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__name__)
 
+    def make_loss(self) -> Any:
+        """Make the loss, where classes are balanced with equal weights until the masks are known."""
+        config, count = self.config, len(self.dataset.classes)
+        weights = self.class_weights or ((1.0,) * count if config.balance_classes else None)
+        how: dict[str, Any] = {"class_weights": weights, "label_smoothing": config.label_smoothing}
+        return supervised_loss(config.loss, num_classes=count, whole_images=self.classify, **how)
+
     def run(self) -> FinetuneResult:
         """Train and write everything."""
         config, model, start, device, skipped = self.config, self.model, self.start, self.device, data.SkippedFiles()
@@ -149,10 +159,12 @@ class _Finetuning:
             listed = zip(self.dataset.classes, self.class_weights, strict=True)
             logger.info("class weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in listed))
         parts = model, images, config, device, self.size
-        learner = make_learner(training.segmentation_learner, *parts, class_weights=self.class_weights)
+        own: dict[str, Any] = {"loss": self.make_loss(), "class_weights": None, "label_smoothing": 0.0}
+        learner = make_learner(training.segmentation_learner, *parts, **own)
         folder = Path(config.out)
         how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
-        settings = asdict(replace(config, encoder=start.architecture, loss=self.loss_name))
+        augment = data.describe_augmentation(config.augment)
+        settings = asdict(replace(config, encoder=start.architecture, loss=self.loss_name, augment=augment))
         kind = settings.pop("task")  # config.json has the command under this name
         how["task"] = f"finetune {kind}" if self.classify else "finetune"
         with training.open_run_folder(folder, settings, **how) as run:
@@ -239,6 +251,7 @@ class _Finetuning:
             **{"freeze_epochs": config.freeze_epochs, "epochs": config.epochs, "steps": learner.epoch_clock.steps},
             **{one.name: getattr(config, one.name) for one in fields(FinetuneSettings)},
             **{"loss": self.loss_name, "class_weights": self.class_weights},
+            "augment": data.describe_augmentation(config.augment),
             **{"image_size": self.size, "val_fraction": config.val_fraction, "merge": list(config.merge)},
             "colors": list(config.colors),
             "ignore": [*(set(config.ignore) - {"none"} or (dataset.ignore_values if dataset.values_inferred else ()))],
@@ -257,4 +270,5 @@ def _resolve(config: FinetuneConfig, start: models.EncoderInfo) -> FinetuneConfi
             f"{config.transfer}; or give the weights that it began with, {start.weights.start}"
         )
     defaults = asdict(training.finetune_defaults(start.weights, config.transfer)) | {"image_size": start.image_size}
+    config = replace(config, augment=data.load_augmentation(config.augment))
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})

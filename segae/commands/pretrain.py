@@ -92,6 +92,8 @@ class _Pretraining:
         size = config.image_size
         models.require_image_size(size, encoder.output_stride)
         models.require_decoder_size(str(config.decoder), size)
+        look = size, encoder.info.mean, encoder.info.std
+        data.pretrain_transform(*look, augment=config.augment)  # refuses one that cannot be applied
         black = self.method.corrupt(torch.zeros(2, encoder.info.in_channels, size, size), torch.Generator())
         training.seed_everything(config.trainer.seed)  # the decoder must not depend on where the encoder comes from
         choices = {name: getattr(config, name) for name in ("decoder", "bottleneck", "upsampling", "output_activation")}
@@ -120,7 +122,8 @@ class _Pretraining:
         phases = training.pretraining_phases(frozen_encoder=method.frozen_encoder, **planned)
         folder = Path(config.out)
         how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
-        settings = asdict(replace(config, method=method.name, method_args=method.settings, encoder=start.architecture))
+        named: Any = {"method": method.name, "augment": data.describe_augmentation(config.augment)}
+        settings = asdict(replace(config, method_args=method.settings, encoder=start.architecture, **named))
         with training.open_run_folder(folder, settings, task="pretrain", **how) as run:
             facts = {"cache": images.cache, "workers": learner.dls.train.num_workers}
             source = run.start(device, images=data.split_hash(images.names), weights=os.fspath(config.weights), **facts)
@@ -215,6 +218,7 @@ class _Pretraining:
             "final_loss": float(last.get("valid_loss", last["train_loss"])),
         }
         other = {one.name: getattr(config, one.name) for one in fields(PretrainSettings) if one.name not in pretraining}
+        other["augment"] = data.describe_augmentation(config.augment)
         changed = {name: value for name, value in other.items() if value != getattr(PretrainSettings(), name)}
         return replace(
             self.start,
@@ -248,6 +252,7 @@ def _resolve(config: PretrainConfig, start: models.EncoderInfo, method: Method) 
         raise SegaeError(
             f"upsampling must be nearest for decoder {decoder}, got {config.upsampling}: only plain has it"
         )
+    config = replace(config, augment=data.load_augmentation(config.augment))
     frozen = 1 if imagenet and not method.frozen_encoder else 0
     defaults: dict[str, Any] = {"decoder": decoder, "freeze_epochs": frozen, "encoder_lr_ratio": ratio, "lr": method.lr}
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})

@@ -1,9 +1,9 @@
 """Images that stay on the training device as bytes and are augmented there, a batch at a time.
 
 All random numbers of an epoch are drawn at once on the CPU, so that a GPU never waits for the host: float32 (N, 6), a
-matrix (2, 3) for each image, or (N, 8), that and a factor and a shift of its values, which are in [0, 255]. A batch is
-then one `grid_sample`. A matrix maps positions in the result to positions in the input, both in [-1, 1] from edge to
-edge, x (right) before y (down).
+matrix (2, 3) for each image; (N, 8), that and a factor and a shift of its values, which are in [0, 255]; or (N, 17),
+that and the numbers of a `StrongChange`. A batch is then one `grid_sample`. A matrix maps positions in the result to
+positions in the input, both in [-1, 1] from edge to edge, x (right) before y (down).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from segae._io import check_range
-from segae.data.image_io import GRAY
+from segae.data.image_io import GRAY, IGNORE_INDEX
 
+LEAST_BLUR, MOST_BLUR = 0.001, 0.01  # standard deviation of a Gaussian blur, as a share of the side
 _TRIES = 10  # of drawing a crop that fits, as in torchvision and albumentations
 _UPLOAD_BYTES = 64 * 2**20  # copied to the device at a time
 
@@ -84,19 +85,62 @@ class MildChange:
         return torch.cat([matrix.flatten(1), light], dim=1)
 
 
+@dataclass(frozen=True)
+class StrongChange:
+    """A wider crop or affine change, then blur, color, and a hole that is gray in the image and ignored in the mask.
+
+    The color of images that are not RGB does not change, but for the brightness of gray ones.
+    """
+
+    place: CropAndFlip | MildChange = MildChange(
+        scale=(0.7, 1.4), translate=0.12, rotate=25.0, contrast=0.4, brightness=0.4
+    )
+    blur: float = 0.3  # probability of a Gaussian blur
+    color: float = 0.5  # probability of another saturation, and again of another tint
+    saturation: float = 0.5  # largest change of the factor from 1
+    tint: float = 0.2  # largest change of the factor of each channel from 1
+    hole: float = 0.3  # probability of a hole (random erasing, arXiv 1708.04896)
+    hole_side: tuple[float, float] = (0.1, 0.3)  # smallest and largest, as a share of the image's
+
+    def __call__(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw (count, 17): matrix, factor and shift, sigma, saturation, three gains, left, top, right and bottom."""
+        place = self.place(count, generator)
+        if place.shape[1] == 6:
+            place = torch.cat([place, torch.tensor([[1.0, 0.0]]).expand(count, 2)], dim=1)
+        blurred, saturated, tinted, holed = (
+            (torch.rand(count, generator=generator) < probability)[:, None]
+            for probability in (self.blur, self.color, self.color, self.hole)
+        )
+        sigma = _uniform((LEAST_BLUR, MOST_BLUR), count, generator)[:, None]
+        saturation = 1 + _uniform((-self.saturation, self.saturation), count, generator)[:, None]
+        gains = 1 + _uniform((-self.tint, self.tint), count * 3, generator).view(count, 3)
+        side = _uniform(self.hole_side, count * 2, generator).view(count, 2)
+        corner = (1 - side) * torch.rand(count, 2, generator=generator)
+        parts = [
+            torch.where(blurred, sigma, 0.0),
+            torch.where(saturated, saturation, 1.0),
+            torch.where(tinted, gains, 1.0),
+            torch.where(holed, torch.cat([corner, corner + side], dim=1), 0.0),
+        ]
+        return torch.cat([place, *parts], dim=1)
+
+
 def change_images(images: Tensor, changes: Tensor | None, mean: Tensor, std: Tensor) -> Tensor:
     """Augment uint8 (B, C, H, W) by one bilinear resampling and normalize; return float32, channels_last in memory.
 
-    `changes` are (B, 6), (B, 8) or None; `mean` and `std` are (C, 1, 1), for values in [0, 255]. All are on the images'
-    device: a copy here would make a GPU wait.
+    `changes` are (B, 6), (B, 8), (B, 17) or None; `mean` and `std` are (C, 1, 1), for values in [0, 255]. All are on
+    the images' device: a copy here would make a GPU wait.
     """
     values = images.float()
     if len(mean) == 1 and values.shape[1] == 3:  # as albumentations and normalize do
         values = (values * values.new_tensor(GRAY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     if changes is not None:
         values = _resample(values, changes, "bilinear")
-        if changes.shape[1] == 8:
+        if changes.shape[1] >= 8:
             values = (values * changes[:, 6].view(-1, 1, 1, 1) + changes[:, 7].view(-1, 1, 1, 1)).clamp(0, 255)
+        if changes.shape[1] > 8:
+            values = _recolor(_blur(values, changes[:, 8]), changes[:, 9:13, None, None])
+            values = torch.where(_inside(changes[:, 13:], values)[:, None], mean, values)
     return ((values - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -104,12 +148,52 @@ def change_masks(masks: Tensor, changes: Tensor | None) -> Tensor:
     """Augment masks uint8 (B, H, W) in step with their images, by nearest pixel; return int64 (B, H, W)."""
     # float32 holds every class index exactly, and nearest never mixes them
     changes = changes if masks.ndim > 1 else None
-    return masks.long() if changes is None else _resample(masks[:, None].float(), changes, "nearest")[:, 0].long()
+    if changes is None:
+        return masks.long()
+    moved = _resample(masks[:, None].float(), changes, "nearest")[:, 0].long()
+    return moved if changes.shape[1] <= 8 else moved.masked_fill(_inside(changes[:, 13:], moved), IGNORE_INDEX)
 
 
 def _resample(values: Tensor, changes: Tensor, mode: str) -> Tensor:
     grid = functional.affine_grid(changes[:, :6].view(-1, 2, 3), list(values.shape), align_corners=False)
     return functional.grid_sample(values, grid, mode, padding_mode="reflection", align_corners=False)
+
+
+def _blur(values: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each image (B, C, H, W) with a Gaussian of its own, `sigma` (B,) as a share of the side; 0 is none."""
+    radius = math.ceil(3 * MOST_BLUR * values.shape[-1])
+    offsets = torch.arange(-radius, radius + 1, device=values.device)
+    kernel = (-0.5 * (offsets / (sigma * values.shape[-1]).clamp(min=1e-3)[:, None]).square()).exp()
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).T[..., None, None, None]  # (taps, B, 1, 1, 1)
+    for axis, margin in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
+        length, wide = values.shape[axis], functional.pad(values, margin, mode="reflect")
+        values = torch.zeros_like(values)
+        for tap, weight in enumerate(kernel):
+            values = torch.addcmul(values, wide.narrow(axis, tap, length), weight)
+    return values
+
+
+def _recolor(values: Tensor, factors: Tensor) -> Tensor:
+    """Scale saturation and channels of (B, C, H, W) in [0, 255] by `factors` (B, 4, 1, 1); of gray ones brightness."""
+    if values.shape[1] == 1:
+        return (values * _to_gray(factors[:, 1:])).clamp(0, 255)
+    if values.shape[1] != 3:
+        return values
+    values = torch.lerp(_to_gray(values), values, factors[:, :1]).clamp(0, 255)
+    return (values * factors[:, 1:]).clamp(0, 255)
+
+
+def _to_gray(values: Tensor) -> Tensor:
+    red, green, blue = values.split(1, dim=1)
+    return GRAY[0] * red + GRAY[1] * green + GRAY[2] * blue
+
+
+def _inside(holes: Tensor, values: Tensor) -> Tensor:
+    """Which pixels (B, H, W) lie in rectangles (B, 4), given as left, top, right and bottom in [0, 1]."""
+    height, width = values.shape[-2:]
+    x, y = ((torch.arange(side, device=values.device) + 0.5) / side for side in (width, height))
+    left, top, right, bottom = holes.T[..., None]
+    return ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None, :]
 
 
 def _uniform(limits: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
@@ -130,7 +214,7 @@ class GPUImageDataset(Dataset[tuple[Tensor, ...]]):
     Args:
         images: uint8 (N, S, S, 3), RGB; a memory map is copied in parts, so it takes little memory of the host.
         masks: class indices, uint8 (N, S, S), or int64 (N,), one of each image; None for unlabeled images.
-        change: `CropAndFlip()`, `MildChange()`; None only normalizes.
+        change: `CropAndFlip()`, `MildChange()`, `StrongChange()`; None only normalizes.
         mean, std: per channel, for values in [0, 1].
         device: takes N * S * S * 3 bytes (4 with masks) of its memory.
         seed: of the augmentation.

@@ -7,53 +7,207 @@ is the side S in pixels; `mean` and `std` are per channel, for values in [0, 1];
 
 from __future__ import annotations
 
+import copy
+import json
 import os
-from collections.abc import Sequence
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
+import numpy as np
 
 # albumentations asks a server for its latest version when it is imported, unless this is set before
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations
+from albumentations.core.composition import BaseCompose
 from albumentations.pytorch import ToTensorV2
+
+from segae.data.augmentation import FINETUNING_CHANGES, Change, pretraining_changes, refuse_augmentation
+from segae.data.gpu import LEAST_BLUR, MOST_BLUR, CropAndFlip, StrongChange
+from segae.data.image_io import IGNORE_INDEX
+from segae.errors import SegaeError
 
 _NEAREST = cv2.INTER_NEAREST_EXACT
 
 
 def pretrain_transform(
-    size: int, mean: Sequence[float], std: Sequence[float], *, crop: bool = True
-) -> albumentations.Compose:
+    size: int, mean: Sequence[float], std: Sequence[float], *, crop: bool = True, augment: Any = "default"
+) -> albumentations.Compose | OwnTransform:
     """Random resized crop and horizontal flip, as in masked autoencoders (2111.06377).
 
     The crop has half to the whole of the area. With `crop=False` there is none, for methods that crop by themselves.
+    `augment` is as in `load_augmentation`: light is a flip alone; strong crops a fifth to the whole and changes colors.
     """
-    resized_crop = albumentations.RandomResizedCrop(
-        (size, size), scale=(0.5, 1.0), interpolation=cv2.INTER_LINEAR, mask_interpolation=_NEAREST
-    )
-    return _compose([resized_crop if crop else _resize(size), albumentations.HorizontalFlip(p=0.5)], mean, std)
+    return _transform(augment, pretraining_changes(crop=crop), size, mean, std)
 
 
-def train_transform(size: int, mean: Sequence[float], std: Sequence[float]) -> albumentations.Compose:
+def train_transform(
+    size: int, mean: Sequence[float], std: Sequence[float], *, augment: Any = "default"
+) -> albumentations.Compose | OwnTransform:
     """Horizontal flip, mild affine change, mild brightness and contrast, with the mask in step.
 
-    The border is reflected in image and mask, so that no undefined class appears at the edges.
+    The border is reflected in image and mask, so that no undefined class appears at the edges. `augment` is as in
+    `load_augmentation`: light is a flip alone; strong has larger ranges and also blur, color, and holes that are 255
+    (ignored) in the mask.
     """
-    affine = albumentations.Affine(
-        scale=(0.9, 1.1),
-        translate_percent=(-0.06, 0.06),
-        rotate=(-10, 10),
-        interpolation=cv2.INTER_LINEAR,
-        mask_interpolation=cv2.INTER_NEAREST,
-        border_mode=cv2.BORDER_REFLECT_101,
-        p=0.5,
-    )
-    light = albumentations.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5)
-    return _compose([_resize(size), albumentations.HorizontalFlip(p=0.5), affine, light], mean, std)
+    return _transform(augment, FINETUNING_CHANGES, size, mean, std)
 
 
 def eval_transform(size: int, mean: Sequence[float], std: Sequence[float]) -> albumentations.Compose:
     """Resize and normalize; nothing random."""
     return _compose([_resize(size)], mean, std)
+
+
+def load_augmentation(given: Any) -> Any:
+    """Return the name of an augmentation as it is, and one's own as a transform of albumentations.
+
+    Names are none, light, default and strong. One's own is a transform, such as a Compose; the JSON or YAML file that
+    `albumentations.save` wrote; or that JSON as a text. A copy is returned that gives pixels of a mask 255 (ignored)
+    where the transform would have filled undefined ones with class 0. SegaeError for anything else.
+    """
+    if isinstance(given, str) and given in FINETUNING_CHANGES:
+        return given
+    if isinstance(given, albumentations.BasicTransform | BaseCompose):
+        try:
+            albumentations.to_dict(given)
+        except (NotImplementedError, ValueError) as error:  # such as a Lambda without a name
+            raise SegaeError(f"augment must be a transform that albumentations can save: {error}") from error
+        return _ignore_undefined(copy.deepcopy(given))
+    if not isinstance(given, str | os.PathLike):
+        raise refuse_augmentation(given)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*not valid for transform")  # a misspelled setting would be left out
+            if str(given).lstrip().startswith("{"):
+                found: Any = albumentations.from_dict(json.loads(str(given)))
+            else:
+                kind: Any = "json" if Path(given).suffix == ".json" else "yaml"
+                found = albumentations.load(Path(given), data_format=kind)
+    except FileNotFoundError:
+        raise refuse_augmentation(str(given)) from None
+    except Exception as error:  # of nearly any type, from the parser, albumentations or pydantic
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise refuse_augmentation(str(given), reason) from error
+    return _ignore_undefined(found)
+
+
+def describe_augmentation(augment: Any) -> str:
+    """The name of an augmentation, or one's own as the JSON that `load_augmentation` reads."""
+    return augment if isinstance(augment, str) else json.dumps(albumentations.to_dict(augment), default=str)
+
+
+class OwnTransform:
+    """A transform of a user between the resize and the normalization of segae.
+
+    It gets uint8 `image` (S, S, 3) and `mask` (S, S) of class indices, and must return the same kind; that is checked
+    for each image, and once for a gray one when this is made. SegaeError where it cannot be applied, or returns another
+    size or type, or a class that the mask did not have.
+    """
+
+    def __init__(self, own: Any, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self._first, self._own = _resize(size), albumentations.Compose([own])
+        self._last = _compose([], mean, std)
+        self.set_random_state(np.random.default_rng(0), random.Random(0))
+        self(image=np.full((size, size, 3), 128, np.uint8), mask=np.zeros((size, size), np.uint8))
+
+    def set_random_state(self, generator: np.random.Generator, python: random.Random) -> None:
+        """Set what the next call draws from."""
+        self._own.set_random_state(generator, python)
+
+    def __call__(self, **arrays: np.ndarray) -> dict[str, Any]:
+        """Transform `image` and, where given, `mask`."""
+        before = self._first(**arrays)
+        try:
+            after = self._own(**before)
+        except Exception as error:  # what a transform raises for images that it cannot take
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            shape = before["image"].shape
+            raise SegaeError(f"augment must be a transform for uint8 images {shape}, got {reason}") from error
+        for name, array in before.items():
+            seen, needed = after.get(name), f"{array.dtype} array {array.shape}"
+            if not isinstance(seen, np.ndarray) or (seen.shape, seen.dtype) != (array.shape, array.dtype):
+                shown = f"{getattr(seen, 'dtype', type(seen).__name__)} {tuple(getattr(seen, 'shape', ()))}"
+                hint = "segae resizes before it, and normalizes and makes tensors after it"
+                raise SegaeError(f"augment must return {name} as {needed}, got {shown}; {hint}")
+        if "mask" in before:
+            known = np.zeros(256, bool)
+            known[before["mask"]], known[IGNORE_INDEX] = True, True
+            if not known[after["mask"]].all():
+                strange = np.unique(after["mask"][~known[after["mask"]]]).tolist()[:5]
+                raise SegaeError(f"augment must keep the classes of a mask, or give 255 (ignored), got {strange}")
+        return self._last(**{name: after[name] for name in before})
+
+
+def _transform(
+    augment: Any, named: dict[str, Change], size: int, mean: Sequence[float], std: Sequence[float]
+) -> albumentations.Compose | OwnTransform:
+    if not isinstance(augment := load_augmentation(augment), str):
+        return OwnTransform(augment, size, mean, std)
+    return _compose(_steps(named[augment], size, mean), mean, std)
+
+
+def _steps(change: Change, size: int, mean: Sequence[float]) -> list[albumentations.BasicTransform]:
+    """The transforms of albumentations that do what a batch of the GPU undergoes."""
+    if change is None:
+        return [_resize(size)]
+    if isinstance(change, StrongChange):
+        return [*_steps(change.place, size, mean), *_strong_steps(change, size, mean)]
+    if isinstance(change, CropAndFlip):
+        crop = albumentations.RandomResizedCrop(
+            (size, size),
+            scale=change.scale,
+            ratio=change.ratio,
+            interpolation=cv2.INTER_LINEAR,
+            mask_interpolation=_NEAREST,
+        )
+        first = _resize(size) if change.scale == (1, 1) else crop
+        return [first, albumentations.HorizontalFlip(p=change.flip)]
+    affine = albumentations.Affine(
+        scale=change.scale,
+        translate_percent=(-change.translate, change.translate),
+        rotate=(-change.rotate, change.rotate),
+        interpolation=cv2.INTER_LINEAR,
+        mask_interpolation=cv2.INTER_NEAREST,
+        border_mode=cv2.BORDER_REFLECT_101,
+        p=change.probability,
+    )
+    light = albumentations.RandomBrightnessContrast(
+        brightness_limit=change.brightness, contrast_limit=change.contrast, p=change.probability
+    )
+    return [_resize(size), albumentations.HorizontalFlip(p=change.flip), affine, light]
+
+
+def _strong_steps(change: StrongChange, size: int, mean: Sequence[float]) -> Iterator[albumentations.BasicTransform]:
+    if change.blur:
+        yield albumentations.GaussianBlur(sigma_limit=(LEAST_BLUR * size, MOST_BLUR * size), p=change.blur)
+    if len(mean) in (1, 3):
+        saturation, tint = (1 - change.saturation, 1 + change.saturation), (1 - change.tint, 1 + change.tint)
+        same = {"brightness": (1, 1), "contrast": (1, 1), "hue": (0, 0)}
+        yield albumentations.ColorJitter(saturation=saturation, **same, p=change.color)
+        yield albumentations.MultiplicativeNoise(multiplier=tint, per_channel=True, p=change.color)
+    if change.hole:
+        gray = [255 * value for value in mean]
+        yield albumentations.CoarseDropout(
+            num_holes_range=(1, 1),
+            hole_height_range=change.hole_side,
+            hole_width_range=change.hole_side,
+            fill=tuple(gray * 3 if len(gray) == 1 else gray),
+            fill_mask=IGNORE_INDEX,
+            p=change.hole,
+        )
+
+
+def _ignore_undefined(transform: Any) -> Any:
+    """Fill masks with 255 wherever a transform, or one in it, would fill them with 0, which is a class."""
+    if isinstance(transform, BaseCompose):
+        for one in transform.transforms:
+            _ignore_undefined(one)
+    elif getattr(transform, "fill_mask", None) == 0:
+        transform.fill_mask = type(transform.fill_mask)(IGNORE_INDEX)
+    return transform
 
 
 def _resize(size: int) -> albumentations.BasicTransform:

@@ -28,7 +28,7 @@ from segae.training import pretraining_callbacks
 from segae.training.callbacks import EncoderMode, EpochClock, StopAfterSteps, StopOnNaN, spans_phases
 from segae.training.dataloaders import check_masks, prepare
 from segae.training.distributed import AverageGradients, all_reduce, sync_batchnorm, world_size
-from segae.training.losses import SupervisedLoss
+from segae.training.losses import supervised_loss
 from segae.training.schedule import BatchNormMode, parameter_groups
 
 _CHUNK = 1024  # losses to a block of memory: a device gives out none below 512 bytes, and a number would take one
@@ -145,14 +145,9 @@ def segmentation_learner(
         raise SegaeError(f"num_classes must be that of the codes in dls, {names}, or given, got {num_classes}")
     whole = isinstance(network, Classifier)
     check_masks(dls, num_classes)
-    if not callable(loss):
-        how: dict[str, Any] = {"class_weights": class_weights, "label_smoothing": label_smoothing}
-        require_choice("loss", loss, ("cross_entropy",)) if whole else None
-        loss = SupervisedLoss(loss, num_classes=num_classes, **how).to(dls.device)
-    elif class_weights is not None or label_smoothing:
-        given = f"{class_weights}, {label_smoothing}"
-        raise SegaeError(f"class_weights and label_smoothing must be left out for a loss of your own, got {given}")
-    criterion: Any = _Loss(loss)
+    how: dict[str, Any] = {"class_weights": class_weights, "label_smoothing": label_smoothing, "whole_images": whole}
+    loss = supervised_loss(loss, num_classes=num_classes, **how)
+    criterion: Any = _Loss(loss.to(dls.device) if isinstance(loss, nn.Module) else loss)
     # what fastai asks of a loss to make probabilities and masks of logits
     criterion.activation, criterion.decodes = partial(torch.softmax, dim=1, dtype=torch.float32), argmax_classes
     metric = (common.Accuracy if whole else common.MeanIoU)(num_classes)

@@ -7,8 +7,9 @@ import torch
 from segmentation_models_pytorch import losses
 from torch import Tensor, nn
 
+from segae._io import require_choice
 from segae.data.image_io import IGNORE_INDEX
-from segae.errors import SegaeError
+from segae.errors import SegaeError, nearest
 
 _SHARED: dict[str, Any] = {"mode": "multiclass", "ignore_index": IGNORE_INDEX}
 _LOSSES: dict[str, Callable[[], nn.Module]] = {
@@ -17,16 +18,21 @@ _LOSSES: dict[str, Callable[[], nn.Module]] = {
     "focal": lambda: losses.FocalLoss(**_SHARED),
     "lovasz": lambda: losses.LovaszLoss(**_SHARED),
 }
-LOSSES = ("cross_entropy", *_LOSSES)
+LOSSES = {
+    "cross_entropy": "of each pixel; the only one that takes class weights and label smoothing",
+    "dice": "one minus the Dice score of each class: small classes count as much as large ones (arXiv 1606.04797)",
+    "jaccard": "one minus the intersection over union of each class (10.1007/978-3-319-50835-1_22)",
+    "focal": "of each pixel, less where it is predicted well (arXiv 1708.02002, of each class against the rest)",
+    "lovasz": "a convex surrogate of the intersection over union, Lovasz-Softmax (arXiv 1705.08790)",
+}
+"""What can be named, with a line about each."""
 
 
 class SupervisedLoss(nn.Module):
     """A loss between logits (B, K, ...) and class indices (B, ...), such as ``cross_entropy`` or ``dice+0.5*focal``.
 
-    The names are ``cross_entropy``, ``dice`` (arXiv 1606.04797), ``jaccard`` (10.1007/978-3-319-50835-1_22), ``focal``
-    (arXiv 1708.02002, of each class against the rest) and ``lovasz`` (Lovasz-Softmax, arXiv 1705.08790). All but
-    cross-entropy and focal count a class over the whole batch, and average over the classes that the batch has.
-    Class indices of 255 do not count; the loss of a batch without others is 0.
+    ``LOSSES`` describes the names. All but cross-entropy and focal count a class over the whole batch, and average over
+    the classes that the batch has. Class indices of 255 do not count; the loss of a batch without others is 0.
 
     Args:
         text: names, with a factor before each where it is not 1, joined by ``+``.
@@ -61,8 +67,9 @@ class SupervisedLoss(nn.Module):
         for term in text.split("+"):
             factor, _, name = ("1*" + term if "*" not in term else term).partition("*")
             if (name := name.strip()) not in LOSSES:
+                hint = nearest(name, LOSSES)
                 raise SegaeError(
-                    f"loss must be one of {', '.join(LOSSES)} or a sum such as dice+0.5*focal, got {text!r}"
+                    f"loss must be one of {', '.join(LOSSES)} or a sum such as dice+0.5*focal, got {text!r}{hint}"
                 )
             try:
                 self.factors.append(float(factor))
@@ -85,6 +92,30 @@ class SupervisedLoss(nn.Module):
         target = target.where(counts, 0)  # means of nothing would be NaN
         terms = [factor * part(logits, target) for factor, part in zip(self.factors, self.parts, strict=True)]
         return torch.stack(terms).sum() * counts
+
+
+def supervised_loss(
+    loss: str | Callable[[Tensor, Tensor], Tensor],
+    *,
+    num_classes: int,
+    class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+    whole_images: bool = False,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a loss of one's own as it is, and make that of a text.
+
+    Other arguments are as in ``SupervisedLoss``; with ``whole_images``, a class for each, the text must be
+    ``cross_entropy``. SegaeError for what cannot be used, or weights or smoothing beside a loss of one's own.
+    """
+    if not callable(loss):
+        if whole_images:
+            require_choice("loss", loss, ("cross_entropy",))
+        how: dict[str, Any] = {"class_weights": class_weights, "label_smoothing": label_smoothing}
+        return SupervisedLoss(loss, num_classes=num_classes, **how)
+    if class_weights is not None or label_smoothing:
+        given = f"{class_weights}, {label_smoothing}"
+        raise SegaeError(f"class_weights and label_smoothing must be left out for a loss of your own, got {given}")
+    return loss
 
 
 class _Overlap(nn.Module):

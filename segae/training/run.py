@@ -278,7 +278,10 @@ def provenance(device: torch.device) -> dict[str, str]:
             commit = git("rev-parse", "--short=12", "HEAD") + ("+changes" if edited else "")
     name = f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
-    versions = (f"{package} {metadata.version(package)}" for package in _PACKAGES)
+    versions = []
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):  # there is a substitute for albumentations
+            versions.append(f"{package} {metadata.version(package)}")
     return {
         "commit": commit,
         "versions": "; ".join([f"python {platform.python_version()}", *versions]),

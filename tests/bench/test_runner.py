@@ -97,7 +97,8 @@ def test_every_run_is_a_row_that_says_what_was_done(finished):
     assert [list(rows["method"]), list(rows["seed"])] == [["", "", "pseudo_masks", "pseudo_masks"], [0, 1, 0, 1]]
     same = {"dataset": "pets", "split": "test", "labels": 6, "label_fraction": 0.5, "epoch_images": 12, "steps": 3}
     same |= {"encoder": "test_resnet", "decoder": "unet", "image_size": 32, "freeze_epochs": 0, "epochs": 1}
-    same |= {"batch_size": 4, "loss": "cross_entropy", "augment": "1", "weights": "random", "finetuning": "supervised"}
+    same |= {"batch_size": 4, "loss": "cross_entropy", "augment": "default", "weights": "random"}
+    same |= {"finetuning": "supervised"}
     same |= {"finetune_settings": '{"weight_decay": 0.02}'}
     assert (rows[list(same)] == pd.Series(same)).all(axis=None)
     assert list(rows.groupby("seed")["label_subset"].nunique()) == [1, 1]
