@@ -4,8 +4,6 @@ Arguments and results are the same, resized and normalized images equal. Augment
 random numbers, but a zoom is equal along both axes. There is no augmentation of one's own.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +23,36 @@ from segae.data.gpu import LEAST_BLUR, MOST_BLUR, CropAndFlip, MildChange, Stron
 from segae.data.image_io import IGNORE_INDEX, resize_mask
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # image uint8 (C, H, W) and mask uint8 (H, W)
+
+
+class TorchvisionTransform:
+    """Resize, change and normalize an image, and its mask in step; called as a Compose of albumentations is."""
+
+    def __init__(self, change: Change, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self._steps, self._size = list(_steps(change, size, mean)), size
+        self._mean, self._std = list(mean), list(std)
+        self._random = random.Random()
+
+    def set_random_state(self, generator: np.random.Generator, python: random.Random) -> None:  # noqa: ARG002
+        """Set what the next calls draw from: the second, as torchvision draws from a generator of torch."""
+        self._random = python
+
+    def __call__(self, *, image: np.ndarray, mask: np.ndarray | None = None) -> dict[str, Tensor]:
+        """Return `image` float32 (C, S, S) and, where it is given, `mask` uint8 (S, S)."""
+        square = (self._size, self._size)
+        if image.shape[:2] != square:  # as albumentations does, to the bit; torchvision averages otherwise
+            image = cv2.resize(image, square, interpolation=cv2.INTER_AREA).reshape(*square, -1)
+        resized = torch.from_numpy(image).permute(2, 0, 1)
+        labels = np.zeros(square, np.uint8) if mask is None else resize_mask(mask, self._size)
+        pair: tuple[Any, Any] = tv_tensors.Image(resized), tv_tensors.Mask(torch.from_numpy(labels))
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.default_generator.manual_seed(self._random.getrandbits(63))
+            for step in self._steps:
+                pair = step(*pair)
+        values = functional.rgb_to_grayscale(pair[0]) if len(self._mean) == 1 < len(resized) else pair[0]
+        values = functional.normalize(functional.to_dtype(values, torch.float32, scale=True), self._mean, self._std)
+        result = {"image": values.as_subclass(Tensor)}
+        return result if mask is None else result | {"mask": pair[1].as_subclass(Tensor)}
 
 
 def pretrain_transform(
@@ -56,36 +84,6 @@ def load_augmentation(given: Any) -> str:
 def describe_augmentation(augment: str) -> str:
     """The name of an augmentation."""
     return augment
-
-
-class TorchvisionTransform:
-    """Resize, change and normalize an image, and its mask in step; called as a Compose of albumentations is."""
-
-    def __init__(self, change: Change, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        self._steps, self._size = list(_steps(change, size, mean)), size
-        self._mean, self._std = list(mean), list(std)
-        self._random = random.Random()
-
-    def set_random_state(self, generator: np.random.Generator, python: random.Random) -> None:  # noqa: ARG002
-        """Set what the next calls draw from: the second, as torchvision draws from a generator of torch."""
-        self._random = python
-
-    def __call__(self, *, image: np.ndarray, mask: np.ndarray | None = None) -> dict[str, Tensor]:
-        """Return `image` float32 (C, S, S) and, where it is given, `mask` uint8 (S, S)."""
-        square = (self._size, self._size)
-        if image.shape[:2] != square:  # as albumentations does, to the bit; torchvision averages otherwise
-            image = cv2.resize(image, square, interpolation=cv2.INTER_AREA).reshape(*square, -1)
-        resized = torch.from_numpy(image).permute(2, 0, 1)
-        labels = np.zeros(square, np.uint8) if mask is None else resize_mask(mask, self._size)
-        pair: tuple[Any, Any] = tv_tensors.Image(resized), tv_tensors.Mask(torch.from_numpy(labels))
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-            torch.default_generator.manual_seed(self._random.getrandbits(63))
-            for step in self._steps:
-                pair = step(*pair)
-        values = functional.rgb_to_grayscale(pair[0]) if len(self._mean) == 1 < len(resized) else pair[0]
-        values = functional.normalize(functional.to_dtype(values, torch.float32, scale=True), self._mean, self._std)
-        result = {"image": values.as_subclass(Tensor)}
-        return result if mask is None else result | {"mask": pair[1].as_subclass(Tensor)}
 
 
 def _transform(

@@ -5,8 +5,6 @@ Transforms take uint8 arrays, `image` (H, W, 3) and optionally `mask` (H, W), an
 is the side S in pixels; `mean` and `std` are per channel, for values in [0, 1]; one channel makes the image gray.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import os
@@ -31,6 +29,48 @@ from segae.data.image_io import IGNORE_INDEX
 from segae.errors import SegaeError
 
 _NEAREST = cv2.INTER_NEAREST_EXACT
+
+
+class OwnTransform:
+    """A transform of a user between the resize and the normalization of segae.
+
+    It gets uint8 `image` (S, S, 3) and `mask` (S, S) of class indices, and must return the same kind; that is checked
+    for each image, and once for a gray one when this is made. SegaeError where it cannot be applied, or returns another
+    size or type, or a class that the mask did not have.
+    """
+
+    def __init__(self, own: Any, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self._first, self._own = _resize(size), albumentations.Compose([own])
+        self._last = _compose([], mean, std)
+        self.set_random_state(np.random.default_rng(0), random.Random(0))
+        self(image=np.full((size, size, 3), 128, np.uint8), mask=np.zeros((size, size), np.uint8))
+
+    def set_random_state(self, generator: np.random.Generator, python: random.Random) -> None:
+        """Set what the next call draws from."""
+        self._own.set_random_state(generator, python)
+
+    def __call__(self, **arrays: np.ndarray) -> dict[str, Any]:
+        """Transform `image` and, where given, `mask`."""
+        before = self._first(**arrays)
+        try:
+            after = self._own(**before)
+        except Exception as error:  # what a transform raises for images that it cannot take
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            shape = before["image"].shape
+            raise SegaeError(f"augment must be a transform for uint8 images {shape}, got {reason}") from error
+        for name, array in before.items():
+            seen, needed = after.get(name), f"{array.dtype} array {array.shape}"
+            if not isinstance(seen, np.ndarray) or (seen.shape, seen.dtype) != (array.shape, array.dtype):
+                shown = f"{getattr(seen, 'dtype', type(seen).__name__)} {tuple(getattr(seen, 'shape', ()))}"
+                hint = "segae resizes before it, and normalizes and makes tensors after it"
+                raise SegaeError(f"augment must return {name} as {needed}, got {shown}; {hint}")
+        if "mask" in before:
+            known = np.zeros(256, bool)
+            known[before["mask"]], known[IGNORE_INDEX] = True, True
+            if not known[after["mask"]].all():
+                strange = np.unique(after["mask"][~known[after["mask"]]]).tolist()[:5]
+                raise SegaeError(f"augment must keep the classes of a mask, or give 255 (ignored), got {strange}")
+        return self._last(**{name: after[name] for name in before})
 
 
 def pretrain_transform(
@@ -97,48 +137,6 @@ def load_augmentation(given: Any) -> Any:
 def describe_augmentation(augment: Any) -> str:
     """The name of an augmentation, or one's own as the JSON that `load_augmentation` reads."""
     return augment if isinstance(augment, str) else json.dumps(albumentations.to_dict(augment), default=str)
-
-
-class OwnTransform:
-    """A transform of a user between the resize and the normalization of segae.
-
-    It gets uint8 `image` (S, S, 3) and `mask` (S, S) of class indices, and must return the same kind; that is checked
-    for each image, and once for a gray one when this is made. SegaeError where it cannot be applied, or returns another
-    size or type, or a class that the mask did not have.
-    """
-
-    def __init__(self, own: Any, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        self._first, self._own = _resize(size), albumentations.Compose([own])
-        self._last = _compose([], mean, std)
-        self.set_random_state(np.random.default_rng(0), random.Random(0))
-        self(image=np.full((size, size, 3), 128, np.uint8), mask=np.zeros((size, size), np.uint8))
-
-    def set_random_state(self, generator: np.random.Generator, python: random.Random) -> None:
-        """Set what the next call draws from."""
-        self._own.set_random_state(generator, python)
-
-    def __call__(self, **arrays: np.ndarray) -> dict[str, Any]:
-        """Transform `image` and, where given, `mask`."""
-        before = self._first(**arrays)
-        try:
-            after = self._own(**before)
-        except Exception as error:  # what a transform raises for images that it cannot take
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            shape = before["image"].shape
-            raise SegaeError(f"augment must be a transform for uint8 images {shape}, got {reason}") from error
-        for name, array in before.items():
-            seen, needed = after.get(name), f"{array.dtype} array {array.shape}"
-            if not isinstance(seen, np.ndarray) or (seen.shape, seen.dtype) != (array.shape, array.dtype):
-                shown = f"{getattr(seen, 'dtype', type(seen).__name__)} {tuple(getattr(seen, 'shape', ()))}"
-                hint = "segae resizes before it, and normalizes and makes tensors after it"
-                raise SegaeError(f"augment must return {name} as {needed}, got {shown}; {hint}")
-        if "mask" in before:
-            known = np.zeros(256, bool)
-            known[before["mask"]], known[IGNORE_INDEX] = True, True
-            if not known[after["mask"]].all():
-                strange = np.unique(after["mask"][~known[after["mask"]]]).tolist()[:5]
-                raise SegaeError(f"augment must keep the classes of a mask, or give 255 (ignored), got {strange}")
-        return self._last(**{name: after[name] for name in before})
 
 
 def _transform(

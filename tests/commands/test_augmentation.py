@@ -1,7 +1,5 @@
 """The augmentation and the loss of a run: noted, repeated from its config, and refused before anything is read."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Augmentations by name are the same on every path, and one's own is applied, checked and noted."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import random
@@ -127,6 +125,23 @@ def test_a_hole_is_gray_in_the_image_and_ignored_in_the_mask(path: str) -> None:
         assert int(hole.sum()) == int(rows * columns)  # a rectangle
     assert min(shares) >= 0.08**2
     assert max(shares) <= 0.33**2
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_strong_change_is_the_same_on_every_device_and_for_gray_images(device: str) -> None:
+    image, mask = scene()
+    batches = []
+    for where, mean in (("cpu", MEAN), (device, MEAN), (device, (0.4,))):
+        look = {"mean": mean, "std": (0.2,) * len(mean), "device": torch.device(where), "repeats": 40}
+        images = np.repeat(image[None, ..., :1], 3, axis=3) if len(mean) == 1 else image[None]
+        batches.append(data.GPUImageDataset(images, mask[None], data.StrongChange(), **look).__getitems__(range(40)))
+    torch.testing.assert_close(batches[0][0], batches[1][0].cpu(), atol=1e-3, rtol=0)
+    assert torch.equal(batches[0][1], batches[1][1].cpu())
+    assert torch.equal(batches[0][1], batches[2][1].cpu())
+    gray, labels = batches[2][0].cpu(), batches[2][1].cpu()
+    assert gray.shape == (40, 1, SIZE, SIZE)
+    assert (gray[:, 0][labels == 255].abs() < 1e-5).all()
+    assert set(labels.unique().tolist()) == {0, 1, 255}
 
 
 def test_a_blur_of_the_gpu_is_that_of_opencv() -> None:
