@@ -43,7 +43,8 @@ class OwnTransform:
         self._first, self._own = _resize(size), albumentations.Compose([own])
         self._last = _compose([], mean, std)
         self.set_random_state(np.random.default_rng(0), random.Random(0))
-        self(image=np.full((size, size, 3), 128, np.uint8), mask=np.zeros((size, size), np.uint8))
+        channels = max(len(mean), 3)
+        self(image=np.full((size, size, channels), 128, np.uint8), mask=np.zeros((size, size), np.uint8))
 
     def set_random_state(self, generator: np.random.Generator, python: random.Random) -> None:
         """Set what the next call draws from."""
@@ -51,7 +52,9 @@ class OwnTransform:
 
     def __call__(self, **arrays: np.ndarray) -> dict[str, Any]:
         """Transform `image` and, where given, `mask`."""
-        before = self._first(**arrays)
+        before, known = self._first(**arrays), np.zeros(256, bool)
+        if "mask" in before:  # now: a transform may change an array in its place
+            known[before["mask"]], known[IGNORE_INDEX] = True, True
         try:
             after = self._own(**before)
         except Exception as error:  # what a transform raises for images that it cannot take
@@ -64,12 +67,9 @@ class OwnTransform:
                 shown = f"{getattr(seen, 'dtype', type(seen).__name__)} {tuple(getattr(seen, 'shape', ()))}"
                 hint = "segae resizes before it, and normalizes and makes tensors after it"
                 raise SegaeError(f"augment must return {name} as {needed}, got {shown}; {hint}")
-        if "mask" in before:
-            known = np.zeros(256, bool)
-            known[before["mask"]], known[IGNORE_INDEX] = True, True
-            if not known[after["mask"]].all():
-                strange = np.unique(after["mask"][~known[after["mask"]]]).tolist()[:5]
-                raise SegaeError(f"augment must keep the classes of a mask, or give 255 (ignored), got {strange}")
+        if "mask" in before and not known[after["mask"]].all():
+            strange = np.unique(after["mask"][~known[after["mask"]]]).tolist()[:5]
+            raise SegaeError(f"augment must keep the classes of a mask, or give 255 (ignored), got {strange}")
         return self._last(**{name: after[name] for name in before})
 
 
@@ -130,7 +130,7 @@ def load_augmentation(given: Any) -> Any:
         raise refuse_augmentation(str(given)) from None
     except Exception as error:  # of nearly any type, from the parser, albumentations or pydantic
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise refuse_augmentation(str(given), reason) from error
+        raise refuse_augmentation(str(given), f"albumentations cannot read it ({reason})") from error
     return _ignore_undefined(found)
 
 

@@ -44,6 +44,12 @@ def test_rows_come_back_typed_with_defaults_for_absent_columns(tmp_path):
     assert np.isnan(row["boundary_iou"])
 
 
+def test_rows_from_before_augmentations_had_names_get_them(tmp_path):
+    given = {"1": "default", "0": "none", "": "default", "strong": "strong", '{"transform": {}}': '{"transform": {}}'}
+    merge_rows(tmp_path / "b.csv", [ROW | {"run_id": f"{place}", "augment": one} for place, one in enumerate(given)])
+    assert read_rows(tmp_path / "b.csv")["augment"].tolist() == list(given.values())
+
+
 @pytest.mark.parametrize(
     ("column", "value", "condition"),
     [

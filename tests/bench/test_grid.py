@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -100,7 +101,11 @@ def test_a_run_is_the_same_wherever_its_folders_are_and_however_it_is_computed(p
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"finetune": one} for one in ({"image_size": 96}, {"lr": 0.1}, {"loss": "dice"}, {"augment": False})),
+        *(
+            {"finetune": one}
+            for one in ({"image_size": 96}, {"lr": 0.1}, {"loss": "dice"}, {"augment": False}, {"augment": "strong"})
+        ),
+        {"pretrain": {"augment": "light"}},
         *({"seed": 1}, {"precision": "bfloat16"}, {"max_steps": 3}, {"accumulate": 2}, {"decoders": "fpn"}),
         *({"schedules": "1+2"}, {"labels": 4}, {"merge": "foreground=pet+border"}, {"split": "val"}),
         *({"encoders": "test_convnext"}, {"pretrain": {"epochs": 3}}, {"pretrain_seed": 3}),
@@ -127,6 +132,16 @@ def test_other_images_make_other_runs(pets, tmp_path, change):
     (random, denoised), (first, second) = ids(pets), ids(copy, unlabeled=[more] if change == "unlabeled" else ())
     assert denoised != second
     assert (random == first) == (change == "unlabeled")
+
+
+def test_an_augmentation_counts_by_its_content(pets, tmp_path):
+    for name, kind in (("a", "HorizontalFlip"), ("b", "HorizontalFlip"), ("c", "VerticalFlip")):
+        text = json.dumps({"transform": {"__class_fullname__": kind, "p": 0.5}})
+        (tmp_path / f"{name}.json").write_text(text)
+    first, same, other = (ids(pets, finetune={"augment": str(tmp_path / f"{name}.json")}) for name in "abc")
+    assert first == same
+    assert set(first).isdisjoint(other)
+    assert ids(pets, finetune={"augment": True}) == ids(pets, finetune={"augment": "default"}) == ids(pets)
 
 
 def test_a_weights_file_counts_by_its_content(pets, tmp_path):

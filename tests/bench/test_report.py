@@ -136,6 +136,8 @@ def test_the_page_opens_with_one_verdict_one_figure_and_one_table(study):
     [
         ({"loss": "dice"}, "dice loss"),
         ({"augment": False}, "no augmentation"),
+        ({"augment": "strong"}, "strong augmentation"),
+        ({"augment": '{"transform": {}}'}, "own augmentation"),
         ({"finetune_settings": {"weight_decay": 0.1}}, "weight_decay 0.1"),
     ],
 )
