@@ -126,7 +126,7 @@ class _Check:
             flags.remove("--balance-classes")
         commands = [shlex.join(["segae", *verb, str(self.root), *flags])]
         more |= {"classes": classes, "palette": dataset.palette, "dataset": dataset if known else None}
-        layout = type(dataset).__name__ if known else "unknown"
+        layout = dataset.layout if known else "unknown"
         return self.report(layout, splits, duplicates, commands, looks, more)
 
     def report(

@@ -137,7 +137,7 @@ def test_rare_classes_and_ignored_pixels_change_the_command(tmp_path: Path) -> N
     assert report.classes["share"].tolist() == pytest.approx([1 - share, share])
     assert report.commands == (f"segae finetune {root} --balance-classes --ignore 255",)
     merged = segae.check_data(root, classes=("ground", "line"), ignore=("255", "line"))
-    assert merged.layout == "SegmentationFolder"
+    assert merged.layout == "folder"
     assert "in all training masks" in merged.problems[0].found
 
 
