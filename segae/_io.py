@@ -19,6 +19,7 @@ from segae.errors import SegaeError, nearest
 
 logger = logging.getLogger("segae")
 _TEMPORARY = re.compile(r"\.(?P<pid>\d+)-\w+\.segae-part")
+_DURATION = re.compile(r"(?=.)(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 Content = bytes | memoryview | Callable[[BinaryIO], object]
@@ -152,6 +153,18 @@ def require_choice(argument: str, value: str, choices: Collection[str]) -> None:
     """Raise SegaeError with a close match unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise SegaeError(f"{argument} must be one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}")
+
+
+def parse_duration(argument: str, text: str) -> float:
+    """Read a time such as 30m, 2h, 90s or 1h30m; return it in seconds.
+
+    The SegaeError of anything else, or of no time at all, names the argument and the value seen.
+    """
+    found = _DURATION.fullmatch(text) if isinstance(text, str) else None
+    hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    if not (total := 3600 * hours + 60 * minutes + seconds):
+        raise SegaeError(f"{argument} must be a time such as 30m, 2h, 90s or 1h30m, got {str(text)[:60]!r}")
+    return float(total)
 
 
 def check_range(

@@ -12,7 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, ParamSpec, TypeVar
 
-from segae._io import check_range, show_messages
+from segae._io import check_range, parse_duration, show_messages
 from segae.errors import CheckpointError, DataError, SegaeError, nearest
 
 PathLike = str | os.PathLike[str]
@@ -276,6 +276,11 @@ def require_augmentation(name: str, value: Any) -> None:
             raise SegaeError(f"{name} must be {known}, or a JSON or YAML file of albumentations, got {text}{hint}")
         if not Path(text).is_file():
             raise SegaeError(f"{name} must be {known}, or an existing file, got {text}{_sibling(text)}")
+
+
+def require_duration(name: str, text: str) -> None:
+    """Refuse what is not a time such as 1h30m."""
+    parse_duration(name, text)
 
 
 def require_shard(name: str, text: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any, ClassVar, Literal
 
-from segae._io import require_name
+from segae._io import require_choice, require_name
 from segae._settings import (
     Config,
     PathLike,
@@ -16,6 +16,7 @@ from segae._settings import (
     checked,
     merge_settings,
     number,
+    require_duration,
     require_file,
     require_images,
     require_labeled,
@@ -26,6 +27,8 @@ from segae._settings import (
 from segae.errors import DataError
 
 DEFAULT_ENCODER = "tf_efficientnet_lite0"
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "trackio")
+"""Where a training can be logged; log.csv is always written."""
 
 
 class TrainerConfig(Config):
@@ -51,6 +54,15 @@ class TrainerConfig(Config):
     """Seed of initial weights, order of images, augmentation, corruption and subsets."""
     max_steps: int | None = number(None, 1, 10**9)
     """Stop after this many optimizer steps: a trial run that shows speed and memory."""
+    log: tuple[str, ...] = ()
+    """Where to log beside log.csv: tensorboard, wandb, mlflow, trackio, or several as tensorboard,wandb."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = dict.fromkeys(part.strip() for text in self.log for part in text.split(","))
+        for name in names:
+            require_choice("log", name, LOGGERS)
+        object.__setattr__(self, "log", tuple(name for name in names if name != "csv"))
 
 
 class _Labeled(Config):
@@ -89,6 +101,14 @@ class _Training(_Labeled):
     """Where the encoder starts: random, imagenet, an encoder.safetensors, or the name of a published encoder."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """How to compute."""
+    monitor: Literal["miou", "accuracy", "valid_loss", "probe_miou"] | None = None
+    """By which validation metric an epoch is the best. Default: miou of a segmenter, accuracy of a classifier,
+    valid_loss of a pretraining, which with --probe can also take probe_miou."""
+    save_top_k: int = number(1, 0, 1000)
+    """1 keeps the weights of the best epoch beside the last ones, 0 does not; with more the best ones are kept as
+    top_EPOCH.safetensors, too. Needs validation images."""
+    max_time: str | None = checked(require_duration, default=None)
+    """End the training cleanly after this time, such as 30m, 2h, 90s or 1h30m; resume continues it."""
     resume: bool = False
     """Continue after the last finished epoch in the run folder, if there is one."""
     overwrite: bool = False
@@ -143,7 +163,8 @@ class PretrainSettings(Config):
     val_fraction: float = number(0.05, 0, 1, open_high=True)
     """Share of the images kept apart for the validation loss and the pictures, in [0, 1)."""
     patience: int | None = number(None, 1, 100_000)
-    """Stop when the validation loss has not improved for this many epochs. Default: train to the end."""
+    """Stop when the validation loss, or what monitor names, has not improved for this many epochs. Default: train to
+    the end."""
 
 
 class PretrainConfig(_Training, PretrainSettings):
@@ -253,6 +274,9 @@ class FinetuneConfig(_Training, FinetuneSettings):
     """Share of the training images used for validation, in [0, 1), if the data set has no val split."""
     val_shards: PathLike | None = checked(require_images, default=None)
     """Where data are shards: labeled shards for validation, 2,048 images of them at most. Default: no validation."""
+    patience: int | None = number(None, 1, 100_000)
+    """End the full epochs when the metric of monitor has not improved for this many of them. Default: train to the
+    end."""
 
 
 class _Inference(Config):

@@ -298,7 +298,7 @@ def _pretrain(config: BenchConfig, run: Run, folder: Path, device: str) -> Outco
     settings = dict(run.pretrain or {})
     trainer = replace(config.trainer, device=device, seed=settings.pop("seed"))
     if read_metrics(folder) is None:  # another shard may have done it meanwhile
-        pretrain(**settings, out=folder, trainer=trainer, resume=True)
+        pretrain(**settings, out=folder, trainer=trainer, save_top_k=0, resume=True)
     return Outcome()
 
 
@@ -311,7 +311,7 @@ def _finetune(config: BenchConfig, run: Run, folder: Path, device: str) -> Outco
     trainer = replace(config.trainer, device=device, seed=run.seed)
     validation = folder / "validation.json"
     if read_metrics(folder) is None or not (test or validation.exists()):
-        how: dict[str, Any] = {"out": folder, "trainer": trainer, "resume": True}
+        how: dict[str, Any] = {"out": folder, "trainer": trainer, "save_top_k": 0, "resume": True}
         scores = finetune(str(config.data), **run.finetune, weights=weights, **how).scores
         if not test:
             if scores is None:

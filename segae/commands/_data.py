@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,10 +24,13 @@ from segae.errors import SegaeError, argument_named
 from segae.evaluation import contact_sheet
 from segae.methods import Method
 from segae.models import Encoder, EncoderInfo, create_encoder, published_name, set_gradient_checkpointing
+from segae.training.checkpoints import KeepBest
 from segae.training.device import choose_device, limit_threads
 from segae.training.distributed import gather_objects, rank, run_on_main, world_size
 from segae.training.memory import largest_batch
 from segae.training.run import CONFIG_FILE, open_result_folder
+
+logger = logging.getLogger("segae")
 
 AnyConfig = PretrainConfig | FinetuneConfig
 
@@ -74,6 +78,23 @@ def make_learner(
         return build(loaders, model, **{**settings, "accumulate": size // batch, **more})
 
     return largest_batch(make, size, image_size=side)[0] if parts is None else make(size // parts)
+
+
+def keep_best(
+    config: AnyConfig, images: Images, save: Callable[[Path], object], name: str, monitor: str
+) -> KeepBest | None:
+    """Make the callback that keeps the best epochs by ``config.monitor`` or this one; None without validation images.
+
+    A setting that would do nothing then is refused.
+    """
+    if images.held_out:
+        return KeepBest(Path(config.out) / f"{name}.safetensors", save, config.monitor or monitor, config.save_top_k)
+    for setting, allowed in {"monitor": (None,), "save_top_k": (0, 1)}.items():
+        if (given := getattr(config, setting)) not in allowed:
+            raise SegaeError(f"{setting} must be {allowed[-1]} where there are no validation images, got {given}")
+    if config.save_top_k:
+        logger.info("no validation images: no epoch is known to be the best, and %s.safetensors is not written", name)
+    return None
 
 
 def settings_taken_by(function: Callable[..., Any], config: AnyConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from segae._settings import takes_settings_of
 from segae.applications.trust import TRUST_FILE, TrustScore
 from segae.commands._data import (
     LabeledData,
+    keep_best,
     load_labeled,
     load_start,
     make_learner,
@@ -49,12 +51,14 @@ class FinetuneResult(ShownInNotebooks):
         log: one row per epoch.
         scores: of the validation images, as from ``evaluate``; None where there are none. Test images are neither
             trained on nor scored; only their masks are checked.
+        best_path: best.safetensors, the weights after the epoch of the best validation score; None without it.
     """
 
     model: models.Segmenter | models.Classifier
     path: Path
     log: pd.DataFrame
     scores: SegmentationScores | ClassificationScores | None
+    best_path: Path | None = None
 
     def _facts(self) -> dict[str, Any]:
         scores = {} if self.scores is None else self.scores.as_row()
@@ -84,6 +88,7 @@ class _Finetuning:
     """One fine-tuning, built and checked before any image is decoded or anything is written."""
 
     def __init__(self, config: FinetuneConfig, device: torch.device) -> None:
+        training.check_loggers(config.trainer.log)
         self.config, self.classify = config, config.task == "classify"
         chosen = {name: "" if value == "auto" else value for name, value in config.reading.items()}
         refused = {**chosen, "lpft_head": config.lpft_head, "transfer": config.transfer.partition("+")[2]}
@@ -105,6 +110,8 @@ class _Finetuning:
             given = f"class_weights {config.class_weights}, loss {self.loss_name}"
             raise SegaeError(f"balance_classes must be False where class weights or an own loss are given, got {given}")
         self.make_loss()  # refuses one that cannot be used
+        if config.patience is not None and not config.epochs:
+            raise SegaeError(f"patience must be None where epochs is 0, got {config.patience}: it counts full epochs")
         self.phases = training.freeze_finetune_phases(**settings_taken_by(training.freeze_finetune_phases, config))
         if not self.classify:
             data.check_masks(self.dataset)
@@ -161,17 +168,22 @@ class _Finetuning:
         parts = model, images, config, device, self.size
         own: dict[str, Any] = {"loss": self.make_loss(), "class_weights": None, "label_smoothing": 0.0}
         learner = make_learner(training.segmentation_learner, *parts, **own)
-        folder = Path(config.out)
+        folder, source = Path(config.out), dict[str, str]()
+        score = "accuracy" if self.classify else "miou"
+        kept = keep_best(config, images, lambda file: self.save_epoch(file, images, source, learner), "best", score)
         how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
         augment = data.describe_augmentation(config.augment)
         settings = asdict(replace(config, encoder=start.architecture, loss=self.loss_name, augment=augment))
         kind = settings.pop("task")  # config.json has the command under this name
         how["task"] = f"finetune {kind}" if self.classify else "finetune"
-        with training.open_run_folder(folder, settings, **how) as run:
+        with (
+            training.open_run_folder(folder, settings, **how) as run,
+            training.ExperimentLogger(config.trainer.log, folder) as experiment,
+        ):
             names = data.split_hash(images.names)
             facts: dict[str, Any] = {"cache": images.cache}
             facts |= {"workers": learner.dls.train.num_workers} if images.cache == "stream" else {}
-            source = run.start(device, images=names, weights=os.fspath(config.weights), **facts)
+            source |= run.start(device, images=names, weights=os.fspath(config.weights), **facts)
             write_skipped(folder, skipped)
             logger.info("encoder %s from %s (%s)", start.architecture, start.weights, start.source)
             epochs = f"{config.freeze_epochs} + {config.epochs} epochs on {device}"
@@ -179,23 +191,24 @@ class _Finetuning:
             if not run.resume:
                 self.initialize(images)
             draw = partial(draw_curves, folder / "log.csv", folder / "curves.png")
-            learner.add_cb(training.DrawPictures([draw]))
+            learner.add_cbs([training.DrawPictures([draw]), experiment, *([kept] if kept else [])])
             files = {"log_csv": folder / "log.csv", "resume_file": folder / RESUME_FILE}
             with training.measure_cost(device) as cost:
                 log = training.fit(learner, self.phases, resume=run.resume, **files)  # type: ignore[arg-type]
             write_skipped(folder, skipped, images.failures())
+            best = kept.finish() if kept else {}
             if config.reconstruction_weight:
                 learner.reconstruction_task.detach()
             details = self.describe(images, source, learner)
             model.info = replace(model.info, encoder=start, training=details)
-            path = folder / "model.safetensors"
+            path, best_path = folder / "model.safetensors", next(iter(kept.files), None) if kept else None
             if training.rank() != 0:
-                return FinetuneResult(model, path, log, None)
+                return FinetuneResult(model, path, log, None, best_path)
             checked, scores = images.checked, None
             if checked is not None:
-                score: Any = evaluate_classifier if self.classify else evaluate_model
-                scores = score(model, checked.images, checked.masks, device=device)
-            (models.save_classifier if self.classify else models.save_segmenter)(model, path)
+                evaluate: Any = evaluate_classifier if self.classify else evaluate_model
+                scores = evaluate(model, checked.images, checked.masks, device=device)
+            self.save(path)
             if not self.classify:
                 shown = images.sample if checked is None else checked
                 pictures, truths = shown.images[:_SHEET_ROWS], shown.masks[:_SHEET_ROWS]
@@ -212,6 +225,7 @@ class _Finetuning:
                 {
                     "split": "train" if scores is None else "val",
                     "last_epoch": log.iloc[-1].dropna().to_dict(),
+                    **best,
                     **details,
                     "seconds": float(log["seconds"].sum()),
                     "energy_wh": None if run.resume else cost.energy_wh,
@@ -220,8 +234,21 @@ class _Finetuning:
                     **source,
                 }
             )
+            experiment.log_results(path)
             logger.info("wrote %s", path)
-            return FinetuneResult(model, path, log, scores)
+            return FinetuneResult(model, path, log, scores, best_path)
+
+    def save(self, path: Path) -> None:
+        """Write the model."""
+        (models.save_classifier if self.classify else models.save_segmenter)(self.model, path)
+
+    def save_epoch(self, path: Path, images: LabeledData, source: dict[str, str], learner: Any) -> None:
+        """Write the model as it is after an epoch, without the head of a multi-task training."""
+        details = {**self.describe(images, source, learner), "epoch": learner.epoch_clock.log[-1]["epoch"]}
+        self.model.info = replace(self.model.info, encoder=self.start, training=details)
+        task = getattr(learner, "reconstruction_task", None)
+        with task.without_head() if task else nullcontext():
+            self.save(path)
 
     def initialize(self, images: LabeledData) -> None:
         """Recalibrate BatchNorm and fit the head (LP-FT), in one pass each over clean training images."""

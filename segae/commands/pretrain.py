@@ -21,6 +21,7 @@ from segae._notebook import ShownInNotebooks, html_run, log_facts
 from segae._settings import takes_settings_of
 from segae.commands._data import (
     UnlabeledData,
+    keep_best,
     load_start,
     load_unlabeled,
     make_learner,
@@ -48,6 +49,7 @@ class PretrainResult(ShownInNotebooks):
         path: encoder.safetensors in the run folder.
         decoder_path: decoder.safetensors, which a segmenter can take over; None for a decoder that cannot segment.
         log: one row per epoch.
+        best_path: best_encoder.safetensors, the encoder after the epoch of the best validation loss; None without it.
     """
 
     encoder: models.Encoder
@@ -55,6 +57,7 @@ class PretrainResult(ShownInNotebooks):
     path: Path
     decoder_path: Path | None
     log: pd.DataFrame
+    best_path: Path | None = None
 
     def _facts(self) -> dict[str, Any]:
         decoder = {} if self.decoder_path is None else {"decoder": self.decoder_path}
@@ -83,6 +86,7 @@ class _Pretraining:
     """One pretraining, built and checked before anything is read or written."""
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
+        training.check_loggers(config.trainer.log)
         training.seed_everything(config.trainer.seed)
         encoder, method, given = load_start(config), config.method, config.method_args
         if isinstance(method, Method) and given:
@@ -120,13 +124,23 @@ class _Pretraining:
         learner = make_learner(training.pretraining_learner, model, images, config, device, config.image_size, **own)
         planned = settings_taken_by(training.pretraining_phases, config)
         phases = training.pretraining_phases(frozen_encoder=method.frozen_encoder, **planned)
-        folder = Path(config.out)
+        folder, source = Path(config.out), dict[str, str]()
+
+        def save_epoch(path: Path) -> None:
+            info = self.describe(images, pd.DataFrame(learner.epoch_clock.log), source)
+            models.save_encoder(model.encoder, path, info=info)
+
+        kept = keep_best(config, images, save_epoch, "best_encoder", "valid_loss")
         how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
         named: Any = {"method": method.name, "augment": data.describe_augmentation(config.augment)}
         settings = asdict(replace(config, method_args=method.settings, encoder=start.architecture, **named))
-        with training.open_run_folder(folder, settings, task="pretrain", **how) as run:
+        with (
+            training.open_run_folder(folder, settings, task="pretrain", **how) as run,
+            training.ExperimentLogger(config.trainer.log, folder) as experiment,
+        ):
             facts = {"cache": images.cache, "workers": learner.dls.train.num_workers}
-            source = run.start(device, images=data.split_hash(images.names), weights=os.fspath(config.weights), **facts)
+            names = data.split_hash(images.names)
+            source |= run.start(device, images=names, weights=os.fspath(config.weights), **facts)
             write_skipped(folder, skipped, excluded=images.excluded)
             length = " + ".join(f"{phase.epochs} ({phase.name})" for phase in phases)
             logger.info("encoder %s from %s (%s), %s", start.architecture, start.weights, start.source, method)
@@ -142,15 +156,17 @@ class _Pretraining:
             if len(images.pictures):
                 sheet = folder / "reconstructions.png"
                 draws.append(partial(reconstruction_sheet, model, method, images.pictures, sheet))
-            learner.add_cb(training.DrawPictures(draws))
+            learner.add_cbs([training.DrawPictures(draws), experiment, *([kept] if kept else [])])
             files = {"log_csv": folder / "log.csv", "resume_file": folder / RESUME_FILE}
             with training.measure_cost(device) as cost:
                 log = training.fit(learner, phases, resume=run.resume, **files)  # type: ignore[arg-type]
             write_skipped(folder, skipped, images.failures(), images.excluded)
+            best = kept.finish() if kept else {}
             info = model.encoder.info = self.describe(images, log, source)
             transferable = config.decoder in models.SMP_DECODERS
             path, decoder = folder / "encoder.safetensors", folder / "decoder.safetensors" if transferable else None
-            result = PretrainResult(model.encoder, model, path, decoder, log)
+            best_path = next(iter(kept.files), None) if kept else None
+            result = PretrainResult(model.encoder, model, path, decoder, log, best_path)
             if training.rank() != 0:
                 return result
             for draw in draws:  # before BatchNorm is measured on clean images: it was trained on corrupted ones
@@ -158,12 +174,17 @@ class _Pretraining:
             part = model.decoder if self.keeps_statistics else model
             training.recalibrate_batchnorm(part, batches, device, through=model)
             models.save_encoder(model.encoder, path)
+            for file in kept.files if kept and not self.keeps_statistics else ():
+                encoder = models.load_encoder(file).to(device)
+                training.recalibrate_batchnorm(encoder, batches, device)
+                models.save_encoder(encoder, file)
             models.save_autoencoder(model, folder / "autoencoder.safetensors")
             if decoder is not None:
                 models.save_decoder(model, decoder, method=method.name)
             run.write_metrics(
                 {
                     **{name: info.pretraining[name] for name in ("final_loss", "images_seen")},
+                    **best,
                     "seconds": round(float(log["seconds"].sum()), 1),
                     "energy_wh": None if run.resume else cost.energy_wh,
                     "peak_memory_mb": cost.peak_memory_mb,
@@ -173,6 +194,7 @@ class _Pretraining:
                     **source,
                 }
             )
+            experiment.log_results(path)
             logger.info("wrote %s", path)
             return result
 

@@ -4,13 +4,14 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from fastai.callback.core import Callback, CancelFitException, CancelTrainException
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
 from fastai.metrics import Metric
@@ -140,29 +141,6 @@ def all_finite(values: Iterable[Any]) -> bool:
     # NaN is both the minimum and the maximum of its tensor
     ends = [end.float() for value in floating for end in torch.aminmax(value)]
     return not ends or bool(torch.isfinite(torch.stack(ends)).all())
-
-
-class StopAfterSteps(Callback):
-    """Ends the training cleanly after a number of optimizer steps; an epoch cut short is logged but not saved."""
-
-    order, run_valid = 200, False  # after all others have seen the batch, and after the epoch was logged
-
-    def __init__(self, max_steps: int) -> None:
-        check_range("max_steps", max_steps, low=1, integer=True)
-        self.max_steps = max_steps
-
-    @property
-    def reached(self) -> bool:
-        return self.learn.epoch_clock.steps >= self.max_steps
-
-    def after_batch(self) -> None:
-        if self.reached and self.learn.iter + 1 < self.learn.n_iter:
-            self.learn.epoch_clock.cut = True
-            raise CancelTrainException
-
-    def after_epoch(self) -> None:
-        if self.reached:
-            raise CancelFitException
 
 
 class EpochLog(Callback):
@@ -349,6 +327,16 @@ class ReconstructionTask(AddedLoss):
         super().after_fit()
         self.detach()
 
-    def detach(self) -> None:
-        """Remove the head, also where no epoch was left to train."""
-        get_model(self.learn.model)._modules.pop("reconstruction", None)
+    def detach(self) -> nn.Module | None:
+        """Remove the head, also where no epoch was left to train; return it."""
+        return get_model(self.learn.model)._modules.pop("reconstruction", None)
+
+    @contextmanager
+    def without_head(self) -> Iterator[None]:
+        """Within, the model is as it will be saved."""
+        head = self.detach()
+        try:
+            yield
+        finally:
+            if head is not None:
+                get_model(self.learn.model).reconstruction = head

@@ -18,11 +18,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from segae._io import write_atomically
 from segae.errors import CheckpointError, SegaeError
-from segae.training.callbacks import EpochClock, EpochLog, StopAfterSteps, all_finite, epoch_line, spans_phases
+from segae.training.callbacks import EpochClock, EpochLog, all_finite, epoch_line, spans_phases
 from segae.training.device import keep_memory_shared
 from segae.training.distributed import broadcast_state, run_on_main, sync_batchnorm
 from segae.training.memory import out_of_memory_as_error
 from segae.training.schedule import Phase
+from segae.training.stopping import StopEarly
 
 logger = logging.getLogger("segae")
 
@@ -75,7 +76,7 @@ def fit(
     clock.epochs = clock.offset + sum(phase.epochs for phase in phases)
     learner.model = sync_batchnorm(learner.model, learner.dls.device)
     broadcast_state(learner.model.state_dict().values())
-    limit: StopAfterSteps | None = getattr(learner, "stop_after_steps", None)
+    limits = [callback for callback in learner.cbs if isinstance(callback, StopEarly)]
     saving = [SaveResume(resume_file)] if resume_file is not None else []
     # fastai's own loaders keep theirs one level down; one that does not say may have some
     workers = any(getattr(getattr(one, "fake_l", one), "num_workers", 1) for one in learner.dls)
@@ -89,7 +90,7 @@ def fit(
         ):
             for phase in phases:
                 start = min(max(done - clock.offset, 0), phase.epochs)
-                if start < phase.epochs and not (limit and limit.reached):
+                if start < phase.epochs and not any(limit.reached for limit in limits):
                     clock.phase = phase.name
                     (learner.unfreeze if phase.train_encoder else learner.freeze)()  # both create the optimizer
                     if start and optimizer is not None:
@@ -110,9 +111,8 @@ def fit(
     finally:
         log.bar.close()
         learner.hidden_events.clear()
-    if limit and limit.reached and clock.log:
-        line = epoch_line(clock.log[-1])
-        logger.info(f"stopped after {clock.steps} optimizer steps (max_steps {limit.max_steps}): {line}")
+    for limit in [limit for limit in limits if limit.reached][: len(clock.log)]:
+        logger.info(f"stopped after {limit.limit}: {epoch_line(clock.log[-1])}")
     return pd.DataFrame(clock.log)
 
 

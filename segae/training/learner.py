@@ -25,11 +25,12 @@ from segae.models import Autoencoder, Classifier, PathLike, Segmenter, create_se
 from segae.models.inference import argmax_classes
 from segae.training import callbacks as common
 from segae.training import pretraining_callbacks
-from segae.training.callbacks import EncoderMode, EpochClock, StopAfterSteps, StopOnNaN, spans_phases
+from segae.training.callbacks import EncoderMode, EpochClock, StopOnNaN, spans_phases
 from segae.training.dataloaders import check_masks, prepare
 from segae.training.distributed import AverageGradients, all_reduce, sync_batchnorm, world_size
 from segae.training.losses import supervised_loss
 from segae.training.schedule import BatchNormMode, parameter_groups
+from segae.training.stopping import EarlyStopping, StopAfterSteps, StopAfterTime
 
 _CHUNK = 1024  # losses to a block of memory: a device gives out none below 512 bytes, and a number would take one
 
@@ -48,10 +49,12 @@ def pretraining_learner(
     hard_mask_fraction: float = 0.0,
     skip_dropout: float = 0.0,
     patience: int | None = None,
+    monitor: str | None = None,
     probe: Callable[[nn.Module], float] | None = None,
     probe_every: int = 1,
     accumulate: int = 1,
     max_steps: int | None = None,
+    max_time: str | None = None,
     **fastai: Any,
 ) -> Learner:
     """Make a fastai Learner that pretrains an encoder without labels; run it with ``segae.fit`` or as any Learner.
@@ -73,11 +76,13 @@ def pretraining_learner(
         distance_penalty: L2-SP pull of the encoder's weights to where they are now, 0 or more.
         hard_mask_fraction: share of the mask, in [0, 1], that follows the loss at the end.
         skip_dropout: share of the images, in [0, 1], whose skip connections are cut.
-        patience: epochs without a lower validation loss after which a phase ends; None never ends early.
+        patience: epochs without a better ``monitor`` after which a phase ends; None never ends early.
+        monitor: "valid_loss", which is meant by None, or "probe_miou" where there is a probe.
         probe: score of the encoder for the log's column ``probe_miou``.
         probe_every: in epochs.
         accumulate: batches of the loader to an optimizer step.
         max_steps: optimizer steps after which the training ends cleanly; None for no limit.
+        max_time: the same for a time, such as "30m", "2h", "90s" or "1h30m".
         **fastai: other arguments of a Learner, such as ``cbs``.
     """
     require_choice("bn_mode", bn_mode, ("train", "eval"))
@@ -88,18 +93,19 @@ def pretraining_learner(
         if method.needs_pretrained_encoder and not network.encoder.info.weights.pretrained:
             raise SegaeError(f"model must be pretrained for {method}, which asks the encoder, got random weights")
         method.prepare(network.encoder, (images for images, *_ in dls.train))
-    if patience is not None and not len(dls.valid):
-        raise SegaeError(f"patience must be None without validation images, got {patience}")
+    _require_validation(dls, patience)
+    require_choice("monitor", monitor := monitor or "valid_loss", ("valid_loss", *(["probe_miou"] if probe else [])))
     masking = getattr(network, "masking", "dense")
     if masking != method.masking:
         raise SegaeError(f"model must use {method.masking} masking for method {method.name}, got {masking}")
     corrupt = pretraining_callbacks.CorruptInput(method, network, seed, hard_mask_fraction, skip_dropout)
     callbacks = [corrupt, pretraining_callbacks.RankMeMonitor(), pretraining_callbacks.BottleneckDiagnostics()]
     callbacks += [pretraining_callbacks.CodePenalty(method)] if method.has_penalty else []
-    callbacks += [] if patience is None else [pretraining_callbacks.EarlyStopping(patience)]
+    callbacks += [] if patience is None else [EarlyStopping(patience, monitor)]
     callbacks += [] if probe is None else [pretraining_callbacks.ProbeCallback(probe, probe_every)]
     # "strict" differs from "train" in a frozen encoder only, which must not move at all
-    shared = (weight_decay, precision, seed, "strict" if bn_mode == "train" else bn_mode, accumulate, max_steps)
+    bn_mode = "strict" if bn_mode == "train" else bn_mode
+    shared = (weight_decay, precision, seed, bn_mode, accumulate, max_steps, max_time)
     parts = (_PretrainingLearner, dls, network, _Loss(method.loss), callbacks, shared)
     learner = _make_learner(*parts, train_bn=False, **fastai)
     if distance_penalty > 0:  # after the model was moved to its device
@@ -122,6 +128,9 @@ def segmentation_learner(
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
     max_steps: int | None = None,
+    max_time: str | None = None,
+    patience: int | None = None,
+    monitor: str | None = None,
     reconstruction_weight: float = 0.0,
     **fastai: Any,
 ) -> Learner:
@@ -133,6 +142,8 @@ def segmentation_learner(
     returns logits (B, K, H, W). ``num_classes`` (K) is that of ``dls`` or ``model`` where it is None, ``bn_mode`` is a
     ``BatchNormMode``; ``loss``, ``class_weights`` and ``label_smoothing`` are as in ``SupervisedLoss``, or ``loss`` is
     a function of logits and class indices to a scalar; ``reconstruction_weight`` is that of a ``ReconstructionTask``.
+    ``patience`` counts epochs with everything training without a better ``monitor``: "valid_loss", or the score, "miou"
+    or "accuracy", which is meant by None.
     Other arguments are as in ``pretraining_learner``. Run it with ``segae.fit``; fastai's own ``fine_tune`` works too,
     with fastai's learning-rate ratio.
     """
@@ -152,15 +163,23 @@ def segmentation_learner(
     criterion.activation, criterion.decodes = partial(torch.softmax, dim=1, dtype=torch.float32), argmax_classes
     metric = (common.Accuracy if whole else common.MeanIoU)(num_classes)
     fastai["metrics"] = [*([metric] if len(dls.valid) else []), *L(fastai.get("metrics"))]
-    tasks = [common.ReconstructionTask(reconstruction_weight)] if reconstruction_weight else []
-    shared = (weight_decay, precision, seed, bn_mode, accumulate, max_steps)
+    tasks: list[Any] = [common.ReconstructionTask(reconstruction_weight)] if reconstruction_weight else []
+    _require_validation(dls, patience)
+    require_choice("monitor", monitor := monitor or metric.name, (metric.name, "valid_loss"))
+    tasks += [] if patience is None else [EarlyStopping(patience, monitor, frozen_too=False)]
+    shared = (weight_decay, precision, seed, bn_mode, accumulate, max_steps, max_time)
     return _make_learner(_AsyncLearner, dls, network, criterion, tasks, shared, train_bn=bn_mode == "train", **fastai)
+
+
+def _require_validation(dls: DataLoaders, patience: int | None) -> None:
+    if patience is not None and not len(dls.valid):
+        raise SegaeError(f"patience must be None without validation images, got {patience}")
 
 
 def _make_learner(
     kind: Any, dls: DataLoaders, model: Any, loss: Any, callbacks: list[Any], shared: tuple[Any, ...], **more: Any
 ) -> Learner:
-    weight_decay, precision, seed, bn_mode, accumulate, max_steps = shared
+    weight_decay, precision, seed, bn_mode, accumulate, max_steps, max_time = shared
     parameter_groups(model)  # refuses a model without an encoder now, not in the middle of a run
     check_range("weight_decay", weight_decay, low=0)
     check_range("accumulate", accumulate, low=1, integer=True)
@@ -169,6 +188,7 @@ def _make_learner(
     callbacks += [EpochClock(seed), EncoderMode(bn_mode), StopOnNaN(every=1 if device.type == "cpu" else 20)]
     callbacks += [AverageGradients(accumulate)] if accumulate > 1 or world_size() > 1 else []
     callbacks += [StopAfterSteps(max_steps)] if max_steps is not None else []
+    callbacks += [StopAfterTime(max_time)] if max_time is not None else []
     # now and not when training starts: a run that is resumed after its last epoch must compute in the same layout
     model.to(device)
     if device.type in ("cpu", "cuda"):  # 1.4 times faster on a CPU for the README's U-Net

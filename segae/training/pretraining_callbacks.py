@@ -1,4 +1,4 @@
-"""fastai callbacks of pretraining: corrupted input, L2-SP penalty, collapse monitor, diagnostics, early stopping."""
+"""fastai callbacks of pretraining: corrupted input, L2-SP penalty, collapse monitor, diagnostics."""
 
 # ruff: noqa: D102 - fastai's names of the events say when a method runs, and the class what for
 import inspect
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback
 from fastai.torch_core import get_model
 from torch import Tensor, nn
 
@@ -252,32 +252,3 @@ class ProbeCallback(Callback):
         if clock.running and ((clock.now + 1) % self.every == 0 or clock.now + 1 == clock.end):
             with evaluation_mode(model := get_model(self.learn.model)):
                 clock.extra["probe_miou"] = run_on_main(lambda: round(float(self.probe(model.encoder)), 6))
-
-
-class EarlyStopping(Callback):
-    """Ends a phase cleanly after ``patience`` epochs of it without a relative improvement of ``min_delta``.
-
-    A decoder that has learned all it can beside a frozen encoder does not keep the encoder from being trained. Unlike
-    with fastai's EarlyStoppingCallback, a resumed run finds the plateau in its log again and trains no further.
-    """
-
-    order = 75  # after SaveResume, so that the last epoch is kept
-
-    def __init__(self, patience: int, min_delta: float = 1e-3) -> None:
-        check_range("patience", patience, low=1, integer=True)
-        self.patience, self.min_delta = patience, min_delta
-
-    def before_fit(self) -> None:
-        best, since, clock = float("inf"), 0, self.learn.epoch_clock
-        for row in clock.log:
-            if row["phase"] == clock.phase and "valid_loss" in row:
-                falls = best == float("inf") or best - row["valid_loss"] > self.min_delta * abs(best)
-                best, since = (row["valid_loss"], 0) if falls else (best, since + 1)
-        if since >= self.patience and hasattr(self.learn, "epoch_log"):  # within segae.fit
-            logger.info(f"the validation loss no longer falls: phase {clock.phase} ends after epoch {len(clock.log)}")
-            raise CancelFitException
-
-    def after_epoch(self) -> None:
-        clock = self.learn.epoch_clock
-        if clock.log and clock.log[-1]["epoch"] == clock.now + 1:
-            self.before_fit()

@@ -22,22 +22,25 @@ from filelock import FileLock, Timeout
 
 from segae._io import check_range, process_runs, read_json, remove_stale_temporaries, write_json
 from segae.errors import SegaeError
+from segae.training.checkpoints import TOP_FILE
 from segae.training.distributed import rank, run_on_main, world_size
 
 logger = logging.getLogger("segae")
 
 CONFIG_FILE, RESUME_FILE, METRICS_FILE = "config.json", "resume.pt", "metrics.json"
+LOGGERS_FILE = "loggers.json"
+_MODELS = ("encoder", "decoder", "autoencoder", "model", "best", "best_encoder")
 RUN_FILES = (
     *(METRICS_FILE, RESUME_FILE, "log.csv", "skipped.csv", "curves.png", "sheet.png", "reconstructions.png"),
-    "trust.npz",
-    *(f"{name}.{kind}" for name in ("encoder", "decoder", "autoencoder", "model") for kind in ("safetensors", "json")),
+    *("trust.npz", LOGGERS_FILE),
+    *(f"{name}.{kind}" for name in _MODELS for kind in ("safetensors", "json")),
 )
-"""What a training may write besides config.json, and what ``overwrite`` deletes."""
+"""What a training may write besides config.json and the files top_EPOCH, and what ``overwrite`` deletes."""
 
 _LOCK_FILE, _PID_FILE = ".lock", ".lock.pid"
 _NOT_SAVED = ("out", "resume", "overwrite")
 # may differ between the parts of one run: memory that is full in its middle is no reason to start again
-_FREE = ("device", "threads", "workers", "accumulate", "gradient_checkpointing", "max_steps")
+_FREE = ("device", "threads", "workers", "accumulate", "gradient_checkpointing", "max_steps", "max_time", "log")
 _PACKAGES = ("segae", "torch", "timm", "segmentation-models-pytorch", "fastai", "albumentations", "numpy")
 
 
@@ -130,9 +133,11 @@ def open_run_folder(
 
     def prepare() -> bool:
         nonlocal lock
-        known = {CONFIG_FILE, *files}
-        if _earlier(folder) is None and os.path.isdir(folder):  # noqa: PTH112 - false for impossible names, too
-            for path in folder.iterdir():
+        inside = list(folder.iterdir()) if os.path.isdir(folder) else []  # noqa: PTH112 - false for impossible names, too
+        tops = [path.name for path in inside if TOP_FILE.fullmatch(path.name)]
+        known = {CONFIG_FILE, *files, *tops}
+        if _earlier(folder) is None:
+            for path in inside:
                 if not path.name.startswith(".") and path.name not in known:
                     raise SegaeError(f"out must be a new folder or that of a run, got {folder} with {path.name} in it")
         lock = _lock(folder)
@@ -145,7 +150,7 @@ def open_run_folder(
             raise SegaeError(
                 f"out must be a new folder, got {folder}, which holds a run: give resume=True or overwrite=True"
             )
-        for name in files if overwrite else ():
+        for name in (*files, *tops) if overwrite else ():
             (folder / name).unlink(missing_ok=True)
         if resume and old is not None:
             if changes := _changes(old, new):
