@@ -208,7 +208,7 @@ class Trackio(Tracker):
 
     def close(self, *, failed: bool) -> None:  # noqa: ARG002
         with redirect_stdout(io.StringIO()):
-            self.run.finish()
+            trackio.finish()  # the run's own method leaves it to be finished again when Python ends
 
 
 TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow, "trackio": Trackio}
@@ -259,6 +259,7 @@ class ExperimentLogger(Callback, AbstractContextManager):
         check_loggers(names)
         self.names, self.folder, self.settings = tuple(names), Path(folder), settings
         self.trackers: dict[str, Tracker] | None = None  # None before the first event
+        self.trained = False
         self.done, self.drawn = 0, dict[str, int]()  # the last epoch; when each picture was written that was logged
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -268,8 +269,12 @@ class ExperimentLogger(Callback, AbstractContextManager):
         if not self._is_a_look:
             self._open()
 
+    def before_train(self) -> None:
+        self.trained = True
+
     def after_epoch(self) -> None:
-        if self._is_a_look or rank() != 0:
+        trained, self.trained = self.trained, False  # a resumed fit goes through its finished epochs without training
+        if self._is_a_look or rank() != 0 or not trained:
             return
         self._open()
         row = self._row()

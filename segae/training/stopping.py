@@ -76,9 +76,12 @@ class StopAfterTime(StopEarly):
     def limit(self) -> str:
         return f"{time.monotonic() - (self.started or 0.0):.0f} seconds of training (max_time {self.max_time})"
 
-    def before_train(self) -> None:
+    def before_fit(self) -> None:
         self.epoch_started = time.monotonic()
         self.started = self.epoch_started if self.started is None else self.started
+
+    def before_train(self) -> None:
+        self.epoch_started = time.monotonic()
 
     def after_batch(self) -> None:
         if world_size() == 1 or (self.learn.iter + 1) % self.every == 0:
