@@ -44,7 +44,7 @@ NOT_RUN = {  # how a line of a shell block begins: why it is not run
 LAUNCHERS = ("torchrun ", "accelerate launch ")  # need several GPUs; the command behind them runs in one process
 FOREIGN_FLAGS = {  # of other programs than segae
     *("--standalone", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"),
-    *("--data-binary", "--multi_gpu", "--num_processes", "--write", "--slow"),
+    *("--data-binary", "--multi_gpu", "--num_processes", "--write", "--slow", "--logdir"),
 }
 SMALL = {"image_size": 64, "batch_size": 4}
 SMALLER = {"image_size": 32, "encoder": "test_resnet"}

@@ -80,6 +80,8 @@ class KeepBest(Callback):
             where = f", kept in {self.path.name}" if self.files else ""
             text = "best %s %.4f after epoch %d%s; all other results are of the last epoch"
             logger.info(text, self.monitor, row[self.monitor], row["epoch"], where)
+        elif self.top_k:
+            logger.info("no epoch was finished: %s is not written", self.path.name)
         return found
 
     def before_fit(self) -> None:
