@@ -95,7 +95,10 @@ def write_report(
         sections=pages,
         threats=[*notes, *_threats(sections, rows, curves)],
         steps=next_steps(sections[0]),
-        origin=[f"{len(rows)} rows", *filter(None, origin)],
+        origin=[
+            f"{len(rows)} rows, each of the weights after the last epoch; no epoch was chosen by its score",
+            *filter(None, origin),
+        ],
     )
     write_atomically(out, html.encode("utf-8", "replace"))
     if figures is not None:
