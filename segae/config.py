@@ -674,6 +674,8 @@ class CheckDataConfig(_Labeled):
     Takes a labeled data set or a folder of unlabeled images. Exits with 1 if a training would refuse the folder.
     """
 
+    MAIN = ("data", "out", "classes", "merge", "ignore", "layout", "colors")
+
     data: PathLike = checked(require_images, kw_only=False)
     """A labeled data set, or a folder of images."""
     out: PathLike | None = None

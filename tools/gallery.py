@@ -1,9 +1,10 @@
 """Draw docs/gallery: every member of the family of autoencoders, and every use, on the drawn pets.
 
-    python tools/gallery.py [--runs FOLDER]
+    python tools/gallery.py [--runs FOLDER] [--restoring FOLDER]
 
-Everything is trained here, on the 800 unlabeled drawn pets, in about half an hour on two cores. Runs that are finished
-are not repeated.
+Autoencoders are trained here, on the 800 unlabeled drawn pets, in about half an hour on two cores; runs that are
+finished are not repeated. The networks that restore photographs are those of benchmarks/family.py restore, in the
+folder that its --runs names; without them that picture stays as it is.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def pretrain(args: argparse.Namespace, name: str, **settings: Any) -> Any:
     """Train an autoencoder, or load what an earlier call trained."""
     out = args.runs / name
     if not (out / "metrics.json").exists():
-        usual: dict[str, Any] = {"image_size": SIZE, "epochs": 8, "batch_size": 32}
+        usual: dict[str, Any] = {"image_size": SIZE, "epochs": 100, "batch_size": 32}
         trainer = segae.TrainerConfig(device="cpu", cache="disk")
         segae.pretrain(args.photos, out=out, trainer=trainer, resume=True, **{**usual, **settings})
     return segae.load(out / "autoencoder.safetensors")
@@ -80,16 +81,19 @@ def members(args: argparse.Namespace, images: np.ndarray) -> None:
     """Draw what each member makes of the same eight images."""
     columns = {"image": list(images)}
     for name, settings in CODES.items():
-        model = pretrain(args, name, epochs=100, weight_decay=0.0, augment=False, **settings)
+        model = pretrain(args, name, weight_decay=0.0, augment=False, **settings)
         about = model.encoder.info
         made = model.reconstruct(normalize(images, about.mean, about.std, "cpu"))
         columns[name] = [denormalize(one, about.mean, about.std) for one in made]
     save(columns, "codes")
+
+
+def restoring(args: argparse.Namespace, images: np.ndarray) -> None:
+    """Draw what the networks of benchmarks/family.py restore, which know photographs, make of drawn pets."""
     columns = {"image": list(images)}
     for name, given in RESTORING.items():
-        how: dict[str, Any] = {"method": name, "method_args": given, "decoder": "unet"}
-        model, method = pretrain(args, name, **how), create_method(name, **given)
-        about = model.encoder.info
+        model = segae.load(args.restoring / f"restore-{name}-0" / "autoencoder.safetensors")
+        method, about = create_method(name, **given), model.encoder.info
         clean = normalize(images, about.mean, about.std, "cpu")
         corrupted = method.corrupt(clean, torch.Generator().manual_seed(0))
         made = method.to_image(model.reconstruct(corrupted.image), corrupted.image, clean)
@@ -102,9 +106,7 @@ def members(args: argparse.Namespace, images: np.ndarray) -> None:
 
 def codes(args: argparse.Namespace) -> None:
     """Draw a map of plain and variational codes, ways between two codes, and images of another kind."""
-    models = {
-        name: segae.load(args.runs / name / "autoencoder.safetensors") for name in ("convolutional", "variational")
-    }
+    models = {name: segae.load(args.runs / name / "autoencoder.safetensors") for name in ("dense", "variational")}
     paths = find_images([drawn_pets() / "images"])
     pets = np.stack([read_resized(path, SIZE) for path in paths])
     cats = np.array([path.name[0].isupper() for path in paths])  # as in the Oxford-IIIT Pet set
@@ -190,6 +192,7 @@ def main() -> None:
     """Draw everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/gallery"))
+    parser.add_argument("--restoring", type=Path)
     args = parser.parse_args()
     args.photos = drawn_pets() / "unlabeled"
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -197,6 +200,8 @@ def main() -> None:
     chosen = find_images([drawn_pets() / "images"])[:: len(find_images([drawn_pets() / "images"])) // SHOWN][:SHOWN]
     images = np.stack([read_resized(path, SIZE) for path in chosen])
     members(args, images)
+    if args.restoring:
+        restoring(args, images)
     codes(args)
     domains(args)
     uses(args, images)

@@ -41,7 +41,7 @@ def test_a_good_data_set_is_described_and_the_command_to_type_next_works(
     make_pets(Path("pets"), 5, 3, val=2)
     assert check("pets", "--out", "checked") == 0
     printed = capsys.readouterr().out
-    assert "OxfordPets" in printed
+    assert "layout    pets" in printed
     assert printed.endswith("Next:\n  segae finetune pets\n")
     report = json.loads(Path("checked/report.json").read_text())
     assert report["accepted"]

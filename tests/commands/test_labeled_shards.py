@@ -102,11 +102,11 @@ def test_a_training_on_shards_from_the_command_line(tmp_path: Path, capsys: pyte
 
 def test_without_validation_shards_and_with_all_settings_of_the_head(tmp_path: Path) -> None:
     train = make_labeled(tmp_path / "train", "rows")
-    more: dict[str, Any] = {"balance_classes": True, "lpft_head": True, "recalibrate": True, "decoder": "unet"}
+    more: dict[str, Any] = {"layout": "shards", "balance_classes": True, "lpft_head": True, "recalibrate": True, "decoder": "unet"}
     result = segae.finetune(train, out=tmp_path / "run", **(SMALL | more))
     assert result.scores is None
     assert result.log["images"].tolist() == [8, 8]
-    merged = segae.finetune(train, out=tmp_path / "other", ignore=("class_1",), loss="dice", **SMALL)
+    merged = segae.finetune(train, out=tmp_path / "other", ignore=("class_1",), loss="dice", layout="shards", **SMALL)
     assert merged.model.info.classes == ("class_0",)
 
 
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         segae.finetune(tmp_path / "nowhere" / "*.tar", out=tmp_path / "run", **SMALL)
     rows = make_labeled(tmp_path / "rows", "rows")
     with pytest.raises(segae.DataError, match="mask must be one of picture, annotation, got label_id"):
-        segae.finetune(f"{rows}?mask=label_id", out=tmp_path / "run", **SMALL)
+        segae.finetune(f"{rows}?mask=label_id", layout="shards", out=tmp_path / "run", **SMALL)
 
 
 def test_an_image_without_a_mask_is_left_out_and_listed(tmp_path: Path) -> None:
