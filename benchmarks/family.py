@@ -199,7 +199,7 @@ def restore(args: argparse.Namespace) -> list[Row]:
     mean_chroma = np.stack([read_resized(path, SIZE) for path in train_paths]).mean(axis=(0, 1, 2))
     folders = [args.data / "cats-dogs-unlabelled", args.data / PETS]
     tasks: dict[str, dict[str, Any]] = {
-        "denoise": {"sigma": 0.4},
+        "denoise": {"sigma": 0.4, "residual": True},
         "inpaint": {"patch_size": 8, "mask_ratio": 0.25},
         "colorize": {},
         "super_resolution": {"factor": 4},

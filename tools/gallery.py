@@ -1,10 +1,10 @@
-"""Draw docs/gallery: every member of the family of autoencoders, and every use, on the drawn pets.
+"""Draw docs/gallery: every member of the family of autoencoders, and every use.
 
     python tools/gallery.py [--runs FOLDER] [--restoring FOLDER]
 
-Autoencoders are trained here, on the 800 unlabeled drawn pets, in about half an hour on two cores; runs that are
-finished are not repeated. The networks that restore photographs are those of benchmarks/family.py restore, in the
-folder that its --runs names; without them that picture stays as it is.
+The members learn scikit-learn's handwritten digits, in minutes on a CPU; the uses show the drawn pets of segae. Runs
+that are finished are not repeated. The networks that restore photographs are those of benchmarks/family.py restore, in
+the folder that its --runs names; without them that picture stays as it is.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from skimage import data as public_images
+from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
 import segae
@@ -28,20 +30,20 @@ from segae.data import drawn_pets, find_images, read_image, read_resized, resize
 from segae.evaluation import contact_sheet, denormalize, normalize
 from segae.methods import create_method
 
-GALLERY, SIZE, SHOWN = Path(__file__).parent.parent / "docs" / "gallery", 64, 8
-CODES: dict[str, dict[str, Any]] = {
-    "linear": {"encoder": "linear_64", "method": "reconstruct"},
-    "dense": {"encoder": "dense_256_64", "method": "reconstruct"},
-    "convolutional": {"encoder": "conv_32_32_16_8", "method": "reconstruct"},
-    "sparse": {"encoder": "dense_256_64", "method": "sparse"},
-    "contractive": {"encoder": "dense_256_64", "method": "contractive", "method_args": {"weight": 1e-4}},
+GALLERY, SIDE, SHOWN, TRAINED = Path(__file__).parent.parent / "docs" / "gallery", 28, 8, 1500
+MEMBERS: dict[str, dict[str, Any]] = {
+    "linear": {"encoder": "linear_32", "method": "reconstruct"},
+    "dense": {"encoder": "dense_256_32", "method": "reconstruct"},
+    "convolutional": {"encoder": "conv_16_8_4", "method": "reconstruct", "lr": 1e-2},
+    "sparse": {"encoder": "dense_256_32", "method": "sparse"},
+    "contractive": {"encoder": "dense_256_32", "method": "contractive", "method_args": {"weight": 1e-3}},
     "variational": {
-        **{"encoder": "dense_256_64", "method": "variational"},
-        "method_args": {"beta": 0.1, "criterion": "binary_cross_entropy"},
+        **{"encoder": "dense_256_32", "method": "variational"},
+        "method_args": {"criterion": "binary_cross_entropy"},
     },
 }
 RESTORING: dict[str, dict[str, Any]] = {
-    "denoise": {"sigma": 0.4},
+    "denoise": {"sigma": 0.4, "residual": True},
     "inpaint": {"patch_size": 8, "mask_ratio": 0.25},
     "colorize": {},
     "super_resolution": {"factor": 4},
@@ -67,34 +69,88 @@ def shrink(sheet: Path, name: str) -> None:
     (GALLERY / f"{name}.jpg").write_bytes(content.getvalue())
 
 
-def pretrain(args: argparse.Namespace, name: str, **settings: Any) -> Any:
-    """Train an autoencoder, or load what an earlier call trained."""
+def pretrain(args: argparse.Namespace, name: str, images: Any, **settings: Any) -> Any:
+    """Train an autoencoder of gray images of 28 px, or load what an earlier call trained."""
     out = args.runs / name
     if not (out / "metrics.json").exists():
-        usual: dict[str, Any] = {"image_size": SIZE, "epochs": 100, "batch_size": 32}
-        trainer = segae.TrainerConfig(device="cpu", cache="disk")
-        segae.pretrain(args.photos, out=out, trainer=trainer, resume=True, **{**usual, **settings})
+        usual: dict[str, Any] = {"image_size": SIDE, "in_channels": 1, "epochs": 60, "batch_size": 64}
+        usual |= {"augment": "none", "weight_decay": 0.0, "lr": 2e-3, "near_duplicates": False}
+        trainer = segae.TrainerConfig(device="cpu", cache="disk" if "domain_decoders" in settings else "gpu")
+        segae.pretrain(images, out=out, trainer=trainer, resume=True, **{**usual, **settings})
     return segae.load(out / "autoencoder.safetensors")
 
 
-def members(args: argparse.Namespace, images: np.ndarray) -> None:
+def reconstruct(model: Any, images: np.ndarray, *domain: int) -> list[np.ndarray]:
+    """What a model makes of images uint8 (N, S, S, 3)."""
+    about = model.encoder.info
+    made = model.reconstruct(normalize(images, about.mean, about.std, "cpu"), *domain)
+    return [denormalize(one, about.mean, about.std) for one in made]
+
+
+def make_digits(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Write the digits for training, and return the others with their labels."""
+    digits = load_digits()
+    scaled = [
+        cv2.resize((16 * one).clip(max=255), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) for one in digits.images
+    ]
+    images = np.repeat(np.stack(scaled).clip(0, 255).astype(np.uint8)[..., None], 3, axis=3)
+    args.digits.mkdir(parents=True, exist_ok=True)
+    for place, image in enumerate(images[:TRAINED]):
+        Image.fromarray(image).save(args.digits / f"{place:04d}.png")
+    return images[TRAINED:], digits.target[TRAINED:]
+
+
+def members(args: argparse.Namespace, digits: np.ndarray) -> None:
     """Draw what each member makes of the same eight images."""
-    columns = {"image": list(images)}
-    for name, settings in CODES.items():
-        model = pretrain(args, name, weight_decay=0.0, augment=False, **settings)
-        about = model.encoder.info
-        made = model.reconstruct(normalize(images, about.mean, about.std, "cpu"))
-        columns[name] = [denormalize(one, about.mean, about.std) for one in made]
+    columns = {"image": list(digits[:SHOWN])}
+    for name, settings in MEMBERS.items():
+        columns[name] = reconstruct(pretrain(args, name, args.digits, **settings), digits[:SHOWN])
     save(columns, "codes")
 
 
-def restoring(args: argparse.Namespace, images: np.ndarray) -> None:
+def codes(args: argparse.Namespace, digits: np.ndarray, labels: np.ndarray) -> None:
+    """Draw a map of plain and variational codes, ways between two codes, and images of another kind."""
+    models = {name: segae.load(args.runs / name / "autoencoder.safetensors") for name in ("dense", "variational")}
+    figure = Figure((10, 4.5), layout="constrained")
+    for axes, (name, model) in zip(figure.subplots(1, 2), models.items(), strict=True):
+        points = PCA(2).fit_transform(encode_images(digits, model).flatten(1))
+        for digit in range(10):
+            axes.scatter(*points[labels == digit].T, s=14, label=str(digit))
+        axes.set(title=f"{name}: two principal components of the code")
+        axes.legend(ncols=2, fontsize="small")
+    figure.savefig(GALLERY / "latents.png", dpi=120)
+    shrink(GALLERY / "latents.png", "latents")
+    (GALLERY / "latents.png").unlink()
+    steps = [interpolate(models["variational"], *pair) for pair in zip(digits[:4], digits[4:8], strict=True)]
+    save({f"{place / 7:.2f}": [row[place] for row in steps] for place in range(8)}, "interpolation")
+    pet = read_image(find_images([drawn_pets() / "images"])[0])
+    others = [resize_image(one, SIDE) for one in (pet, public_images.chelsea())]  # the latter is CC0
+    gray = [np.repeat(cv2.cvtColor(one, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2) for one in others]
+    shown = np.stack([*digits[:3], *gray])
+    save({"image": [*shown], "reconstruction": reconstruct(models["dense"], shown)}, "specificity")
+
+
+def domains(args: argparse.Namespace, digits: np.ndarray) -> None:
+    """Draw digits and pets by the decoder of the digits and by that of the pets, behind one encoder."""
+    folders = [args.digits, drawn_pets() / "unlabeled"]
+    how: dict[str, Any] = {"encoder": "dense_256_32", "method": "reconstruct", "domain_decoders": True}
+    model = pretrain(args, "domains", folders, **how)
+    pets = [read_resized(path, SIDE) for path in find_images([drawn_pets() / "images"])[:4]]
+    gray = [np.repeat(cv2.cvtColor(one, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2) for one in pets]
+    shown = np.stack([*digits[:4], *gray])
+    columns = {"image": [*shown]}
+    for place, kind in enumerate(("digits", "pets")):
+        columns[f"decoder of {kind}"] = reconstruct(model, shown, place)
+    save(columns, "domains")
+
+
+def restoring(args: argparse.Namespace, pets: np.ndarray) -> None:
     """Draw what the networks of benchmarks/family.py restore, which know photographs, make of drawn pets."""
-    columns = {"image": list(images)}
+    columns = {"image": list(pets)}
     for name, given in RESTORING.items():
         model = segae.load(args.restoring / f"restore-{name}-0" / "autoencoder.safetensors")
         method, about = create_method(name, **given), model.encoder.info
-        clean = normalize(images, about.mean, about.std, "cpu")
+        clean = normalize(pets, about.mean, about.std, "cpu")
         corrupted = method.corrupt(clean, torch.Generator().manual_seed(0))
         made = method.to_image(model.reconstruct(corrupted.image), corrupted.image, clean)
         hidden = torch.ones(1) if corrupted.mask is None else corrupted.mask
@@ -104,64 +160,11 @@ def restoring(args: argparse.Namespace, images: np.ndarray) -> None:
     save(columns, "restoration")
 
 
-def codes(args: argparse.Namespace) -> None:
-    """Draw a map of plain and variational codes, ways between two codes, and images of another kind."""
-    models = {name: segae.load(args.runs / name / "autoencoder.safetensors") for name in ("dense", "variational")}
-    paths = find_images([drawn_pets() / "images"])
-    pets = np.stack([read_resized(path, SIZE) for path in paths])
-    cats = np.array([path.name[0].isupper() for path in paths])  # as in the Oxford-IIIT Pet set
-    figure = Figure((10, 4.5), layout="constrained")
-    for axes, (name, model) in zip(figure.subplots(1, 2), models.items(), strict=True):
-        points = PCA(2).fit_transform(encode_images(pets, model).flatten(1))
-        for kind, chosen in {"cats": cats, "dogs": ~cats}.items():
-            axes.scatter(*points[chosen].T, s=14, label=kind)
-        axes.set(title=f"{name}: two principal components of the code")
-        axes.legend()
-    figure.savefig(GALLERY / "latents.png", dpi=120)
-    shrink(GALLERY / "latents.png", "latents")
-    (GALLERY / "latents.png").unlink()
-    steps = [interpolate(models["variational"], *pair, steps=8) for pair in zip(pets[:4], pets[100:104], strict=True)]
-    save({f"{place / 7:.2f}": [row[place] for row in steps] for place in range(8)}, "interpolation")
-    photographs = [public_images.chelsea(), public_images.astronaut()]  # CC0 and public domain
-    shown = np.stack([*pets[:3], *(resize_image(one, SIZE) for one in photographs)])
-    model = models["dense"]
-    about = model.encoder.info
-    made = model.reconstruct(normalize(shown, about.mean, about.std, "cpu"))
-    columns = {"image": [*shown], "reconstruction": [denormalize(one, about.mean, about.std) for one in made]}
-    errors = [float(np.square(a.astype(float) - b).mean()) for a, b in zip(*columns.values(), strict=True)]
-    print("mean squared error:", ", ".join(f"{error:.0f}" for error in errors))
-    save(columns, "specificity")
-
-
-def domains(args: argparse.Namespace) -> None:
-    """Draw cats and dogs decoded by the decoder of the cats and by that of the dogs, behind one encoder."""
-    pets = find_images([drawn_pets() / "images"])
-    kinds = {"cats": [path for path in pets if path.name[0].isupper()], "dogs": []}
-    kinds["dogs"] = [path for path in pets if path not in set(kinds["cats"])]
-    folders = {kind: args.runs / "domain-folders" / kind for kind in kinds}
-    for kind, paths in kinds.items():
-        folders[kind].mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            (folders[kind] / path.name).write_bytes(path.read_bytes())
-    how: dict[str, Any] = {"encoder": "dense_256_64", "method": "reconstruct", "augment": False, "weight_decay": 0.0}
-    args.photos, unlabeled = [*folders.values()], args.photos
-    model = pretrain(args, "domains", epochs=200, domain_decoders=True, **how)
-    args.photos = unlabeled
-    shown = np.stack([read_resized(path, SIZE) for kind in kinds for path in kinds[kind][:4]])
-    about = model.encoder.info
-    columns = {"image": [*shown]}
-    for place, kind in enumerate(kinds):
-        made = model.reconstruct(normalize(shown, about.mean, about.std, "cpu"), place)
-        columns[f"decoder of {kind}"] = [denormalize(one, about.mean, about.std) for one in made]
-    save(columns, "domains")
-
-
-def uses(args: argparse.Namespace, images: np.ndarray) -> None:
+def uses(args: argparse.Namespace) -> None:
     """Draw a picture of each use by its public function."""
     runs, pets = args.runs, [*map(str, find_images([drawn_pets() / "images"]))]
-    conv = runs / "convolutional" / "autoencoder.safetensors"
-    about: dict[str, Any] = {"overwrite": True}
-    segae.fit_anomaly_detector(args.photos, image_size=128, out=runs / "anomaly", **about)
+    photos, about = drawn_pets() / "unlabeled", {"overwrite": True}
+    segae.fit_anomaly_detector(photos, image_size=128, out=runs / "anomaly", **about)
     odd = runs / "odd"
     odd.mkdir(exist_ok=True)
     for number, path in enumerate(pets[:12]):
@@ -172,19 +175,21 @@ def uses(args: argparse.Namespace, images: np.ndarray) -> None:
     detector = runs / "anomaly" / "detector.safetensors"
     segae.score_anomalies(odd, detector=detector, out=runs / "scores", **about)
     shrink(runs / "scores" / "sheet.png", "anomaly")
-    segae.search_images(pets[:6], images=args.photos, out=runs / "search", **about)
+    segae.search_images(pets[:6], images=photos, out=runs / "search", **about)
     shrink(runs / "search" / "sheet.png", "search")
-    segae.cluster_images(args.photos, k=6, out=runs / "cluster", **about)
+    segae.cluster_images(photos, k=6, out=runs / "cluster", **about)
     shrink(runs / "cluster" / "cluster_0.png", "cluster_0")
-    segae.generate(
-        runs / "variational" / "autoencoder.safetensors", count=32, images=args.photos, out=runs / "gen", **about
-    )
-    shrink(runs / "gen" / "sheet.png", "generation")
-    columns: dict[str, list[np.ndarray]] = {"image": list(images)}
+    model = runs / "variational" / "autoencoder.safetensors"
+    segae.generate(model, count=32, images=args.digits, out=runs / "generation", **about)
+    shrink(runs / "generation" / "sheet.png", "generation")
+    how: dict[str, Any] = {"encoder": "conv_32_32_16_8", "method": "reconstruct", "in_channels": 3, "image_size": 64}
+    model = pretrain(args, "pets", photos, **how)
+    shown = [read_resized(Path(path), 64) for path in pets[:: len(pets) // SHOWN][:SHOWN]]
+    columns = {"image": shown}
     for bits in (0.05, 0.1, 0.2):
-        coded = [segae.compress(image, conv, bits_per_pixel=bits) for image in images]
-        mean = 8 * np.mean([len(one) for one in coded]) / SIZE**2
-        columns[f"{mean:.2f} bits per pixel"] = [segae.decompress(one, conv) for one in coded]
+        coded = [segae.compress(image, model, bits_per_pixel=bits) for image in shown]
+        mean = 8 * np.mean([len(one) for one in coded]) / 64**2
+        columns[f"{mean:.2f} bits per pixel"] = [segae.decompress(one, model) for one in coded]
     save(columns, "compression")
 
 
@@ -194,17 +199,17 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/gallery"))
     parser.add_argument("--restoring", type=Path)
     args = parser.parse_args()
-    args.photos = drawn_pets() / "unlabeled"
+    args.digits = args.runs / "digits"
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     GALLERY.mkdir(exist_ok=True)
-    chosen = find_images([drawn_pets() / "images"])[:: len(find_images([drawn_pets() / "images"])) // SHOWN][:SHOWN]
-    images = np.stack([read_resized(path, SIZE) for path in chosen])
-    members(args, images)
+    digits, labels = make_digits(args)
+    members(args, digits)
+    codes(args, digits, labels)
+    domains(args, digits)
     if args.restoring:
-        restoring(args, images)
-    codes(args)
-    domains(args)
-    uses(args, images)
+        pets = find_images([drawn_pets() / "images"])
+        restoring(args, np.stack([read_resized(path, 64) for path in pets[:: len(pets) // SHOWN][:SHOWN]]))
+    uses(args)
 
 
 if __name__ == "__main__":

@@ -95,8 +95,41 @@ class Reconstruct(ImageMethod):
     """Give back the image as it is (the plain autoencoder)."""
 
 
+@dataclass(frozen=True)
+class RestorationMethod(ImageMethod):
+    """A method that restores what ``degrade`` takes from an image.
+
+    Attributes:
+        residual: Whether the network predicts what is lost, which is added to what it saw (arXiv 1608.03981), and not
+            the whole image. Only for target ``pixels`` with criterion ``mse`` or ``l1``.
+    """
+
+    residual: bool = setting(True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.residual and (self.target != "pixels" or self.criterion not in ("mse", "l1")):
+            seen = f"target {self.target}, criterion {self.criterion}"
+            raise SegaeError(f"residual must be False unless target is pixels and criterion mse or l1, got {seen}")
+
+    @property
+    def predicts_pixels(self) -> bool:
+        return super().predicts_pixels and not self.residual
+
+    def degrade(self, images: Tensor, generator: Generator) -> Tensor:
+        """Take from images (B, C, H, W), normalized, what the network is to restore."""
+        raise NotImplementedError
+
+    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
+        seen = self.degrade(images, generator)
+        return Corrupted(seen, target=images - seen if self.residual else None)
+
+    def to_image(self, prediction: Tensor, seen: Tensor, clean: Tensor) -> Tensor:
+        return super().to_image(prediction + seen if self.residual else prediction, seen, clean)
+
+
 @register_method("denoise")
-class Denoise(ImageMethod):
+class Denoise(RestorationMethod):
     """Remove Gaussian noise (the denoising autoencoder, Vincent et al., 2008).
 
     Attributes:
@@ -105,9 +138,10 @@ class Denoise(ImageMethod):
     """
 
     sigma: float = setting(0.5, low=0, low_open=True)
+    residual: bool = setting(False, kw_only=True)
 
-    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
-        return Corrupted(corruptions.add_noise(images, generator, self.sigma))
+    def degrade(self, images: Tensor, generator: Generator) -> Tensor:
+        return corruptions.add_noise(images, generator, self.sigma)
 
 
 @register_method("inpaint")
@@ -191,17 +225,17 @@ class Mixture(ImageMethod):
 
 
 @register_method("colorize")
-class Colorize(ImageMethod):
+class Colorize(RestorationMethod):
     """Give a gray image its colors (arXiv 1603.08511); it is gray in the sense of Rec. 601's luminance."""
 
     decoder: ClassVar[str] = "unet"
 
-    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
-        return Corrupted(corruptions.remove_color(images, generator, 1.0))
+    def degrade(self, images: Tensor, generator: Generator) -> Tensor:
+        return corruptions.remove_color(images, generator, 1.0)
 
 
 @register_method("super_resolution")
-class SuperResolution(ImageMethod):
+class SuperResolution(RestorationMethod):
     """Give an image the resolution that it lost (super-resolution, arXiv 1501.00092).
 
     Attributes:
@@ -211,12 +245,12 @@ class SuperResolution(ImageMethod):
     decoder: ClassVar[str] = "unet"
     factor: int = setting(4, low=2, high=16)
 
-    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
-        return Corrupted(corruptions.reduce_resolution(images, generator, 1.0, (self.factor,)))
+    def degrade(self, images: Tensor, generator: Generator) -> Tensor:
+        return corruptions.reduce_resolution(images, generator, 1.0, (self.factor,))
 
 
 @register_method("sharpen")
-class Sharpen(ImageMethod):
+class Sharpen(RestorationMethod):
     """Undo a Gaussian blur.
 
     Attributes:
@@ -226,8 +260,8 @@ class Sharpen(ImageMethod):
     decoder: ClassVar[str] = "unet"
     sigma: float = setting(1.5, low=0, low_open=True)
 
-    def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
-        return Corrupted(corruptions.blur(images, generator, 1.0, (self.sigma, self.sigma)))
+    def degrade(self, images: Tensor, generator: Generator) -> Tensor:
+        return corruptions.blur(images, generator, 1.0, (self.sigma, self.sigma))
 
 
 @register_method("ddep")

@@ -175,7 +175,7 @@ def create_method(name: str, **settings: Any) -> Method:
 
     Example:
         >>> create_method("denoise", sigma=0.2)
-        Denoise(target='pixels', criterion='mse', sigma=0.2)
+        Denoise(target='pixels', criterion='mse', residual=False, sigma=0.2)
     """
     require_choice("method", name, tuple(_METHODS))
     cls = _METHODS[name]

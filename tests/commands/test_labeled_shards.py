@@ -102,7 +102,13 @@ def test_a_training_on_shards_from_the_command_line(tmp_path: Path, capsys: pyte
 
 def test_without_validation_shards_and_with_all_settings_of_the_head(tmp_path: Path) -> None:
     train = make_labeled(tmp_path / "train", "rows")
-    more: dict[str, Any] = {"layout": "shards", "balance_classes": True, "lpft_head": True, "recalibrate": True, "decoder": "unet"}
+    more: dict[str, Any] = {
+        "layout": "shards",
+        "balance_classes": True,
+        "lpft_head": True,
+        "recalibrate": True,
+        "decoder": "unet",
+    }
     result = segae.finetune(train, out=tmp_path / "run", **(SMALL | more))
     assert result.scores is None
     assert result.log["images"].tolist() == [8, 8]

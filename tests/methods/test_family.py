@@ -50,7 +50,8 @@ def train(model, method, images: Tensor, steps: int = 150, lr: float = 1e-2) -> 
     draw = "mean" if method.code == "gaussian" else None
     for _ in range(steps):
         corrupted = method.corrupt(images, generator)
-        loss = method.loss(model(corrupted.image, corrupted.mask), images, corrupted.mask)
+        target = images if corrupted.target is None else corrupted.target
+        loss = method.loss(model(corrupted.image, corrupted.mask), target, corrupted.mask)
         penalty = method.penalty(code[-1], lambda one: model.code(one, draw), corrupted.image) if code else None
         optimizer.zero_grad()
         (loss if penalty is None else loss + penalty).backward()

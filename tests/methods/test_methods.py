@@ -80,7 +80,7 @@ def test_the_table_lists_every_method_with_a_line_and_its_own_settings() -> None
         assert create_method(name, **settings) == create_method(name)
     mse = {"criterion": "mse"}
     assert rows["reconstruct"].settings == {"target": "pixels", **mse}
-    assert rows["denoise"].settings == {"sigma": 0.5, "target": "pixels", **mse}
+    assert rows["denoise"].settings == {"sigma": 0.5, "residual": False, "target": "pixels", **mse}
     assert rows["inpaint"].settings == {"patch_size": 16, "mask_ratio": 0.6, "target": "pixels", **mse}
     assert rows["spark"].settings == {"patch_size": 32, "mask_ratio": 0.6, "target": "patch_normalized", **mse}
     assert rows["a2mim"].settings == {"patch_size": 32, "mask_ratio": 0.6, "target": "frequency", **mse}
@@ -117,7 +117,7 @@ def test_every_method_brings_its_learning_rate_masking_and_decoder() -> None:
         ("denoize", {}, r"method .*reconstruct.*got 'denoize'; did you mean denoise"),
         (None, {}, "method .*got None"),
         ("reconstruct", {"sigma": 0.5}, "reconstruct must be one of target, criterion, got sigma=0.5"),
-        ("denoise", {"patch_size": 16}, "denoise must be one of sigma, target, criterion, got patch_size=16"),
+        ("denoise", {"patch_size": 16}, "denoise must be one of sigma, target, criterion, residual, got patch_size=16"),
         ("pseudo_masks", {"target": "pixels"}, "pseudo_masks must be one of source, boundary, got target='pixels'"),
         ("inpaint", {"target": "gradient"}, "target must be one of pixels.*got 'gradient'"),
         ("inpaint", {"target": ["pixels"]}, "target must be one of pixels"),
@@ -165,7 +165,8 @@ def test_every_method_can_be_met_and_draws_from_the_generator_alone(name: str, s
     assert best.shape[1] == method.out_channels(3)
     assert method.loss(best, target, corrupted.mask).item() < 1e-9
     assert method.loss(0 * best, target, corrupted.mask).item() > 0.5
-    assert method.predicts_pixels == (name in AUTOENCODING[:-1] and method.target == "pixels")
+    residual = getattr(method, "residual", False)
+    assert method.predicts_pixels == (name in AUTOENCODING[:-1] and method.target == "pixels" and not residual)
     if name == "pseudo_masks":
         return
     assert torch.allclose(method.to_image(best, corrupted.image, clean), clean, atol=1e-3)
