@@ -186,7 +186,7 @@ def uses(args: argparse.Namespace) -> None:
     model = pretrain(args, "pets", photos, **how)
     shown = [read_resized(Path(path), 64) for path in pets[:: len(pets) // SHOWN][:SHOWN]]
     columns = {"image": shown}
-    for bits in (0.05, 0.1, 0.2):
+    for bits in (0.2, 0.4, 0.8):
         coded = [segae.compress(image, model, bits_per_pixel=bits) for image in shown]
         mean = 8 * np.mean([len(one) for one in coded]) / 64**2
         columns[f"{mean:.2f} bits per pixel"] = [segae.decompress(one, model) for one in coded]

@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import json
-import os
 import struct
 from collections.abc import Callable, Iterator
 from importlib.machinery import PathFinder
@@ -162,15 +161,17 @@ def read_mlflow(folder: Path) -> Seen:
 
 def read_trackio(folder: Path) -> Seen:
     from trackio.sqlite_storage import SQLiteStorage
+    from trackio.utils import TRACKIO_DIR  # as it was when the package was first imported
 
-    (name,) = SQLiteStorage.get_runs("segae")
+    own = read_json(folder / "loggers.json")["trackio"]
+    (name,) = [name for name in SQLiteStorage.get_runs("segae") if own in name]  # other tests have runs, too
     scalars: dict[str, dict[int, float]] = {}
     rows = SQLiteStorage.get_logs("segae", name)
     for row in rows:
         for key in set(NUMBERS) & set(row):
             scalars.setdefault(key, {})[row["step"]] = row[key]
     config = {key: str(value) for key, value in SQLiteStorage.get_run_config("segae", name).items()}
-    blobs = list(Path(os.environ["TRACKIO_DIR"], "artifacts").rglob("*"))
+    blobs = list(Path(TRACKIO_DIR, "artifacts").rglob("*"))
     return scalars, config, sum("curves" in row for row in rows), any(path.is_file() for path in blobs)
 
 
