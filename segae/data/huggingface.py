@@ -20,12 +20,12 @@ from tqdm import tqdm
 from segae._io import cache_dir, require_package
 from segae.data.cache import content_hashes
 from segae.data.folders import SPLIT_FOLDERS
-from segae.data.image_io import few
 from segae.errors import DataError
 
 _FORMAT = 1  # to be raised whenever the same rows would give other files
-_SETTINGS = ("image", "mask", "config", "revision")
-_MASK_NAMES = ("mask", "label", "annotation", "segmentation", "target", "seg")
+_SETTINGS = ("column", "mask", "config", "revision")
+_IMAGE = re.compile(r"Image\(|Value\(.*binary|\{'(bytes|path)'")  # type of a column, as text
+_MASK = re.compile(r"mask|label|annotation|target|seg", re.IGNORECASE)
 
 
 def is_huggingface(root: Path) -> bool:
@@ -46,7 +46,7 @@ def is_hub_address(root: str | Path) -> bool:
 def local_folder(root: str | Path) -> Path:
     """The folder of a data set as files: of Hugging Face rows one in the cache with images/, masks/ and lists.
 
-    A ``root`` is a folder, or an address such as ``hf://owner/name?image=picture&mask=labels``; the part after ? names
+    A ``root`` is a folder, or an address such as ``hf://owner/name?column=picture&mask=labels``; the part after ? names
     the columns, the config or the revision, and may follow a folder of rows, too. Other folders are returned as they
     are. Rows are written once for each content. DataError if the rows have not one image and one mask column.
     """
@@ -115,8 +115,8 @@ def _write(folder: Path, splits: Mapping[str, Any], settings: Mapping[str, str],
         (folder / name).mkdir()
     with tqdm(total=sum(map(len, splits.values())), desc="Writing rows", leave=False, disable=None) as bar:
         for split, rows in splits.items():
-            columns = _columns(rows.features, settings, place)
-            cells = rows.select_columns(list(columns))
+            columns = choose_columns(place, rows.features, settings, labeled=True)
+            cells = rows.select_columns(columns)
             for column in columns:
                 cells = cells.cast_column(column, library.Image(decode=False))
             names = []
@@ -139,20 +139,21 @@ def _write(folder: Path, splits: Mapping[str, Any], settings: Mapping[str, str],
             shutil.copy(source / name, folder / name)
 
 
-def _columns(features: Mapping[str, Any], settings: Mapping[str, str], place: str) -> tuple[str, str]:
-    """The columns of images and masks: as named, else the only two of images, of which one is called like a mask."""
-    pictures = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
-    masks = [name for name in pictures if any(word in name.lower() for word in _MASK_NAMES)]
-    mask = settings.get("mask") or (masks[0] if len(masks) == 1 else "")
-    others = [name for name in pictures if name != mask]
-    image = settings.get("image") or (others[0] if len(others) == 1 else "")
-    if image not in pictures or mask not in pictures or image == mask:
-        shown = few(pictures) or f"none of {few(features)}"
-        raise DataError(
-            f"{place} must have a column of images and one of masks; it has the image columns {shown}. Name them: "
-            f"'{place}?image=NAME&mask=NAME'."
-        )
-    return image, mask
+def choose_columns(place: str, features: Mapping[str, Any], settings: Mapping[str, str], *, labeled: bool) -> list[str]:
+    """The column of images and, where ``labeled``, that of masks: as ``settings`` name them, else the only ones.
+
+    A column of images is one by its type in ``features``, which is None where it is not known; one of masks is called
+    like a mask. DataError if a column is not there or there are several.
+    """
+    images = [name for name, kind in features.items() if kind is None or _IMAGE.match(str(kind))]
+    column, mask, known = settings.get("column"), settings.get("mask"), ", ".join(images) or "none"
+    masks = [name for name in images if name == mask or (mask is None and name != column and _MASK.search(name))]
+    if labeled and len(masks) != 1:
+        raise DataError(f"mask must be one of {known}, got {mask}: {place}?column=...&mask=...")
+    chosen = [name for name in images if column in (None, name) and not (labeled and name in masks)]
+    if len(chosen) != 1:
+        raise DataError(f"column must be one of {known}, got {column}: {place}?column=...")
+    return chosen + (masks if labeled else [])
 
 
 def _content(cell: Any, where: str) -> tuple[bytes, str]:

@@ -25,6 +25,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from segae._io import check_range, require_package
 from segae.data.file_lists import Values
+from segae.data.huggingface import choose_columns
 from segae.data.image_io import SkippedFiles, UnreadableImage, read_mask, read_pair, read_resized
 from segae.data.torch_datasets import SeededByEpoch, Transform
 from segae.errors import DataError
@@ -33,10 +34,8 @@ _SCHEMES = ("https", "hf")
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 _SHUFFLE_BUFFER = 1000  # undecoded images that each worker holds and draws from
 _FEW_FILES = 64  # up to here the row groups of parquet files count as shards, so that workers have enough of them
-_IMAGE_FEATURE = re.compile(r"Image\(|Value\(.*binary|\{'(bytes|path)'")
 _TABLE_SETTINGS = ("split", "column", "mask", "config", "revision")
 _MASK_ENDS = (".mask", "_mask", ".seg", "_seg", ".label", "_label")  # of names in tar files, before the extension
-_MASK_COLUMN = re.compile(r"mask|label|annotation|seg", re.IGNORECASE)
 
 
 class _Shards(NamedTuple):
@@ -289,18 +288,6 @@ def _read_rows(names: Sequence[str], rows: Any, columns: Sequence[str], shard: i
         yield f"{names[shard]}/row-{row}", *((cell and cell["bytes"]) or b"" for cell in cells)
 
 
-def _choose_columns(path: str, images: Sequence[str], settings: Mapping[str, str], *, labeled: bool) -> list[str]:
-    """The column of images and, of labeled ones, that of masks, among those with images."""
-    column, mask, known = settings.get("column"), settings.get("mask"), ", ".join(images) or "none"
-    masks = [name for name in images if name == mask or (mask is None and name != column and _MASK_COLUMN.search(name))]
-    if labeled and len(masks) != 1:
-        raise DataError(f"mask must be one of {known}, got {mask}: {path}?column=...&mask=...")
-    chosen = [name for name in images if column in (None, name) and not (labeled and name in masks)]
-    if len(chosen) != 1:
-        raise DataError(f"column must be one of {known}, got {column}: {path}?column=...")
-    return chosen + (masks if labeled else [])
-
-
 def _open_table(source: str, *, labeled: bool = False) -> _Shards:
     """Find the shards and the columns of images and masks of parquet files or a data set on the Hub."""
     require_package("datasets", "streaming")
@@ -322,8 +309,7 @@ def _open_table(source: str, *, labeled: bool = False) -> _Shards:
         features = rows.features or dict.fromkeys(next(iter(rows)))
     except Exception as error:  # of any type; all say that there is no such thing to read
         raise DataError(f"{source} cannot be opened: {str(error).strip() or type(error).__name__}") from error
-    images = [name for name, kind in features.items() if kind is None or _IMAGE_FEATURE.match(str(kind))]
-    chosen = _choose_columns(path, images, settings, labeled=labeled)
+    chosen = choose_columns(path, features, settings, labeled=labeled)
     rows = rows.select_columns(chosen)
     for name in chosen:
         rows = rows.cast_column(name, library.Image(decode=False))

@@ -157,3 +157,12 @@ def test_an_image_without_a_mask_is_left_out_and_listed(tmp_path: Path) -> None:
         archive.addfile(info, io.BytesIO(content))
     segae.finetune(labeled, out=tmp_path / "run", epoch_images=8, **SMALL)
     assert "lonely.jpg,it has no mask" in (tmp_path / "run" / "skipped.csv").read_text()
+
+
+def test_rows_without_types_are_read_as_a_data_set_too(tmp_path: Path) -> None:
+    rows = make_labeled(tmp_path / "rows", "rows")  # as pandas writes them: bytes and a path
+    dataset = segae.data.open_dataset(rows)
+    assert sum(map(len, dataset.splits.values())) == 8
+    assert dataset.classes == ("class_0", "class_1")
+    with pytest.raises(segae.DataError, match="mask must be one of picture, annotation, got label_id"):
+        segae.data.open_dataset(f"{rows}?mask=label_id")

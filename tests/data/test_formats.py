@@ -222,11 +222,11 @@ def test_rows_of_hugging_face_become_files_once(tmp_path: Path, drawn, private_c
     rows = datasets.load_dataset("parquet", data_files=str(root / "data" / "train*"), cache_dir=str(tmp_path / "hf"))
     rows["train"].rename_column("label", "other").save_to_disk(str(tmp_path / "saved"))
     assert find_layouts(tmp_path / "saved") == ["huggingface"]
-    with pytest.raises(DataError, match=r"image, other. Name them: '.*\?image=NAME&mask=NAME'"):
+    with pytest.raises(DataError, match=r"mask must be one of image, other, got None: .*\?column=\.\.\.&mask="):
         open_dataset(tmp_path / "saved")
     dataset = open_dataset(f"{tmp_path / 'saved'}?mask=other", classes=CLASSES)
     assert {split: len(pairs) for split, pairs in dataset.splits.items()} == {"train": 4, "test": 2}  # by a hash
-    with pytest.raises(DataError, match="must be among image, mask, config, revision, got colour"):
+    with pytest.raises(DataError, match="must be among column, mask, config, revision, got colour"):
         open_dataset(f"{tmp_path / 'saved'}?colour=other")
 
 
