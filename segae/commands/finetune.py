@@ -94,7 +94,7 @@ class _Finetuning:
         refused = {**chosen, "lpft_head": config.lpft_head, "transfer": config.transfer.partition("+")[2]}
         if self.classify and any(refused.values()):
             raise SegaeError(f"{', '.join(refused)} must be left out where task is classify, got {refused}")
-        self.dataset = self.open()
+        self.dataset = self.open_data()
         training.seed_everything(config.trainer.seed)
         encoder = load_start(config)
         weights = replace(encoder.info.weights, transfer=config.transfer)
@@ -131,7 +131,7 @@ class _Finetuning:
         ).to(device)
         set_up_model(self.model, config)
 
-    def open(self) -> data.SegmentationDataset:
+    def open_data(self) -> data.SegmentationDataset:
         """Open the data set: a folder, an address, or a stream of labeled shards."""
         source, config = os.fspath(self.config.data), self.config
         if config.layout == "shards" or source.endswith(".tar") or config.val_shards is not None:

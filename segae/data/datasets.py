@@ -140,7 +140,7 @@ class SegmentationFolder(SegmentationDataset):
             return
         pairs = _convert(found, splits)
         names, whole = tuple(classes) or listed, PairList(pair for part in pairs.values() for pair in part)
-        values, ignored = _mask_values(root, names, values_in_masks(whole), ignore_values)
+        values, ignored = infer_mask_values(root, names, values_in_masks(whole), ignore_values)
         classes = names or tuple(f"class_{value}" for value in values)
         palette, how = make_palette(len(values)), {"ignore_values": ignored, "layout": layout}
         super().__init__(root.resolve().name, root, classes, palette, values, pairs, **how)  # type: ignore[arg-type]
@@ -234,17 +234,15 @@ def open_dataset(
     """
     folder, layout = locate_dataset(root, layout)
     table = parse_colors(colors)
-    values = [int(item) for item in ignore if str(item).isdecimal()]
-    names = [str(item) for item in ignore if not str(item).isdecimal() and str(item) != "none"]
+    values, names = parse_ignore(ignore)
     if layout in ("folder", "split_folders"):
-        chosen = values if values or "none" in map(str, ignore) else None
-        dataset: SegmentationDataset = SegmentationFolder(folder, classes, ignore_values=chosen, colors=table)
+        dataset: SegmentationDataset = SegmentationFolder(folder, classes, ignore_values=values, colors=table)
     else:
         dataset = (
             _open_pets(folder, classes, table) if layout == "pets" else _open_found(folder, layout, classes, table)
         )
         coded = dict(zip(dataset.mask_values, dataset.classes, strict=True))
-        names += [coded[value] for value in values if value in coded]
+        names += [coded[value] for value in values or () if value in coded]
     return ignore_classes(map_classes(dataset, merge), names)
 
 
@@ -378,6 +376,17 @@ def ignore_classes(dataset: SegmentationDataset, names: Sequence[str]) -> Segmen
     return dataset.replace(classes=classes, palette=palette, mask_values=values, ignore_values=ignored)
 
 
+def parse_ignore(ignore: Sequence[str | int]) -> tuple[list[int] | None, list[str]]:
+    """Sort what does not count into mask values and names of classes; the values are None where none are named.
+
+    ``none`` means no value at all.
+    """
+    texts = [*map(str, ignore)]
+    values = [int(text) for text in texts if text.isdecimal()]
+    names = [text for text in texts if not text.isdecimal() and text != "none"]
+    return (values if values or "none" in texts else None), names
+
+
 def parse_merge(merge: Sequence[str]) -> dict[str, frozenset[str]]:
     """Read ``name=class+class`` texts as names and their classes; a wrong form or a repeated class is a DataError."""
     groups: dict[str, frozenset[str]] = {}
@@ -500,7 +509,7 @@ def held_out_images(root: Path) -> list[Path]:
     return found
 
 
-def _mask_values(
+def infer_mask_values(
     root: Path, names: tuple[str, ...], found: tuple[int, ...], ignore: Sequence[int] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The value of each class, and the values that do not count, of the values in an images/ + masks/ folder."""

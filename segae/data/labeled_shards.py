@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segae.data.datasets import SegmentationDataset, _mask_values, ignore_classes, make_palette, map_classes
+from segae.data.datasets import (
+    SegmentationDataset,
+    ignore_classes,
+    infer_mask_values,
+    make_palette,
+    map_classes,
+    parse_ignore,
+)
 from segae.data.file_lists import PairList
 from segae.data.streaming import sample_values
 
@@ -23,7 +30,7 @@ class LabeledShards(SegmentationDataset):
     def __init__(self, source: str, classes: Sequence[str] = (), ignore_values: Sequence[int] | None = None) -> None:
         object.__setattr__(self, "source", source)
         found = sample_values(source, _LOOKED_AT)
-        values, ignored = _mask_values(Path(source), tuple(classes), found, ignore_values)
+        values, ignored = infer_mask_values(Path(source), tuple(classes), found, ignore_values)
         names = tuple(classes) or tuple(f"class_{value}" for value in values)
         path = Path(source.partition("?")[0])
         stem = path.parent.name if any(mark in path.name for mark in "*[{") else path.stem
@@ -35,7 +42,5 @@ def open_labeled_shards(
     source: str, *, classes: Sequence[str] = (), merge: Sequence[str] = (), ignore: Sequence[str | int] = ()
 ) -> SegmentationDataset:
     """Open labeled shards; the arguments are those of `open_dataset`."""
-    values = [int(item) for item in ignore if str(item).isdecimal()]
-    names = [str(item) for item in ignore if not str(item).isdecimal() and str(item) != "none"]
-    chosen = values if values or "none" in map(str, ignore) else None
-    return ignore_classes(map_classes(LabeledShards(source, classes, chosen), merge), names)
+    values, names = parse_ignore(ignore)
+    return ignore_classes(map_classes(LabeledShards(source, classes, values), merge), names)
