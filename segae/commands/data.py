@@ -1,6 +1,10 @@
 """Check a folder before training, or download a data set; nothing else downloads one."""
 
+import os
+import shlex
 import textwrap
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,6 +16,8 @@ from segae._settings import takes_settings_of
 from segae.commands._data import picture_sheet
 from segae.config import CheckDataConfig, DownloadConfig
 from segae.data import DataReport, download_fashion_mnist, download_pets, open_dataset
+from segae.data.folders import walk_folders
+from segae.data.report import UNLABELED
 from segae.errors import DataError
 from segae.evaluation import contact_sheet, overlay
 from segae.evaluation.plots import colorize
@@ -36,12 +42,32 @@ def check_data(config: CheckDataConfig) -> DataReport:
         >>> report = check_data("pets")  # doctest: +SKIP
     """
     report = data.check_folder(Path(config.data), **config.reading)
+    report = replace(report, commands=tuple(_next_commands(config, report)))
     if config.out is not None:
         out = open_result_folder(Path(config.out), vars(config), task="data check", files=_FILES, overwrite=True)
         write_json(out / "report.json", report.as_json())
         _draw(report, out / "sheet.png")
     logger.info("%s", report)
     return report
+
+
+def _next_commands(config: CheckDataConfig, report: DataReport) -> Iterator[str]:
+    """What to type next: the training, or the check again where a training would refuse the folder."""
+    root = os.fspath(config.data)
+    if report.layout == UNLABELED:
+        yield shlex.join(["segae", "pretrain", root])
+        folders = [
+            one for one in Path(root).iterdir() if one.is_dir() and any(files for *_, files in walk_folders(one))
+        ]
+        if len(folders) > 1:
+            yield f"{shlex.join(['segae', 'finetune', root])} --task classify  # if each folder is a class"
+        return
+    given = {name: [value] if isinstance(value, str) else [*value] for name, value in config.reading.items()}
+    if report.dataset is not None and not given["ignore"]:
+        given["ignore"] = [*map(str, report.dataset.ignore_values)]
+    flags = [word for name, values in given.items() if values not in ([], ["auto"]) for word in (f"--{name}", *values)]
+    balance = ["--balance-classes"] if report.unbalanced and report.accepted else []  # which the check does not have
+    yield shlex.join(["segae", *(["finetune"] if report.accepted else ["data", "check"]), root, *balance, *flags])
 
 
 def _draw(report: DataReport, path: Path) -> None:

@@ -1,8 +1,5 @@
-"""Look at a folder before training: what it holds, what a training would refuse, and the command to type next."""
+"""Look at a folder before training: what it holds, what a training would refuse, and the settings that fit."""
 
-from __future__ import annotations
-
-import shlex
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +15,6 @@ from segae.data.datasets import (
     count_values,
     find_images,
     open_dataset,
-    walk_folders,
 )
 from segae.data.duplicates import find_duplicates, hash_images
 from segae.data.file_lists import Pair, PairList
@@ -38,10 +34,7 @@ def check_folder(root: Path, **reading: Any) -> DataReport:
     Every image is decoded once, and what was seen is remembered, so that a second call is fast. Problems are collected.
     DataError if the folder is missing or holds no image.
     """
-    check, flags = _Check(root), list[str]()
-    for name, given in reading.items():
-        values = [given] if isinstance(given, str) else [*map(str, given)]
-        flags += [f"--{name}", *values] if values and values != ["auto"] else []
+    check = _Check(root)
     try:
         dataset = open_dataset(root, **reading)
     except UnknownLayout:
@@ -52,7 +45,7 @@ def check_folder(root: Path, **reading: Any) -> DataReport:
         if not pairs:
             find_images([root])  # refuses a folder without images
         dataset = SegmentationDataset(root.resolve().name, root, (), (), (), {_ALL: pairs})
-    return check.look_at_labeled(dataset, flags)
+    return check.look_at_labeled(dataset)
 
 
 class _Mask(NamedTuple):
@@ -89,15 +82,9 @@ class _Check:
                 f"{count('image', len(duplicates))} like another one", f"{advice}.", [row[0] for row in duplicates]
             )
         self.add_unreadable(images)
-        commands = [f"segae pretrain {shlex.quote(str(self.root))}"]
-        folders = [one for one in self.root.iterdir() if one.is_dir() and any(files for *_, files in walk_folders(one))]
-        if len(folders) > 1:
-            commands.append(
-                f"segae finetune {shlex.quote(str(self.root))} --task classify  # if each folder is a class"
-            )
-        return self.report(UNLABELED, {"unlabeled": images}, duplicates, commands, looks, {})
+        return self.report(UNLABELED, {"unlabeled": images}, duplicates, looks, {})
 
-    def look_at_labeled(self, dataset: SegmentationDataset, flags: list[str]) -> DataReport:
+    def look_at_labeled(self, dataset: SegmentationDataset) -> DataReport:
         """Check images with their masks; without classes, as of a layout that cannot be read, values are classes."""
         known, splits = bool(dataset.classes), dataset.splits
         pairs = PairList(pair for one in splits.values() for pair in one)
@@ -115,23 +102,14 @@ class _Check:
             self.check_splits(splits)
         classes, more["ignored"] = _class_shares(dataset, masks)
         if known:
-            flags += self.check_classes(dataset, classes)
-            if dataset.ignore_values and "--ignore" not in flags:
-                flags += ["--ignore", *map(str, dataset.ignore_values)]
+            more["unbalanced"] = self.check_classes(dataset, classes)
         duplicates = self.find_leaks(splits)
         self.add_unreadable((splits.get("train", pairs) if known else pairs).images)
-        accepted = not any(problem.refused for problem in self.problems)
-        verb = ["finetune"] if accepted else ["data", "check"]
-        if not accepted and "--balance-classes" in flags:  # which the check does not have
-            flags.remove("--balance-classes")
-        commands = [shlex.join(["segae", *verb, str(self.root), *flags])]
         more |= {"classes": classes, "palette": dataset.palette, "dataset": dataset if known else None}
         layout = dataset.layout if known else "unknown"
-        return self.report(layout, splits, duplicates, commands, looks, more)
+        return self.report(layout, splits, duplicates, looks, more)
 
-    def report(
-        self, layout: str, splits: Any, duplicates: list[Any], commands: list[str], looks: list[Any], more: Any
-    ) -> DataReport:
+    def report(self, layout: str, splits: Any, duplicates: list[Any], looks: list[Any], more: Any) -> DataReport:
         """Put everything into tables."""
         readable = [look for look in looks if look]
         by_area = sorted(readable, key=lambda look: look[0] * look[1])
@@ -152,7 +130,6 @@ class _Check:
             duplicates=_frame(copies, "image", "split", "kind", "of", "of_split"),
             unreadable=_frame(zip(self.names(files), reasons, strict=True), "file", "reason"),
             problems=tuple(sorted(self.problems, key=lambda problem: not problem.refused)),
-            commands=tuple(commands),
             **more,
         )
 
@@ -216,8 +193,8 @@ class _Check:
             if split in splits and not splits[split]:
                 self.add(f"no images in {split}", "Put images into it: without them nothing can be scored there.")
 
-    def check_classes(self, dataset: SegmentationDataset, classes: pd.DataFrame) -> list[str]:
-        """Training images should show every class, and must show two; returns flags that fit."""
+    def check_classes(self, dataset: SegmentationDataset, classes: pd.DataFrame) -> bool:
+        """Training images should show every class, and must show two; return whether one is rare beside another."""
         there = classes[classes["images"] > 0]
         absent = sorted(set(dataset.classes) - set(there["class"]))
         if len(there) < 2:
@@ -227,11 +204,11 @@ class _Check:
             advice = "Label some, put images of them into train, or leave the classes out."
             self.add(f"no training image shows {few(absent)}", advice)
         if len(there) < 2 or (ratio := there["share"].max() / there["share"].min()) <= _RARE:
-            return []
+            return False
         rare, common = (there["class"][there["share"].agg(which)] for which in ("idxmin", "idxmax"))
         advice = "balance_classes=True weighs each class by its share."
         self.add(f"{common} has {ratio:.0f} times the pixels of {rare}", advice)
-        return ["--balance-classes"]
+        return True
 
     def look_for_others(self, pairs: PairList) -> dict[str, Any]:
         """Find images without masks, masks without images and labeled images in no split, in the folders of pairs."""

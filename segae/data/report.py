@@ -1,7 +1,5 @@
 """What a check of a folder found, as tables that print themselves, also in notebooks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +40,7 @@ class DataReport(ShownInNotebooks):
 
     Attributes:
         root: the folder.
-        layout: of a labeled data set the class that reads it, ``unknown`` where none can; or ``unlabeled images``.
+        layout: of a labeled data set, ``unknown`` where none fits; or ``unlabeled images``.
         splits: a row per split: ``split``, ``images``.
         classes: a row per class: ``class``, ``values`` in mask files, ``share`` of the training pixels that count, and
             the number of training ``images`` that show it. Empty for unlabeled images.
@@ -50,13 +48,14 @@ class DataReport(ShownInNotebooks):
         sizes: the ``smallest``, ``median`` and ``largest`` image by area: ``size``, ``width``, ``height``.
         formats: a row per kind of file: ``channels``, ``bits`` of each, ``images``.
         ignored: share of the training pixels that do not count, in [0, 1].
+        unbalanced: whether a class has 20 times the training pixels of another.
         duplicates: a row per image that repeats one of another split, of unlabeled images any other: ``image``,
             ``split``, ``kind`` (file, pixels or near), ``of``, ``of_split``.
         unreadable: a row per file: ``file``, ``reason``.
         images_without_mask: files below the folder.
         masks_without_image: files below the folder.
         problems: what is wrong, errors first.
-        commands: what to type next.
+        commands: what to type next, from `segae.check_data`.
         dataset: the labeled data set, if it can be read.
     """
 
@@ -68,10 +67,11 @@ class DataReport(ShownInNotebooks):
     duplicates: pd.DataFrame
     unreadable: pd.DataFrame
     problems: tuple[Problem, ...]
-    commands: tuple[str, ...]
+    commands: tuple[str, ...] = ()
     classes: pd.DataFrame = field(default_factory=pd.DataFrame)
     palette: tuple[tuple[int, int, int], ...] = ()
     ignored: float = 0.0
+    unbalanced: bool = False
     images_without_mask: tuple[str, ...] = ()
     masks_without_image: tuple[str, ...] = ()
     dataset: SegmentationDataset | None = None
