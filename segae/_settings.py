@@ -16,6 +16,7 @@ from segae._io import check_range, parse_duration, show_messages
 from segae.errors import CheckpointError, DataError, SegaeError, nearest
 
 PathLike = str | os.PathLike[str]
+Size = int | tuple[int, int]
 C = TypeVar("C", bound="Config")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,6 +28,11 @@ _LIMIT = 200  # characters of a word that is no path, such as a class name
 def number(default: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> Any:
     """Declare a field that holds a number, or a tuple of numbers, and its range."""
     return field(default=default, metadata={"low": low, "high": high, "low_open": open_low, "high_open": open_high})
+
+
+def sides(default: Any, low: int, high: int) -> Any:
+    """Declare a field that holds the side of a square or (height, width), also as text such as 192x256."""
+    return field(default=default, metadata={"sides": (low, high)})
 
 
 def checked(require: Callable[[str, Any], object], **how: Any) -> Any:
@@ -82,7 +88,12 @@ class Config:
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, kw_only=True)(cls)
         hints = typing.get_type_hints(cls)
-        cls.TYPES = {one.name: _field_type(hints[one.name]) for one in fields(cls)}
+        cls.TYPES = {
+            one.name: FieldType(frozenset([Size]), optional=one.default is None)
+            if "sides" in one.metadata
+            else _field_type(hints[one.name])
+            for one in fields(cls)
+        }
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -91,6 +102,9 @@ class Config:
                 value = convert(value)
                 object.__setattr__(self, one.name, value)
             if value is None and accepted.optional:
+                continue
+            if "sides" in one.metadata:
+                object.__setattr__(self, one.name, _parse_size(one.name, value, *one.metadata["sides"]))
                 continue
             if accepted.many:
                 single = isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
@@ -113,6 +127,18 @@ class Config:
             for item in value if isinstance(value, tuple) else () if value is None else (value,):
                 if require:
                     require(name, item)
+
+
+def _parse_size(name: str, value: Any, low: int, high: int) -> Size:
+    """An integer, or height and width; equal ones are an integer."""
+    parts = value.lower().split("x") if isinstance(value, str) else value
+    listed = list(parts) if isinstance(parts, list | tuple) else [parts]
+    given = [int(part) if isinstance(part, str) and part.strip().isdecimal() else part for part in listed]
+    if not 1 <= len(given) <= 2 or any(isinstance(part, str) for part in given):
+        raise SegaeError(f"{name} must be a side in pixels, or HEIGHTxWIDTH such as 192x256, got {value!r}")
+    for side in given:
+        check_range(name, side, low=low, high=high, integer=True)
+    return given[0] if given[0] == given[-1] else (given[0], given[1])
 
 
 def _check(name: str, value: Any, accepted: FieldType, limits: Mapping[str, Any]) -> None:

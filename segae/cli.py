@@ -27,7 +27,7 @@ import yaml
 
 from segae import config
 from segae._io import print_messages
-from segae._settings import Config, is_required, make_config, nearest, nest
+from segae._settings import Config, Size, is_required, make_config, nearest, nest
 from segae.errors import OutOfMemoryError, SegaeError
 
 
@@ -243,6 +243,8 @@ def _flags_to_settings(name: str, words: list[str], settings: Mapping[str, Any])
             place = _PLACES.get(one, "") if not title and one == command.first else ""
             place = f"[{place}]" if place and known[one].default is None else place
             value = getattr(below, one) if title or one not in absent else known[one].default
+            value = "x".join(map(str, value)) if isinstance(value, tuple) and _is_size(below, one) else value
+            value = str(value) if isinstance(value, int) and _is_size(below, one) else value
             flag = (one, _flag(below, one, place, flat=title in ("", "more", "trainer")))
             made.append(flag if value is dataclasses.MISSING else (*flag, value))
         struct: Any = dataclasses.make_dataclass(title or "Settings", made, frozen=True)
@@ -254,6 +256,10 @@ def _flags_to_settings(name: str, words: list[str], settings: Mapping[str, Any])
     return {**nested.pop("more"), **nested, **{one: settings[one] for one in ("method_args",) if one in settings}}
 
 
+def _is_size(start: Config, name: str) -> bool:
+    return Size in start.TYPES[name].kinds
+
+
 def _flag(start: Config, name: str, place: str, *, flat: bool) -> Any:
     """The annotation from which tyro makes a flag: type, help text, placeholder."""
     accepted = start.TYPES[name]
@@ -261,6 +267,7 @@ def _flag(start: Config, name: str, place: str, *, flat: bool) -> Any:
     bases = {**numbers, frozenset([bool]): bool}
     base: Any = Literal[accepted.choices] if accepted.choices else bases.get(accepted.kinds, str)
     shown = {int: "INT", float: "FLOAT", int | float: "NUMBER"}.get(base, "TEXT")
+    shown = "SIZE" if _is_size(start, name) else shown
     shown = place or ("PATH" if os.PathLike in accepted.kinds else shown)
     shown = f"{shown} ..." if accepted.many else shown
     about = tyro.conf.arg(

@@ -12,6 +12,7 @@ from segae._io import require_choice, require_name
 from segae._settings import (
     Config,
     PathLike,
+    Size,
     augmentation,
     checked,
     merge_settings,
@@ -23,6 +24,7 @@ from segae._settings import (
     require_shard,
     require_trainable,
     require_weights,
+    sides,
 )
 from segae.errors import DataError
 
@@ -118,10 +120,14 @@ class _Training(_Labeled):
 class PretrainSettings(Config):
     """Settings of a pretraining that do not depend on data, encoder or method."""
 
-    image_size: int = number(128, 8, 4096)
-    """Side of the square input in pixels, a multiple of the encoder's stride (usually 32)."""
-    in_channels: int = number(3, 1, 3)
-    """Channels of random weights: 3, or 1 for gray images."""
+    image_size: Size = sides(128, 8, 4096)
+    """Side of the square input in pixels, or HEIGHTxWIDTH; multiples of the encoder's stride (usually 32)."""
+    resize: Literal["squash", "letterbox", "crop"] = "squash"
+    """How images are fitted to it: squash changes the aspect ratio, letterbox pads, crop cuts at random (in the middle
+    to validate) and needs cache none."""
+    in_channels: int | None = number(None, 1, 16)
+    """Channels of an image; the first convolution of weights for RGB is adapted. Default: those of the images for
+    random and ImageNet weights, else those of the weights."""
     epochs: int = number(20, 1, 100_000)
     """Epochs; training can be resumed after each one."""
     batch_size: int = number(32, 1, 65_536)
@@ -203,8 +209,11 @@ class PretrainConfig(_Training, PretrainSettings):
 class FinetuneSettings(Config):
     """Settings of a fine-tuning that do not depend on data, encoder, decoder or length."""
 
-    image_size: int | None = number(None, 8, 4096)
-    """Side of the square input in pixels. Default: the encoder's own (the size of its pretraining)."""
+    image_size: Size | None = sides(None, 8, 4096)
+    """Side of the square input in pixels, or HEIGHTxWIDTH. Default: the encoder's own (the size of its pretraining)."""
+    resize: Literal["squash", "letterbox", "crop"] | None = None
+    """How images are fitted to it: squash changes the aspect ratio, letterbox pads (padding counts nowhere), crop cuts
+    at random to train, in the middle to validate, and needs cache none. Default: as the encoder was pretrained."""
     batch_size: int = number(16, 1, 65_536)
     """Images per optimizer step, over all processes."""
     lr: float | None = number(None, 0, 10, open_low=True)
@@ -270,6 +279,9 @@ class FinetuneConfig(_Training, FinetuneSettings):
     """Epochs with the encoder frozen."""
     epochs: int = number(3, 0, 100_000)
     """Epochs after that, with everything training."""
+    in_channels: int | None = number(None, 1, 16)
+    """Channels of an image; the first convolution of weights for RGB is adapted. Default: those of the images for
+    random and ImageNet weights, else those of the weights."""
     val_fraction: float = number(0.1, 0, 1, open_high=True)
     """Share of the training images used for validation, in [0, 1), if the data set has no val split."""
     val_shards: PathLike | None = checked(require_images, default=None)
@@ -438,8 +450,8 @@ class _Frozen(_Images):
 
     encoder: Any = "imagenet"
     """What makes the features: a model file of segae, a published name, imagenet, or timm:NAME."""
-    image_size: int | None = number(None, 8, 8192)
-    """Side in pixels to which images are resized. Default: the encoder's own."""
+    image_size: Size | None = sides(None, 8, 8192)
+    """Side in pixels, or HEIGHTxWIDTH, to which images are resized. Default: the encoder's own."""
 
 
 class FeaturesConfig(_Frozen):
@@ -483,8 +495,9 @@ class SuggestConfig(_Frozen):
     """What makes the features, as in segae features. Default: that of the model, else imagenet."""
     out: PathLike = "runs/suggest"
     """Folder for the lists and the sheet."""
-    image_size: int | None = number(None, 8, 8192)
-    """Side in pixels to which images are resized for the features. Default: the model's, else the encoder's."""
+    image_size: Size | None = sides(None, 8, 8192)
+    """Side in pixels, or HEIGHTxWIDTH, to which images are resized for the features. Default: the model's, else the
+    encoder's."""
     seed: int = number(0, 0, 2**32 - 1)
     """Of the draw of 4,096 images that are to be covered, where there are more."""
 

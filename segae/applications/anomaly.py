@@ -17,6 +17,7 @@ from segae._io import check_range
 from segae.applications.features import collect_features, compute_features, list_images, open_encoder
 from segae.data import image_io
 from segae.errors import SegaeError
+from segae.image_format import Size
 from segae.models import KINDS, Autoencoder, AutoencoderInfo, Encoder, EncoderInfo
 from segae.models.checkpoint import Info, PathLike, load_described, load_strictly, save_described
 
@@ -30,7 +31,7 @@ class DetectorInfo(Info):
 
     model: AutoencoderInfo | EncoderInfo
     layer: int
-    image_size: int
+    image_size: Size
     threshold: float = 0.0
     false_alarm_rate: float = 1.0  # that was asked for
     held_out: int = 0  # normal images that the threshold was set on
@@ -76,7 +77,7 @@ class AnomalyDetector:
     @classmethod
     def fit(
         cls, images: Any, model: Any, *, false_alarm_rate: float = 0.01, held_out: float = 0.2, seed: int = 0,
-        image_size: int | None = None, **how: Any,
+        image_size: Size | None = None, **how: Any,
     ) -> Self:  # fmt: skip
         """Learn from normal images, and set the threshold on others that are not learned from.
 
@@ -132,7 +133,13 @@ class AnomalyDetector:
         """Return how anomalous each pixel of one image is, (H, W) in its own size, as coarse as the feature map."""
         heat = collect_features(self._network, list_images(image), pool="none", **self._how).values[0, 0]
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else image_io.image_size(Path(image))
-        return cv2.resize(heat, (width, height))
+        form = self._network.info.format.resized(self.info.image_size)
+        seen, place = form.boxes(height, width)
+        whole = np.zeros((height, width), np.float32)  # 0 where the model did not look
+        columns, rows = (box.stop - box.start for box in reversed(seen))
+        part = heat if form.resize == "squash" else cv2.resize(heat, form.shape[::-1])[place]
+        whole[seen] = cv2.resize(part, (columns, rows))
+        return whole
 
     def save(self, path: PathLike) -> Path:
         """Write a .safetensors file, the model within, that ``load`` and ``segae.load`` read."""

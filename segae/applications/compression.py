@@ -46,7 +46,7 @@ def compress(
     if sum(map(bool, given.values())) > 1:
         raise SegaeError(f"one of {', '.join(given)} must be above 0, got {given}")
     network, pixels = open_autoencoder(model), read_pixels(image)
-    (height, width), side = pixels.shape[:2], network.encoder.info.image_size
+    (height, width), side = pixels.shape[:2], network.encoder.info.format.shape[0]
     rows, columns = _count_tiles(height, width, side)
     padded = np.pad(pixels, ((0, -height % side), (0, -width % side), (0, 0)), mode="edge")
     tiles = padded.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
@@ -101,7 +101,7 @@ def decompress(data: bytes, model: Autoencoder | PathLike) -> NDArray[np.uint8]:
     if mark != (own := fingerprint(network.state_dict())[:8].encode()):
         raise CheckpointError(f"model must be the one that compressed, with weights {mark!r}, got {own!r}")
     check_range("step in data", step, low=0, high=_COARSEST)
-    side, (count, *shape) = network.encoder.info.image_size, code_shape(network)
+    side, (count, *shape) = network.encoder.info.format.shape[0], code_shape(network)
     rows, columns = _count_tiles(height, width, side)
     try:
         channels = np.frombuffer(body, _CHANNEL, count, _HEADER.size)

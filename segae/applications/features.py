@@ -25,8 +25,10 @@ from tqdm.auto import tqdm
 from segae._io import check_range, read_json, require_package, write_atomically, write_json
 from segae.data import PathList, SkippedFiles, UnreadableImage, find_images, read_resized, resize_image
 from segae.data.cache import read_ahead
+from segae.data.image_io import as_image
 from segae.errors import DataError, SegaeError, argument_named
 from segae.evaluation import normalize
+from segae.image_format import Size
 from segae.models import Encoder, create_encoder, evaluation_mode, fingerprint, load, require_image_size
 from segae.models.classic import is_classic
 
@@ -146,7 +148,7 @@ def compute_features(
     *,
     layer: int = -1,
     pool: str = "auto",
-    image_size: int | None = None,
+    image_size: Size | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     start: int = 0,
@@ -155,14 +157,15 @@ def compute_features(
     """Yield the features of images batch by batch; while one batch is computed the next ones are read.
 
     The encoder is moved to the device, in channels_last layout, and runs in evaluation mode. ``images`` are files, or
-    arrays uint8 (H, W, 3), from place ``start`` on; each is resized to a square. Layer (1 of stride 2 to 5 of stride
+    arrays uint8 (H, W, 3), or numbers for an encoder of other images, from place ``start`` on; each is
+    resized as the encoder takes it. Layer (1 of stride 2 to 5 of stride
     32, or -1), pool and the other settings are those of `segae.extract_features`; gem has power 3 (arXiv 1711.02512),
     and auto is flatten for small networks and maps of few channels, where position matters, else avg. ``skipped``
     receives the files that cannot be read. SegaeError: the encoder has no such map, a number is out of range, or none
     of the images can be read.
     """
-    size = encoder.info.image_size if image_size is None else image_size
-    require_image_size(size, encoder.output_stride)
+    form = encoder.info.format if image_size is None else encoder.info.format.resized(image_size)
+    require_image_size(form.size, encoder.output_stride)
     check_range("batch_size", batch_size, low=1, integer=True)
     few = require_layer(encoder, layer) < _FEW or is_classic(encoder.info.architecture)
     if pool == "auto":
@@ -175,11 +178,11 @@ def compute_features(
     def load(place: int) -> tuple[int, NDArray[np.uint8] | UnreadableImage]:
         image = images[place]
         if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            if form.is_rgb and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3):
                 raise SegaeError(f"images must be uint8 arrays (H, W, 3), got {image.dtype} {image.shape}")
-            return place, resize_image(image, size)
+            return place, resize_image(as_image(image, form), form)
         try:
-            return place, read_resized(Path(image), size)
+            return place, read_resized(Path(image), form)
         except UnreadableImage as error:
             return place, error
 

@@ -26,6 +26,8 @@ def open_autoencoder(source: Autoencoder | PathLike) -> Autoencoder:
     target = model.encoder.info.weights.method_args.get("target", "pixels") if isinstance(model, Autoencoder) else ""
     if target != "pixels" or model.info.out_channels != model.encoder.info.in_channels:
         raise SegaeError(f"model must be an autoencoder of pixels, got a {type(model).__name__} {target}")
+    if not model.encoder.info.format.is_rgb or not isinstance(model.encoder.info.image_size, int):
+        raise SegaeError(f"model must take squares of 8-bit RGB or gray, got one of {model.encoder.info.format}")
     _ = model.bottleneck  # refuses skips
     return model
 
@@ -61,7 +63,7 @@ def decode_codes(codes: Tensor, model: Autoencoder) -> NDArray[np.uint8]:
 
 def code_shape(model: Autoencoder) -> tuple[int, ...]:
     """Return the shape (K, h, w) of the code of an image of the model's size."""
-    side = model.encoder.info.image_size
+    side = model.encoder.info.format.shape[0]
     return tuple(encode_images(np.zeros((1, side, side, 3), np.uint8), model).shape[1:])
 
 
@@ -96,6 +98,6 @@ def interpolate(model: Autoencoder | PathLike, a: Any, b: Any, *, steps: int = 8
     """
     model = open_autoencoder(model)
     check_range("steps", steps, low=2, integer=True)
-    ends = [resize_image(read_pixels(image), model.encoder.info.image_size) for image in (a, b)]
+    ends = [resize_image(read_pixels(image), model.encoder.info.format) for image in (a, b)]
     first, last = encode_images(np.stack(ends), model)
     return decode_codes(torch.lerp(first, last, torch.linspace(0, 1, steps).view(-1, 1, 1, 1)), model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,7 +24,14 @@ from segae.config import DEFAULT_ENCODER, FinetuneConfig, PretrainConfig
 from segae.errors import SegaeError, argument_named
 from segae.evaluation import contact_sheet
 from segae.methods import Method
-from segae.models import Encoder, EncoderInfo, create_encoder, published_name, set_gradient_checkpointing
+from segae.models import (
+    Encoder,
+    EncoderInfo,
+    adapt_channels,
+    create_encoder,
+    published_name,
+    set_gradient_checkpointing,
+)
 from segae.training.checkpoints import KeepBest
 from segae.training.device import choose_device, limit_threads
 from segae.training.distributed import gather_objects, rank, run_on_main, world_size
@@ -41,15 +49,31 @@ _PICTURES = 5  # of a sheet of reconstructions
 _COLUMNS = 8  # of a sheet of pictures
 
 
-def load_start(config: AnyConfig) -> Encoder:
-    """The encoder that a training starts from; a weights file brings its own architecture."""
-    weights = str(config.weights)
-    name = config.encoder or (DEFAULT_ENCODER if weights in ("random", "imagenet") else None)
-    channels = getattr(config, "in_channels", None) if weights == "random" else None
+def load_start(config: AnyConfig, images: Callable[[], Sequence[Path]]) -> Encoder:
+    """The encoder that a training starts from; a weights file brings its own architecture.
+
+    ``images`` lists the training images. They decide about channels that are not given, and where they are not 8-bit
+    RGB or gray, what normalizes them is measured, unless the weights were trained on such images.
+    """
+    weights, channels = str(config.weights), config.in_channels
+    ready = weights in ("random", "imagenet")
+    name = config.encoder or (DEFAULT_ENCODER if ready else None)
+    paths = images()
+    kind = run_on_main(lambda: data.find_kind(paths))
+    size = data.ImageFormat(config.image_size or 1)
     with argument_named("encoder", instead_of="name"):
-        encoder = create_encoder(name, weights=weights, in_channels=channels, image_size=config.image_size)
-    if weights not in ("random", "imagenet") and (published := published_name(weights)):
+        given = {"in_channels": channels or kind.channels, "image_size": size.shape[0]} if ready else {}
+        encoder = create_encoder(name, weights=weights, **given)
+    if not ready and (published := published_name(weights)):
         encoder.info = replace(encoder.info, source=f"published weights {published}")
+    known, encoder = encoder.info, adapt_channels(encoder, channels or encoder.info.in_channels)
+    about = encoder.info
+    fits = known.value_range or (kind.plain and about.in_channels in (1, 3))
+    if about.in_channels != known.in_channels or ready or not fits:
+        if kind.plain and about.in_channels in (1, 3):
+            return encoder
+        measured = run_on_main(lambda: data.measure_normalization(paths, about.in_channels))
+        encoder.info = replace(about, **measured._asdict())
     return encoder
 
 
@@ -62,7 +86,7 @@ def set_up_model(model: Any, config: AnyConfig) -> None:
 
 
 def make_learner(
-    build: Callable, model: Any, images: Images, config: AnyConfig, device: torch.device, side: int, **more: Any
+    build: Callable, model: Any, images: Images, config: AnyConfig, device: torch.device, side: Any, **more: Any
 ) -> Any:
     """Build a Learner with the largest loader batch that fits into memory, or the part that ``accumulate`` asks for."""
     size, parts = config.batch_size, config.trainer.accumulate
@@ -135,7 +159,7 @@ def picture_sheet(files: Sequence[Any], path: Path) -> None:
 
 def read_pictures(files: Iterable[Any], side: int = 160) -> list[np.ndarray]:
     """Image files as pictures of a sheet, uint8 (side, side, 3)."""
-    return [data.read_resized(Path(file), side) for file in files]
+    return [data.resize_image(data.read_picture(Path(file)), side) for file in files]
 
 
 @contextmanager
@@ -163,9 +187,14 @@ def choose_cache(config: AnyConfig, need: int, device: torch.device) -> str:
     """Choose where decoded images, which take ``need`` bytes, are kept: disk, gpu or none.
 
     The choice is the same in all ranks, which must all call this. A resumed run keeps it, because augmentation differs.
-    Workers and an augmentation of one's own are refused for images on the GPU, which are prepared there.
+    Workers and an augmentation of one's own are refused for images on the GPU, which are prepared there; random crops
+    need whole images.
     """
     asked, workers, own = config.trainer.cache, config.trainer.workers, not isinstance(config.augment, str)
+    if config.resize == "crop":
+        if asked not in ("auto", "none"):
+            raise SegaeError(f"cache must be none where resize is crop, got {asked}")
+        return "none"
     before = earlier_run(config).get("cache") if asked == "auto" else None
     chosen = before or asked
     if chosen == "gpu" and workers:
@@ -203,7 +232,7 @@ class UnlabeledData(Images):
     """The images of a pretraining."""
 
     clean: Any  # clean training items, enough for BatchNorm statistics
-    pictures: np.ndarray  # uint8 (n, S, S, 3), a few images to look at, validation images where there are any
+    pictures: np.ndarray  # (n, H, W, C), a few images to look at, validation images where there are any
     names: Sequence[str]  # file names of all images; of a stream its shards
     count: int  # training images
     excluded: Sequence[tuple[Path, str]] = ()  # test images that were found among the files, as (path, reason)
@@ -214,22 +243,29 @@ class UnlabeledData(Images):
 
 
 def load_unlabeled(
-    config: PretrainConfig, info: EncoderInfo, method: Method, device: torch.device, skipped: data.SkippedFiles
+    config: PretrainConfig,
+    info: EncoderInfo,
+    method: Method,
+    device: torch.device,
+    skipped: data.SkippedFiles,
+    report: data.ExclusionReport | None = None,
 ) -> UnlabeledData:
-    """Load the images of a pretraining, without the test images of data sets among them."""
-    size, seed, look = config.image_size, config.trainer.seed, (config.image_size, info.mean, info.std)
-    plain = data.eval_transform(*look)
-    augment = data.pretrain_transform(*look, crop=not method.crops, augment=config.augment)
+    """Load the images of a pretraining, without the test images of data sets among them, unless they are listed."""
+    seed, form = config.trainer.seed, replace(info.format, size=config.image_size, resize=config.resize)
+    look, random_crop = (form, info.mean, info.std), form.resize == "crop" and config.augment != "none"
+    plain, changes = data.eval_transform(*look), {"augment": config.augment, "random_crop": random_crop}
+    augment = data.pretrain_transform(*look, crop=not method.crops, **changes)
     if data.is_stream(config.roots):
-        return _load_stream(config, augment, plain, skipped)
+        return _load_stream(config, form, augment, plain, skipped)
     if config.epoch_images is not None:
         raise SegaeError(f"epoch_images must be None where data are no stream, got {config.epoch_images}: use repeats")
     roots = [Path(root) for root in config.roots]
-    report = run_on_main(lambda: data.find_pretraining_images(roots, near_duplicates=config.near_duplicates))
+    if report is None:
+        report = run_on_main(lambda: data.find_pretraining_images(roots, near_duplicates=config.near_duplicates))
     paths = report.kept
-    cache = choose_cache(config, 3 * size**2 * len(paths), device)
+    cache = choose_cache(config, form.bytes_per_pixel * math.prod(form.shape) * len(paths), device)
     if cache != "none":
-        cached = data.cache_images(paths, size, skipped)
+        cached = data.cache_images(paths, form, skipped)
         paths = cached.paths
     names = data.unique_names(paths)
     chosen = data.choose_by_hash(sorted(set(names)), config.val_fraction, seed, "validation")
@@ -248,10 +284,11 @@ def load_unlabeled(
             raise SegaeError(f"data must be folders that each hold training images, got {', '.join(config.roots)}")
     if cache == "none":
         # two lists: what replaces an unreadable training image must not be a validation image
-        known["train"] = data.LazyImageDataset(paths.take(train), size, augment, seed, config.repeats)
-        known["valid"] = data.LazyImageDataset(paths.take(valid), size, plain, seed) if len(valid) else None
-        known["clean"] = data.LazyImageDataset(paths.take(clean), size, plain, seed)
-        return UnlabeledData(pictures=_read_some(paths.take(shown), size), **known)
+        seen = replace(form, resize="cover") if random_crop else form
+        known["train"] = data.LazyImageDataset(paths.take(train), seen, augment, seed, config.repeats)
+        known["valid"] = data.LazyImageDataset(paths.take(valid), form, plain, seed) if len(valid) else None
+        known["clean"] = data.LazyImageDataset(paths.take(clean), form, plain, seed)
+        return UnlabeledData(pictures=_read_some(paths.take(shown), form), **known)
     images = cached.images
     dataset: Any = partial(data.CachedImageDataset, images)
     if config.domain_decoders:
@@ -267,7 +304,9 @@ def load_unlabeled(
     return UnlabeledData(train=first, train_indices=indices, valid=checked, **known)
 
 
-def _load_stream(config: PretrainConfig, augment: Any, plain: Any, skipped: data.SkippedFiles) -> UnlabeledData:
+def _load_stream(
+    config: PretrainConfig, form: data.ImageFormat, augment: Any, plain: Any, skipped: data.SkippedFiles
+) -> UnlabeledData:
     """Open shards; they have no validation images, and nothing distinguishes test images in them."""
     if config.trainer.cache not in ("auto", "none"):
         raise SegaeError(f"cache must be none for a stream, got {config.trainer.cache}")
@@ -275,8 +314,9 @@ def _load_stream(config: PretrainConfig, augment: Any, plain: Any, skipped: data
         raise SegaeError(f"patience must be None for a stream, which has no validation images, got {config.patience}")
     if config.repeats > 1 and config.epoch_images is None:
         raise SegaeError(f"repeats must be 1 for a stream, got {config.repeats}: give epoch_images")
+    _require_streamable(form)
     images = None if config.epoch_images is None else config.epoch_images * config.repeats
-    opened: dict[str, Any] = {"size": config.image_size, "seed": config.trainer.seed, "epoch_images": images}
+    opened: dict[str, Any] = {"size": form, "seed": config.trainer.seed, "epoch_images": images}
     with argument_named("data", instead_of="sources"):
         place: dict[str, Any] = {"rank": rank(), "world_size": world_size()}
         stream = data.open_stream(config.roots, transform=augment, skipped=skipped, **opened, **place)
@@ -287,15 +327,24 @@ def _load_stream(config: PretrainConfig, augment: Any, plain: Any, skipped: data
     return UnlabeledData(train=stream, clean=clean, pictures=sample[:_PICTURES], **known)
 
 
-def _read_some(paths: Sequence[Path], size: int) -> np.ndarray:
-    """The first readable images, uint8 (n, S, S, 3)."""
+def _require_streamable(form: data.ImageFormat) -> None:
+    """Raise SegaeError unless the images of shards, which are pictures, can be read for a model."""
+    if not form.is_rgb:
+        found = f"{form.channels} channels and the range of values {form.value_range}"
+        raise SegaeError(f"weights must be of 8-bit RGB or gray images for a stream, got those of {found}")
+    if form.resize == "crop":
+        raise SegaeError("resize must be squash or letterbox for a stream, got crop")
+
+
+def _read_some(paths: Sequence[Path], form: data.ImageFormat) -> np.ndarray:
+    """The first readable images, (n, H, W, C)."""
     found: list[np.ndarray] = []
     for path in paths:
         with suppress(SegaeError):  # the datasets list it when they read it
-            found.append(data.read_resized(path, size))
+            found.append(data.read_resized(path, form))
         if len(found) == _PICTURES:
             break
-    return np.stack(found) if found else np.zeros((0, size, size, 3), np.uint8)
+    return np.stack(found) if found else np.zeros((0, *form.shape, form.stored_channels), form.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,25 +362,26 @@ def load_labeled(
     config: FinetuneConfig,
     dataset: data.SegmentationDataset,
     info: EncoderInfo,
-    image_size: int,
+    form: data.ImageFormat,
     device: torch.device,
     skipped: data.SkippedFiles,
 ) -> LabeledData:
     """Load the training and validation images of a data set; its test split stays closed."""
     if isinstance(dataset, data.LabeledShards):
-        return _load_labeled_stream(config, dataset, info, image_size, skipped)
-    size, seed, look = image_size, config.trainer.seed, (image_size, info.mean, info.std)
+        return _load_labeled_stream(config, dataset, info, form, skipped)
+    seed, look = config.trainer.seed, (form, info.mean, info.std)
     with argument_named("labels", instead_of="count"):
         train = data.label_subset(dataset.splits["train"], config.labels, seed)
     valid = dataset.splits.get("val")
     if not valid:
         train, valid = data.train_val_split(train, config.val_fraction, seed)
-    cache = choose_cache(config, 4 * size**2 * (len(train) + len(valid)), device)
+    need = (form.bytes_per_pixel + 1) * math.prod(form.shape)
+    cache = choose_cache(config, need * (len(train) + len(valid)), device)
     lazy = cache == "none"
     decoded = slice(_SAMPLE if lazy else None)
     coding: dict[str, Any] = {"mask_values": dataset.mask_values, "ignore_values": dataset.ignore_values}
-    sample = data.cache_pairs(train[decoded], size, skipped=skipped, **coding)
-    checked = data.cache_pairs(valid[decoded], size, skipped=skipped, allow_empty=True, **coding) if valid else None
+    sample = data.cache_pairs(train[decoded], form, skipped=skipped, **coding)
+    checked = data.cache_pairs(valid[decoded], form, skipped=skipped, allow_empty=True, **coding) if valid else None
     if checked is not None and not checked.pairs:  # a handful of images, all of them unreadable
         checked = None
     known: dict[str, Any] = {"labels": len(train), "sample": sample, "checked": checked, "cache": cache}
@@ -339,9 +389,11 @@ def load_labeled(
     repeats = 1 if config.epoch_images is None else -(-config.epoch_images // distinct)
 
     def make(pairs: data.PairList, decoded: data.CachedPairs, augment: Any, repeats: int = 1) -> Any:
-        transform = data.train_transform(*look, augment=augment)
+        cover = form.resize == "crop" and augment != "none"
+        transform = data.train_transform(*look, augment=augment, random_crop=cover)
         if lazy:
-            return data.LazyPairDataset(pairs, size, transform=transform, seed=seed, repeats=repeats, **coding)
+            seen = replace(form, resize="cover") if cover else form
+            return data.LazyPairDataset(pairs, seen, transform=transform, seed=seed, repeats=repeats, **coding)
         images, masks = decoded.images, decoded.masks
         if cache == "disk":
             return data.CachedPairDataset(images, masks, transform, seed, repeats)
@@ -355,16 +407,21 @@ def load_labeled(
 
 
 def _load_labeled_stream(
-    config: FinetuneConfig, dataset: data.LabeledShards, info: EncoderInfo, size: int, skipped: data.SkippedFiles
+    config: FinetuneConfig,
+    dataset: data.LabeledShards,
+    info: EncoderInfo,
+    form: data.ImageFormat,
+    skipped: data.SkippedFiles,
 ) -> LabeledData:
     """Open labeled shards; validation images are those of ``val_shards``, decoded once."""
     if config.trainer.cache not in ("auto", "none"):
         raise SegaeError(f"cache must be none for a stream, got {config.trainer.cache}")
     if config.labels is not None:
         raise SegaeError(f"labels must be None for a stream, got {config.labels}: give epoch_images")
-    seed, look = config.trainer.seed, (size, info.mean, info.std)
+    _require_streamable(form)
+    seed, look = config.trainer.seed, (form, info.mean, info.std)
     coding: dict[str, Any] = {"mask_values": dataset.mask_values, "ignore_values": dataset.ignore_values}
-    opened: dict[str, Any] = {"size": size, "seed": seed, **coding}
+    opened: dict[str, Any] = {"size": form, "seed": seed, **coding}
     change = data.train_transform(*look, augment=config.augment)
     opened |= {"rank": rank(), "world_size": world_size(), "skipped": skipped}
     with argument_named("data", instead_of="sources"):

@@ -12,7 +12,7 @@ from segae._settings import takes_settings_of
 from segae.applications import AnomalyDetector, list_images
 from segae.commands._data import open_results, picture_sheet, write_result
 from segae.config import AnomalyFitConfig, AnomalyScoreConfig
-from segae.data import read_image
+from segae.data import read_picture
 from segae.errors import SegaeError
 from segae.models import Autoencoder, load
 
@@ -49,7 +49,7 @@ def score_anomalies(config: AnomalyScoreConfig) -> pd.DataFrame:
             heat = detector.heatmap(path)
             top = top or max(float(heat.max()), 1e-12)  # one scale: that of the most anomalous image
             colors = cv2.applyColorMap((heat / top * 255).clip(0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
-            picture = cv2.addWeighted(read_image(path)[..., ::-1], 0.5, colors, 0.5, 0)
+            picture = cv2.addWeighted(read_picture(path)[..., ::-1], 0.5, colors, 0.5, 0)
             pictures.append(out / "heatmaps" / f"{rank:02d}_{path.stem}.jpg")
             write_result(pictures[-1], cv2.imencode(".jpg", picture)[1].tobytes())
         picture_sheet(pictures, out / "sheet.png")

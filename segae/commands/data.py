@@ -83,7 +83,7 @@ def _draw(report: DataReport, path: Path) -> None:
     names: list[str] = []
     for pair in pairs[:: max(1, len(pairs) // _SHEET_ROWS)]:
         try:
-            image, values = data.read_image(pair.image), data.read_mask(pair.mask)
+            image, values = data.read_picture(pair.image), data.read_mask(pair.mask)
             mask = data.to_class_indices(values, dataset.mask_values, pair.mask, dataset.ignore_values)
         except DataError:  # which the report names
             continue

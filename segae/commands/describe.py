@@ -30,7 +30,7 @@ def describe(config: DescribeConfig) -> str:
         raise SegaeError(f"model must be a model of segae, got a {type(model).__name__}")
     info = network.info
     encoder = getattr(info, "encoder", info)
-    shape = (1, encoder.in_channels, *2 * [getattr(info, "image_size", encoder.image_size)])
+    shape = (1, encoder.in_channels, *getattr(info, "format", encoder.format).shape)
     layers = torchinfo.summary(network, shape, col_names=("output_size", "num_params"), depth=4, mode="eval", verbose=0)
     facts = pd.json_normalize(asdict(model.info)).iloc[0].items()
     text = "\n".join([str(layers), *(f"{name}: {value}" for name, value in facts if str(value) not in ("", "None"))])

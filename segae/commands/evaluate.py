@@ -55,7 +55,7 @@ def evaluate(config: EvaluateConfig) -> SegmentationScores | ClassificationScore
         out = _open_folder(config, model, dataset)
         skipped = data.SkippedFiles()
         coding: dict[str, Any] = {"mask_values": dataset.mask_values, "ignore_values": dataset.ignore_values}
-        cached = data.cache_pairs(pairs, info.image_size, skipped=skipped, **coding)
+        cached = data.cache_pairs(pairs, info.format, skipped=skipped, **coding)
         score: Any = evaluation.evaluate_classifier if classify else evaluation.evaluate_model
         masks: Any = cached.masks
         if config.resolution == "original":

@@ -42,7 +42,8 @@ def export(config: ExportConfig) -> Path:
     if config.to == "onnx":
         paths = find_images([Path(root) for root in config.images or [drawn_pets() / "images"]])
         skipped = SkippedFiles()
-        shown = cache_images(paths[: 64 if config.images else 8], 64, skipped).paths  # those that can be read
+        form = model.info.format.resized(64) if config.images else 64
+        shown = cache_images(paths[: 64 if config.images else 8], form, skipped).paths  # those that can be read
         skipped.report()
         write_onnx(model, out, shown, license=config.license)
     else:

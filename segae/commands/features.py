@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from segae._io import logger, show_messages
-from segae._settings import PathLike, make_config
+from segae._settings import PathLike, Size, make_config
 from segae.applications import check_format, collect_features, list_images, open_encoder, write_features
 from segae.config import FeaturesConfig
 from segae.data import SkippedFiles
@@ -21,7 +21,7 @@ def extract_features(
     *,
     layer: int = -1,
     pool: str = "auto",
-    image_size: int | None = None,
+    image_size: Size | None = None,
     batch_size: int = 64,
     dtype: str = "float32",
     out: PathLike | None = None,
@@ -47,7 +47,8 @@ def extract_features(
     """
     settings = {name: value for name, value in locals().items() if name in FeaturesConfig.__dataclass_fields__}
     if out is not None:
-        images = make_config(FeaturesConfig, **settings).images
+        config = make_config(FeaturesConfig, **settings)
+        images, image_size = config.images, config.image_size
         check_format(Path(out))
         if Path(out).exists() and not overwrite:
             raise SegaeError(f"out must be a new file, got {out}: give overwrite=True")

@@ -96,15 +96,16 @@ class _Finetuning:
             raise SegaeError(f"{', '.join(refused)} must be left out where task is classify, got {refused}")
         self.dataset = self.open_data()
         training.seed_everything(config.trainer.seed)
-        encoder = load_start(config)
+        encoder = load_start(config, lambda: self.dataset.splits["train"].images)
         weights = replace(encoder.info.weights, transfer=config.transfer)
         self.device, self.start = device, replace(encoder.info, weights=weights)
         self.config = config = _resolve(config, self.start)
         self.class_weights = config.class_weights
         self.size = size = config.image_size or self.start.image_size
+        self.form = replace(self.start.format, size=size, resize=config.resize or self.start.resize)
         models.require_image_size(size, encoder.output_stride)
         models.require_decoder_size(config.decoder, size)
-        look = size, self.start.mean, self.start.std
+        look = self.form, self.start.mean, self.start.std
         data.train_transform(*look, augment=config.augment)  # refuses one that cannot be applied
         if config.balance_classes and (config.class_weights or not isinstance(config.loss, str)):
             given = f"class_weights {config.class_weights}, loss {self.loss_name}"
@@ -116,8 +117,9 @@ class _Finetuning:
         if not self.classify:
             data.check_masks(self.dataset)
         training.seed_everything(config.trainer.seed)  # the decoder must not depend on where the encoder comes from
+        fitted: Any = {"image_size": size, "resize": self.form.resize}
         self.model: Any = (
-            models.create_classifier(encoder, num_classes=self.dataset.classes, image_size=size)
+            models.create_classifier(encoder, num_classes=self.dataset.classes, **fitted)
             if self.classify
             else models.create_segmenter(
                 encoder,
@@ -126,7 +128,7 @@ class _Finetuning:
                 decoder_weights=models.decoder_file(config.weights) if config.transfer == "encoder+decoder" else None,
                 palette=self.dataset.palette,
                 mask_values=self.dataset.mask_values,
-                image_size=size,
+                **fitted,
             )
         ).to(device)
         set_up_model(self.model, config)
@@ -160,7 +162,7 @@ class _Finetuning:
     def run(self) -> FinetuneResult:
         """Train and write everything."""
         config, model, start, device, skipped = self.config, self.model, self.start, self.device, data.SkippedFiles()
-        images = load_labeled(config, self.dataset, start, self.size, device, skipped)
+        images = load_labeled(config, self.dataset, start, self.form, device, skipped)
         if config.balance_classes:
             self.class_weights = balanced_weights(images.sample.masks, len(self.dataset.classes))
             listed = zip(self.dataset.classes, self.class_weights, strict=True)
@@ -253,7 +255,7 @@ class _Finetuning:
     def initialize(self, images: LabeledData) -> None:
         """Recalibrate BatchNorm and fit the head (LP-FT), in one pass each over clean training images."""
         config, model, sample = self.config, self.model, images.sample
-        plain = data.eval_transform(self.size, self.start.mean, self.start.std)
+        plain = data.eval_transform(self.form, self.start.mean, self.start.std)
         if config.recalibrate:
             clean = data.CachedImageDataset(sample.images, plain, config.trainer.seed)
             # a last batch of one image has no variance to measure
@@ -296,6 +298,8 @@ def _resolve(config: FinetuneConfig, start: models.EncoderInfo) -> FinetuneConfi
             f"transfer must be encoder+decoder for weights of {method}, which trains the decoder alone, got "
             f"{config.transfer}; or give the weights that it began with, {start.weights.start}"
         )
-    defaults = asdict(training.finetune_defaults(start.weights, config.transfer)) | {"image_size": start.image_size}
+    defaults = asdict(training.finetune_defaults(start.weights, config.transfer)) | {
+        name: getattr(start, name) for name in ("image_size", "resize")
+    }
     config = replace(config, augment=data.load_augmentation(config.augment))
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})

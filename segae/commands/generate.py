@@ -34,7 +34,7 @@ def generate(config: GenerateConfig) -> NDArray[np.uint8]:
         model = open_autoencoder(config.model).to(how["device"])
         known: Any = None
         if config.images:
-            known = cache_images(list_images(config.images), model.encoder.info.image_size, how["skipped"])
+            known = cache_images(list_images(config.images), model.encoder.info.format, how["skipped"])
             codes = encode_images(known.images, model)
         fitted = codes[:: len(codes) // _FITTED + 1] if known and model.info.code != "gaussian" else None
         made = sample(model, config.count, seed=config.seed, codes=fitted)

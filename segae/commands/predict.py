@@ -28,7 +28,7 @@ from segae.applications.trust import FLAGGED_BELOW, TrustScore
 from segae.commands._data import write_skipped
 from segae.commands.evaluate import load_model, name_model
 from segae.config import PredictConfig
-from segae.data import SkippedFiles, UnreadableImage, find_images, read_image, resize_image
+from segae.data import ImageFormat, SkippedFiles, UnreadableImage, find_images, read_formatted, resize_image
 from segae.data.cache import read_ahead
 from segae.data.video import VIDEO_SUFFIXES, read_frames, write_video
 from segae.errors import DataError, SegaeError
@@ -48,7 +48,7 @@ Prediction = inference.Prediction
 
 class _Loaded(NamedTuple):
     path: Path
-    image: Any = None  # uint8 (H, W, 3); None where it cannot be read
+    image: Any = None  # (H, W, C) of the model's format; None where it cannot be read
     square: Any = None
     reason: str = ""
 
@@ -81,8 +81,9 @@ def predict(
 ) -> Any:
     """Segment or classify images with a model, a file or one in memory; the settings are those of `PredictConfig`.
 
-    ``images`` are an image, a folder or a video, or several; without ``out`` images, also as arrays uint8 (H, W, 3).
-    ``overlap`` is a share of the side ``tile`` in pixels. Settings about files have no effect without ``out``.
+    ``images`` are an image, a folder or a video, or several; without ``out`` images, also as arrays uint8 (H, W, 3), or
+    numbers for a model of other images. ``overlap`` is a share of the side ``tile`` in pixels. Settings about files
+    have no effect without ``out``.
 
     Returns:
         Paths of the mask files, index PNGs at the images' own sizes; without ``out`` uint8 (H, W) class indices, with
@@ -131,7 +132,7 @@ def _classify_files(config: PredictConfig, model: Classifier) -> list[Path]:
     paths, settings = find_images(roots), {"model": name_model(config.model), "images": [str(root) for root in roots]}
     how: dict[str, Any] = {"files": ["predictions.csv"], "inputs": "images", "overwrite": config.overwrite}
     out = open_result_folder(Path(config.out), settings, task="predict", **how)
-    for batch in _read_images(config, paths, model.info.image_size):
+    for batch in _read_images(config, paths, model.info.format):
         skipped.extend((one.path, one.reason) for one in batch if one.image is None)
         read = [one for one in batch if one.image is not None]
         found = inference.predict_probabilities(model, np.array([one.square for one in read])).max(dim=1)
@@ -164,7 +165,7 @@ def _predict_files(config: PredictConfig) -> list[Path]:
     skipped = SkippedFiles()
     network = inference.augment_network(network) if config.tta else network
     how: dict[str, Any] = {name: getattr(config, name) for name in ("tile", "overlap", "batch_size", "confidence")}
-    how |= {"image_size": info.image_size, "probabilities": torch.float16 if config.probabilities else None}
+    how |= {"image_size": info.format, "probabilities": torch.float16 if config.probabilities else None}
     masks: list[Path] = []
     running: deque[Future[_Result]] = deque()
     results: list[_Result] = []
@@ -190,9 +191,9 @@ def _predict_files(config: PredictConfig) -> list[Path]:
     bar = tqdm(total=None if videos else len(paths), desc="predict", unit="image", leave=False, disable=None)
     try:
         with bar, ThreadPoolExecutor(_AT_ONCE) as pool, watching as judge:
-            deque(segment(_read_images(config, paths, info.image_size)), maxlen=0)
+            deque(segment(_read_images(config, paths, info.format)), maxlen=0)
             for video in videos:
-                read = _read_video(video, info.image_size, config.max_pixels)
+                read = _read_video(video, info.format, config.max_pixels)
                 batches = iter(lambda read=read: list(islice(read, config.batch_size)), [])  # type: ignore[misc]
                 frames = segment(batches, targets[video]["mask"])
                 if config.overlay:
@@ -253,26 +254,26 @@ def _open_model(config: PredictConfig) -> tuple[inference.Network, SegmenterInfo
     return inference.make_network(model), model.info, trust.watch(model) if trust else nullcontext()
 
 
-def _read_images(config: PredictConfig, paths: Sequence[Path], size: int) -> Iterator[list[_Loaded]]:
+def _read_images(config: PredictConfig, paths: Sequence[Path], form: ImageFormat) -> Iterator[list[_Loaded]]:
     """Yield images and their squares in batches, of one image with tiles."""
-    load = functools.partial(_load, image_size=size, max_pixels=config.max_pixels)
+    load = functools.partial(_load, form=form, max_pixels=config.max_pixels)
     return read_ahead(load, paths, 1 if config.tile else config.batch_size)
 
 
-def _read_video(video: Path, size: int, max_pixels: int) -> Iterator[_Loaded]:
+def _read_video(video: Path, form: ImageFormat, max_pixels: int) -> Iterator[_Loaded]:
     """Yield frames and their squares; where the video breaks off, the reason comes last."""
     try:
         for number, frame in enumerate(read_frames(video, max_pixels=max_pixels)):
-            yield _Loaded(video / f"{number:06}", frame, resize_image(frame, size))
+            yield _Loaded(video / f"{number:06}", frame, resize_image(frame, form))
     except UnreadableImage as error:
         yield _Loaded(video, reason=error.reason)
 
 
-def _load(path: Path, image_size: int, max_pixels: int) -> _Loaded:
+def _load(path: Path, form: ImageFormat, max_pixels: int) -> _Loaded:
     """An image and its small square, or why there is none: an exception would end the other readers too."""
     try:
-        image = read_image(path, max_pixels=max_pixels)
-        return _Loaded(path, image, resize_image(image, image_size))
+        image = read_formatted(path, form, max_pixels=max_pixels)
+        return _Loaded(path, image, resize_image(image, form))
     except UnreadableImage as error:
         return _Loaded(path, reason=error.reason)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -88,17 +88,21 @@ class _Pretraining:
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         training.check_loggers(config.trainer.log)
         training.seed_everything(config.trainer.seed)
-        encoder, method, given = load_start(config), config.method, config.method_args
+        method, given = config.method, config.method_args
+        self.config = config
+        self.listed: data.ExclusionReport | None = None
         if isinstance(method, Method) and given:
             raise SegaeError(f"method_args must be empty for a method with its own settings, got {given}")
         self.device, self.method = device, method if isinstance(method, Method) else create_method(method, **given)
+        encoder = load_start(config, self.list_images)
         self.config = config = _resolve(config, encoder.info, self.method)
         size = config.image_size
         models.require_image_size(size, encoder.output_stride)
         models.require_decoder_size(str(config.decoder), size)
-        look = size, encoder.info.mean, encoder.info.std
-        data.pretrain_transform(*look, augment=config.augment)  # refuses one that cannot be applied
-        black = self.method.corrupt(torch.zeros(2, encoder.info.in_channels, size, size), torch.Generator())
+        self.method.require_channels(encoder.info.in_channels)
+        form = replace(encoder.info.format, size=size)
+        data.pretrain_transform(form, encoder.info.mean, encoder.info.std, augment=config.augment)  # refuses a bad one
+        black = self.method.corrupt(torch.zeros(2, encoder.info.in_channels, *form.shape), torch.Generator())
         training.seed_everything(config.trainer.seed)  # the decoder must not depend on where the encoder comes from
         choices = {name: getattr(config, name) for name in ("decoder", "bottleneck", "upsampling", "output_activation")}
         domains = tuple(Path(root).resolve().name for root in config.roots) if config.domain_decoders else ()
@@ -120,7 +124,7 @@ class _Pretraining:
         """Train and write everything."""
         config, model, method, start, device = self.config, self.model, self.method, self.start, self.device
         skipped, own = data.SkippedFiles(), {"method": method, "probe": self.make_probe()}
-        images = load_unlabeled(config, start, method, device, skipped)
+        images = load_unlabeled(config, start, method, device, skipped, self.listed)
         learner = make_learner(training.pretraining_learner, model, images, config, device, config.image_size, **own)
         planned = settings_taken_by(training.pretraining_phases, config)
         phases = training.pretraining_phases(frozen_encoder=method.frozen_encoder, **planned)
@@ -198,6 +202,18 @@ class _Pretraining:
             logger.info("wrote %s", path)
             return result
 
+    def list_images(self) -> Sequence[Path]:
+        """The files that are looked at for their channels; none of a stream, which is 8-bit RGB or gray."""
+        if data.is_stream(self.config.roots):
+            return []
+        roots = [Path(root) for root in self.config.roots]
+        found = data.find_images(roots)
+        if data.find_kind(found).plain:
+            return found
+        # what is measured must not be test images
+        self.listed = data.find_pretraining_images(roots, near_duplicates=self.config.near_duplicates)
+        return self.listed.kept
+
     def make_probe(self) -> Callable[[nn.Module], float] | None:
         """Make a function from an encoder to the mIoU of its linear probe on training images of ``config.probe``.
 
@@ -208,7 +224,8 @@ class _Pretraining:
             return None
         dataset, skipped = data.open_dataset(os.fspath(config.probe), **config.reading), data.SkippedFiles()
         coding: Any = {"mask_values": dataset.mask_values, "ignore_values": dataset.ignore_values}
-        cached = data.cache_pairs(dataset.splits["train"], config.image_size, skipped=skipped, **coding)
+        form = replace(self.start.format, size=config.image_size, resize=config.resize)
+        cached = data.cache_pairs(dataset.splits["train"], form, skipped=skipped, **coding)
         chosen = data.choose_by_hash([pair.name for pair in cached.pairs], 0.2, config.trainer.seed, "validation")
         valid = [index for index, pair in enumerate(cached.pairs) if pair.name in chosen]
         train = sorted(set(range(len(cached.pairs))) - set(valid))
@@ -245,6 +262,7 @@ class _Pretraining:
         return replace(
             self.start,
             image_size=config.image_size,
+            resize=config.resize,
             weights=models.Weights(str(self.start.weights), method.name, method.settings),
             source=f"method {method.name} from {self.start.source}",
             pretraining={**pretraining, "settings": changed},

@@ -16,7 +16,7 @@ from segae.applications.trust import TrustScore, compute_statistics
 from segae.commands.evaluate import load_model
 from segae.commands.predict import color_mask, describe_prediction
 from segae.config import ServeConfig
-from segae.data import UnreadableImage, read_image, resize_image
+from segae.data import UnreadableImage, read_formatted, resize_image
 from segae.errors import SegaeError
 from segae.evaluation import denormalize, normalize, overlay
 from segae.models import Autoencoder, Segmenter, load_autoencoder
@@ -84,19 +84,19 @@ def make_app(
 
     def answer(data: bytes) -> dict[str, Any]:
         with lock:  # one image at a time: memory does not grow with the number of visitors
-            image = read_image(Path("upload"), max_pixels=max_pixels, data=data)
-            (found,) = predict_images(network, [image], image_size=info.image_size)
+            image = read_formatted(Path("upload"), info.format, max_pixels=max_pixels, data=data)
+            (found,) = predict_images(network, [image], image_size=info.format)
             pictures = {"overlay": Image.fromarray(overlay(image, found.mask, info.palette))}
             if autoencoder is not None:
                 about = autoencoder.info.encoder
-                square = normalize(resize_image(image, about.image_size)[None], about.mean, about.std, device)
+                square = normalize(resize_image(image, about.format)[None], about.mean, about.std, device)
                 pixels = denormalize(autoencoder.reconstruct(square)[0], about.mean, about.std)
                 pictures["reconstruction"] = Image.fromarray(pixels).resize(image.shape[1::-1])
             for picture in pictures.values():
                 picture.thumbnail((_SHOWN, _SHOWN))
             pictures["mask"] = color_mask(found.mask, info)
             shown = {name: _encode(picture) for name, picture in pictures.items()}
-            small = resize_image(image, info.image_size)[None]
+            small = resize_image(image, info.format)[None]
             score = None if trust is None else float(trust.scores(compute_statistics(model, small))[0])
             return {**describe_prediction(found, info, score), "pictures": shown}
 

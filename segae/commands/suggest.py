@@ -91,7 +91,7 @@ def _uncertainty(model: Segmenter, names: Sequence[str], batch_size: int) -> NDA
     """The entropy of the class probabilities, mean over pixels, as a share of the largest one, of each image."""
     means: list[float] = []
     for start in range(0, len(names), batch_size):
-        read = [read_resized(Path(name), model.info.image_size) for name in names[start : start + batch_size]]
+        read = [read_resized(Path(name), model.info.format) for name in names[start : start + batch_size]]
         for logits in predict_logits(model, np.stack(read), batch_size=batch_size):
             entropy = torch.special.entr(logits.softmax(dim=1)).sum(dim=1).mean(dim=(1, 2))
             means += (entropy / np.log(max(model.num_classes, 2))).tolist()

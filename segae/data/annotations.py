@@ -18,8 +18,9 @@ from tqdm import tqdm
 from segae._io import cache_dir, require_package, write_atomically
 from segae.data.cache import content_hashes, map_in_threads
 from segae.data.file_lists import PathList
-from segae.data.image_io import IGNORE_INDEX, few, read_color_mask, read_mask
+from segae.data.image_io import few, read_color_mask, read_mask
 from segae.errors import DataError
+from segae.image_format import IGNORE_INDEX
 
 Color = tuple[int, int, int]
 _FORMAT = 1  # to be raised whenever the same annotations would give other masks

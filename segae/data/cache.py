@@ -1,4 +1,4 @@
-"""Decode and resize every image once; afterwards read uint8 memory maps, verified by a checksum.
+"""Decode and resize every image once; afterwards read memory maps, verified by a checksum.
 
 An entry is a folder named by a hash of what went into it: the contents of the files, in order, and the parameters. A
 changed file gets another entry, and moved files keep theirs. Entries are built by one process, whole or not at all.
@@ -38,6 +38,7 @@ from segae.data.image_io import (
     read_resized,
 )
 from segae.errors import DataError, SegaeError
+from segae.image_format import ImageFormat, Size
 
 logger = logging.getLogger("segae")
 
@@ -53,7 +54,7 @@ _SETTLED_NS = 2_000_000_000
 
 @dataclass(frozen=True)
 class CachedImages:
-    """Unlabeled images: ``images`` uint8 (N, S, S, 3) RGB, read-only; ``paths`` the N files they came from."""
+    """Unlabeled images: ``images`` uint8 (N, S, S, 3) RGB, or of another format, read-only; ``paths`` their N files."""
 
     images: np.ndarray
     paths: PathList
@@ -61,34 +62,34 @@ class CachedImages:
 
 @dataclass(frozen=True)
 class CachedPairs:
-    """Labeled images uint8 (N, S, S, 3), class indices ``masks``, uint8 (N, S, S) or int64 (N,); their ``pairs``."""
+    """Labeled ``images`` as above, class indices ``masks``, uint8 (N, S, S) or int64 (N,); their ``pairs``."""
 
     images: np.ndarray
     masks: np.ndarray
     pairs: PairList
 
 
-def cache_images(paths: Sequence[Path], size: int, skipped: SkippedFiles) -> CachedImages:
-    """Resize image files to squares of ``size`` pixels, decoding only what no earlier call has decoded.
+def cache_images(paths: Sequence[Path], size: Size | ImageFormat, skipped: SkippedFiles) -> CachedImages:
+    """Resize image files as a model takes them, decoding only what no earlier call has decoded.
 
     ``skipped`` receives the files that cannot be read; the others are returned. SegaeError if none can be read, or if
     the disk is full or refuses writing.
     """
-    packed = PathList.of(paths)
-    arrays, kept = _fetch([packed], (), {"images": (size, size, 3)}, _decoder(size), skipped, False)
+    packed, form = PathList.of(paths), ImageFormat.of(size)
+    arrays, kept = _fetch([packed], _parameters(form), _shapes(form), _decoder(form), skipped, False, form.dtype)
     return CachedImages(arrays["images"], packed.take(kept))
 
 
 def cache_pairs(
     pairs: Sequence[Pair],
-    size: int,
+    size: Size | ImageFormat,
     mask_values: Values,
     skipped: SkippedFiles,
     *,
     ignore_values: Sequence[int] = (),
     allow_empty: bool = False,
 ) -> CachedPairs:
-    """Resize images and masks to squares of ``size`` pixels, masks as class indices.
+    """Resize images and masks as a model takes them, masks as class indices.
 
     ``mask_values`` and ``ignore_values`` are as in `to_class_indices`; or the former are names of class folders, and
     ``masks`` int64 (N,), a class for each image. ``skipped`` receives the image of each pair of which a file cannot be
@@ -96,23 +97,35 @@ def cache_pairs(
     image; there are no classes or more than 255; none can be read (unless ``allow_empty``); or the disk is full or
     refuses writing.
     """
-    packed, classes = PairList.of(pairs), list(mask_values)
+    packed, classes, form = PairList.of(pairs), list(mask_values), ImageFormat.of(size)
     if isinstance(classes[0] if classes else None, str):
-        found = _fetch([packed.images], (), {"images": (size, size, 3)}, _decoder(size), skipped, allow_empty)
+        found = _fetch(
+            [packed.images], _parameters(form), _shapes(form), _decoder(form), skipped, allow_empty, form.dtype
+        )
         kept = packed.take(found[1])
         labels = [classes.index(folder.name) for folder in kept.masks]  # type: ignore[arg-type]
         return CachedPairs(found[0]["images"], np.array(labels, np.int64), kept)
     if not 1 <= len(mask_values) <= IGNORE_INDEX:
         raise DataError(f"mask_values must name 1 to {IGNORE_INDEX} classes, got {len(mask_values)}")
-    files, shapes = [packed.images, packed.masks], {"images": (size, size, 3), "masks": (size, size)}
-    decode = functools.partial(read_pair, size=size, mask_values=mask_values, ignore_values=ignore_values)
-    coding = (*mask_values, *(f"ignore {value}" for value in ignore_values))
-    arrays, places = _fetch(files, coding, shapes, decode, skipped, allow_empty)
+    files, shapes = [packed.images, packed.masks], _shapes(form) | {"masks": form.shape}
+    decode = functools.partial(read_pair, size=form, mask_values=mask_values, ignore_values=ignore_values)
+    coding = (*mask_values, *(f"ignore {value}" for value in ignore_values), *_parameters(form))
+    arrays, places = _fetch(files, coding, shapes, decode, skipped, allow_empty, form.dtype)
     return CachedPairs(arrays["images"], arrays["masks"], packed.take(places))
 
 
-def _decoder(size: int) -> Decode:
-    return lambda path: (read_resized(path, size, reduced=False),)
+def _decoder(form: ImageFormat) -> Decode:
+    return lambda path: (read_resized(path, form, reduced=False),)
+
+
+def _shapes(form: ImageFormat) -> dict[str, tuple[int, ...]]:
+    return {"images": (*form.shape, form.stored_channels)}
+
+
+def _parameters(form: ImageFormat) -> tuple[Any, ...]:
+    """What arrays depend on beside their shape; nothing for 8-bit images that are squashed."""
+    plain = form.resize == "squash" and not form.value_range
+    return () if plain else (form.resize, form.value_range)
 
 
 def content_hashes(paths: Sequence[Path]) -> list[str]:
@@ -231,16 +244,18 @@ def _fetch(
     decode: Decode,
     skipped: SkippedFiles,
     allow_empty: bool,
+    kind: Any,
 ) -> tuple[dict[str, np.ndarray], Sequence[int]]:
     """Read the arrays of a set of items from the cache, building the entry first if it is not there.
 
     ``files`` holds one path per item for each kind of file (image, mask), ``shapes`` the name and shape of one item's
     arrays, in the order in which ``decode`` gives them for its files; ``parameters`` are whatever else the arrays
-    depend on. Returns read-only uint8 arrays (N, *shape) of the items that could be read, and their indices.
+    depend on. Returns read-only arrays (N, *shape), ``images`` of the type ``kind`` and others uint8, of the items that
+    could be read, and their indices.
     """
     count = len(files[0])
     if not count:
-        return {name: np.empty((0, *shape), np.uint8) for name, shape in shapes.items()}, ()
+        return {name: np.empty((0, *shape), _kind(name, kind)) for name, shape in shapes.items()}, ()
     contents = [content_hashes(paths) for paths in files]
     recipe = json.dumps([_FORMAT, parameters, dict(shapes), contents])
     entry = cache_dir() / hashlib.blake2b(recipe.encode(), digest_size=16).hexdigest()
@@ -255,9 +270,9 @@ def _fetch(
             return _Failure(place, which + error.reason, not (hashed and isinstance(error, UnavailableFile)))
 
     try:
-        arrays, failures = _open(entry, shapes) or _build(entry, count, shapes, attempt)
+        arrays, failures = _open(entry, shapes, kind) or _build(entry, count, shapes, kind, attempt)
     except OSError as error:
-        need = count * sum(int(np.prod(shape)) for shape in shapes.values()) / 1e6
+        need = count * sum(np.prod(shape) * _kind(name, kind).itemsize for name, shape in shapes.items()) / 1e6
         raise SegaeError(
             f"{count} decoded images ({need:.0f} MB) cannot be stored in {cache_dir()}: {error}. Make room, or set the "
             "environment variable SEGAE_CACHE to another folder."
@@ -270,7 +285,11 @@ def _fetch(
     return arrays, [place for place in range(count) if place not in reasons]
 
 
-def _open(entry: Path, shapes: Shapes, *, built: bool = False) -> Entry | None:
+def _kind(name: str, images: Any) -> np.dtype:
+    return np.dtype(images if name == "images" else np.uint8)
+
+
+def _open(entry: Path, shapes: Shapes, kind: Any, *, built: bool = False) -> Entry | None:
     """Open an entry; None if it is not there, its bytes have changed, or it lacks what may be there another time."""
     try:
         info = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
@@ -281,7 +300,8 @@ def _open(entry: Path, shapes: Shapes, *, built: bool = False) -> Entry | None:
         for name, shape in shapes.items():
             path, whole = entry / name, (info["count"], *shape)
             # an empty file cannot be mapped
-            arrays[name] = np.memmap(path, np.uint8, "r", shape=whole) if whole[0] else np.empty(whole, np.uint8)
+            one = _kind(name, kind)
+            arrays[name] = np.memmap(path, one, "r", shape=whole) if whole[0] else np.empty(whole, one)
             if zlib.crc32(arrays[name].data) != info["checksums"][name]:  # 4 GB/s; blake2b has 1
                 logger.warning("%s is damaged: the images are decoded again", path)
                 return None
@@ -291,14 +311,14 @@ def _open(entry: Path, shapes: Shapes, *, built: bool = False) -> Entry | None:
 
 
 def _build(
-    entry: Path, count: int, shapes: Shapes, attempt: Callable[[int], tuple[np.ndarray, ...] | _Failure]
+    entry: Path, count: int, shapes: Shapes, kind: Any, attempt: Callable[[int], tuple[np.ndarray, ...] | _Failure]
 ) -> Entry:
     """Decode all items into a folder beside the entry and move it into place when it is whole; others wait for it."""
     partial = entry.with_suffix(".partial")
     kept, failures, checksums = 0, [], dict.fromkeys(shapes, 0)
     entry.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(entry.with_suffix(".lock")):
-        if found := _open(entry, shapes):
+        if found := _open(entry, shapes, kind):
             return found
         shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
         partial.mkdir()
@@ -322,6 +342,6 @@ def _build(
             partial.rename(entry)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        if found := _open(entry, shapes, built=True):
+        if found := _open(entry, shapes, kind, built=True):
             return found
     raise OSError(f"{entry} cannot be read back")

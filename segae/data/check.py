@@ -1,13 +1,14 @@
 """Look at a folder before training: what it holds, what a training would refuse, and the settings that fit."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from segae.data.cache import remember_facts
 from segae.data.datasets import (
@@ -19,13 +20,12 @@ from segae.data.datasets import (
 from segae.data.duplicates import find_duplicates, hash_images
 from segae.data.file_lists import Pair, PairList
 from segae.data.formats import UnknownLayout
-from segae.data.image_io import SkippedFiles, UnreadableImage, few, image_size
+from segae.data.image_io import SkippedFiles, UnreadableImage, few, image_header, image_size
 from segae.data.report import UNLABELED, DataReport, Problem, count
 from segae.errors import DataError
 
 _RARE = 20  # the largest class over the smallest, from which on weights are advised
 _ALL = "all"  # the one split of a data set that cannot be read
-_BITS = {"1": 1, "I": 32, "F": 32}  # of the modes of Pillow that have not 8
 
 
 def check_folder(root: Path, **reading: Any) -> DataReport:
@@ -278,11 +278,13 @@ def _class_shares(dataset: SegmentationDataset, masks: dict[str, _Mask]) -> tupl
 
 def _read_header(path: Path) -> list[int]:
     """Height, width, channels and bits per channel, without decoding the image."""
-    height, width = image_size(path)
-    with Image.open(path) as image:
-        wide = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-        channels = 3 if image.mode == "P" else len(image.getbands())
-        return [height, width, channels, 16 if wide or image.mode.startswith("I;16") else _BITS.get(image.mode, 8)]
+    height, width, channels, kind = image_header(path)
+    if kind != "uint8":
+        return [height, width, channels, 8 * np.dtype(kind).itemsize]
+    with suppress(UnidentifiedImageError), Image.open(path) as image:  # Pillow knows no .npy
+        channels = 3 if image.mode == "P" else max(len(image.getbands()), channels)
+        return [height, width, channels, 1 if image.mode == "1" else 8]
+    return [height, width, channels, 8]
 
 
 def _match_by_name(root: Path) -> PairList:

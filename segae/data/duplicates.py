@@ -26,7 +26,8 @@ from PIL import Image
 
 from segae.data.cache import content_hashes, remember_facts
 from segae.data.file_lists import PathList
-from segae.data.image_io import SkippedFiles, UnreadableImage, read_image
+from segae.data.image_io import SkippedFiles, UnreadableImage
+from segae.data.normalization import read_picture
 
 _SIDE = 16  # of the hash, in bits
 _MOST_BITS = 80
@@ -126,7 +127,7 @@ def hash_images(paths: Sequence[Path], skipped: SkippedFiles | None = None) -> l
 
 def _hash_image(path: Path) -> str:
     """Hash of a picture's pixels, then perceptual hashes of it and of its mirror image, as far as it has them."""
-    image = read_image(path)
+    image = read_picture(path)
     pixels = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
     pixels.update(np.ascontiguousarray(image).data)
     small = Image.fromarray(image).convert("L").resize((_SMALL, _SMALL), Image.Resampling.LANCZOS)
@@ -173,7 +174,7 @@ def _correlation(image: np.ndarray | None, reference: np.ndarray | None) -> floa
 def _small_gray(path: Path) -> np.ndarray | None:
     """Gray picture, uint8 (64, 64); None where the file has become unreadable."""
     try:
-        gray = Image.fromarray(read_image(path)).convert("L")
+        gray = Image.fromarray(read_picture(path)).convert("L")
     except UnreadableImage:
         return None
     return np.asarray(gray.resize((_SMALL, _SMALL), Image.Resampling.BOX))

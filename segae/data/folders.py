@@ -11,7 +11,8 @@ from segae.errors import DataError
 
 _PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".jp2", ".avif")
 _BITMAPS = (".png", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
-IMAGE_EXTENSIONS = frozenset([*_PHOTOGRAPHS, *_BITMAPS])
+_ARRAYS = (".npy",)
+IMAGE_EXTENSIONS = frozenset([*_PHOTOGRAPHS, *_BITMAPS, *_ARRAYS])
 IMAGE_FOLDERS = ("images", "JPEGImages", "leftImg8bit")
 """Names of the folders of pictures in data sets, whose parent is then the data set."""
 SPLIT_FOLDERS = {
@@ -28,7 +29,7 @@ _MASK_FOLDERS = {  # folders of masks, which are no pictures, beside a folder of
     "ImageSets": {"SegmentationClass", "SegmentationObject", "Annotations"},
     "leftImg8bit": {"gtFine", "gtCoarse"},
 }
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def find_images(roots: Iterable[Path]) -> PathList:

@@ -17,10 +17,11 @@ from segae.data.file_lists import PathList
 from segae.data.folders import BRUSH_MASK, SPLIT_FOLDERS, images_by_name, match_masks
 from segae.data.found_labels import ALL, FoundLabels, Sample
 from segae.data.huggingface import is_huggingface
-from segae.data.image_io import IGNORE_INDEX, few, has_colors, values_in
+from segae.data.image_io import few, has_colors, values_in
 from segae.data.object_formats import is_coco, is_label_studio, is_yolo, read_coco, read_label_studio, read_yolo
 from segae.data.split_files import read_list, read_lists
 from segae.errors import DataError
+from segae.image_format import IGNORE_INDEX
 
 logger = logging.getLogger("segae")
 

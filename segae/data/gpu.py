@@ -20,9 +20,9 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from segae._io import check_range
-from segae.data.image_io import GRAY, IGNORE_INDEX
+from segae.image_format import GRAY, IGNORE_INDEX
 
-LEAST_BLUR, MOST_BLUR = 0.001, 0.01  # standard deviation of a Gaussian blur, as a share of the side
+LEAST_BLUR, MOST_BLUR = 0.001, 0.01  # standard deviation of a Gaussian blur, as a share of the short side
 _TRIES = 10  # of drawing a crop that fits, as in torchvision and albumentations
 _UPLOAD_BYTES = 64 * 2**20  # copied to the device at a time
 
@@ -126,12 +126,13 @@ class StrongChange:
 
 
 def change_images(images: Tensor, changes: Tensor | None, mean: Tensor, std: Tensor) -> Tensor:
-    """Augment uint8 (B, C, H, W) by one bilinear resampling and normalize; return float32, channels_last in memory.
+    """Augment (B, C, H, W) by one bilinear resampling and normalize; return float32, channels_last in memory.
 
+    Images are uint8, or uint16 in the guise of int16, with which every operation of a GPU works.
     `changes` are (B, 6), (B, 8), (B, 17) or None; `mean` and `std` are (C, 1, 1), for values in [0, 255]. All are on
     the images' device: a copy here would make a GPU wait.
     """
-    values = images.float()
+    values = images.view(torch.uint16).float() / 257 if images.dtype == torch.int16 else images.float()
     if len(mean) == 1 and values.shape[1] == 3:  # as albumentations and normalize do
         values = (values * values.new_tensor(GRAY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     if changes is not None:
@@ -155,15 +156,21 @@ def change_masks(masks: Tensor, changes: Tensor | None) -> Tensor:
 
 
 def _resample(values: Tensor, changes: Tensor, mode: str) -> Tensor:
-    grid = functional.affine_grid(changes[:, :6].view(-1, 2, 3), list(values.shape), align_corners=False)
+    matrices, (height, width) = changes[:, :6].view(-1, 2, 3), values.shape[-2:]
+    if height != width:  # positions go from -1 to 1 along both axes, and an angle is one of pixels
+        matrices = matrices.clone()
+        matrices[:, 0, 1] *= height / width
+        matrices[:, 1, 0] *= width / height
+    grid = functional.affine_grid(matrices, list(values.shape), align_corners=False)
     return functional.grid_sample(values, grid, mode, padding_mode="reflection", align_corners=False)
 
 
 def _blur(values: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each image (B, C, H, W) with a Gaussian of its own, `sigma` (B,) as a share of the side; 0 is none."""
-    radius = math.ceil(3 * MOST_BLUR * values.shape[-1])
+    """Blur each image (B, C, H, W) with a Gaussian of its own, `sigma` (B,) as a share of the short side; 0 is none."""
+    side = min(values.shape[-2:])
+    radius = math.ceil(3 * MOST_BLUR * side)
     offsets = torch.arange(-radius, radius + 1, device=values.device)
-    kernel = (-0.5 * (offsets / (sigma * values.shape[-1]).clamp(min=1e-3)[:, None]).square()).exp()
+    kernel = (-0.5 * (offsets / (sigma * side).clamp(min=1e-3)[:, None]).square()).exp()
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).T[..., None, None, None]  # (taps, B, 1, 1, 1)
     for axis, margin in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
         length, wide = values.shape[axis], functional.pad(values, margin, mode="reflect")
@@ -212,11 +219,12 @@ class GPUImageDataset(Dataset[tuple[Tensor, ...]]):
     (B, S, S)). An image's augmentation depends on (seed, epoch, index) alone. ValueError for too few or many masks.
 
     Args:
-        images: uint8 (N, S, S, 3), RGB; a memory map is copied in parts, so it takes little memory of the host.
+        images: uint8 (N, H, W, 3), RGB, or of another `ImageFormat`; a memory map is copied in parts, so it takes
+            little memory of the host.
         masks: class indices, uint8 (N, S, S), or int64 (N,), one of each image; None for unlabeled images.
         change: `CropAndFlip()`, `MildChange()`, `StrongChange()`; None only normalizes.
         mean, std: per channel, for values in [0, 1].
-        device: takes N * S * S * 3 bytes (4 with masks) of its memory.
+        device: takes as many bytes of its memory as the images and masks have.
         seed: of the augmentation.
         repeats: times that every image occurs in an epoch, augmented differently each time, 1 or more.
     """
@@ -280,7 +288,8 @@ class GPUImageDataset(Dataset[tuple[Tensor, ...]]):
 
 
 def _upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy a uint8 array, often a map of a file, to a device, in parts."""
+    """Copy an array, often a map of a file, to a device, in parts; uint16 as int16."""
+    array = array.view(np.int16) if array.dtype == np.uint16 else array
     tensor = torch.empty(array.shape, dtype=torch.from_numpy(array[:0].copy()).dtype, device=device)
     rows = max(_UPLOAD_BYTES * len(array) // max(tensor.nbytes, 1), 1)
     for start in range(0, len(array), rows):

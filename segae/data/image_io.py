@@ -1,16 +1,14 @@
-"""Read any image as 8-bit RGB and any mask as class values, resize them, and collect the files that were skipped.
+"""Read any image as 8-bit RGB, or as a model takes it, and any mask as class values; collect files that are skipped.
 
 A file name's extension is never trusted: the Oxford-IIIT Pet set holds ``.jpg`` files that are GIF or PNG.
 """
 
 from __future__ import annotations
 
-import csv
 import io
-import logging
-import stat
 from collections.abc import Iterable, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,16 +16,22 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from segae._io import write_atomically
+from segae.data import array_files
 from segae.data.file_lists import Values
+from segae.data.image_files import SkippedFiles as SkippedFiles
+from segae.data.image_files import UnavailableFile as UnavailableFile
+from segae.data.image_files import UnreadableImage, first_bytes, read_bytes
 from segae.errors import DataError, SegaeError
-
-logger = logging.getLogger("segae")
+from segae.image_format import (
+    IGNORE_INDEX,
+    ImageFormat,
+    Size,
+    resize_image,
+    resize_mask,
+    to_8_bit,
+)
 
 MAX_PIXELS = 100_000_000
-IGNORE_INDEX = 255  # of a pixel that counts neither in training nor in a score
-GRAY = (0.299, 0.587, 0.114)  # shares of red, green and blue in the brightness, Rec. 601
-_MAX_BYTES = 1 << 30
 _VALUES_REMEMBERED = 1024  # per mask; a photograph taken for a mask must not fill the index
 # EPS is not among them: Pillow would start Ghostscript
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
@@ -36,63 +40,8 @@ _TURN = Image.Transpose
 _TURNS = (_TURN.FLIP_LEFT_RIGHT, _TURN.ROTATE_180, _TURN.FLIP_TOP_BOTTOM)  # of the EXIF orientations 2, 3, 4
 _TURNS_ON_SIDE = (_TURN.TRANSPOSE, _TURN.ROTATE_270, _TURN.TRANSVERSE, _TURN.ROTATE_90)  # 5 to 8
 _ORIENTATIONS = dict(enumerate(_TURNS + _TURNS_ON_SIDE, start=2))
-
-
-class UnreadableImage(DataError):
-    """A file that could not be decoded; ``path`` and ``reason`` are attributes."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # both as args, so that the exception survives pickling
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return f"{self.path} cannot be read as an image: {self.reason}. Replace or remove the file."
-
-
-class UnavailableFile(UnreadableImage):
-    """A file that could not be opened: missing, forbidden, no regular file, or a disk that failed this time."""
-
-
-class SkippedFiles:
-    """The files that were left out of a run, each with the reason."""
-
-    def __init__(self) -> None:
-        self._reasons: dict[Path, str] = {}
-        self._reported = 0
-
-    def add(self, path: Path, reason: str) -> None:
-        """Remember a file; a file that is already there keeps its first reason."""
-        self._reasons.setdefault(path, reason)
-
-    def extend(self, files: Iterable[tuple[Path | str, str]]) -> None:
-        """Remember several files, each with its reason."""
-        for path, reason in files:
-            self.add(Path(path), reason)
-
-    @property
-    def files(self) -> list[tuple[Path, str]]:
-        """Path and reason of each file, in the order in which they were added."""
-        return list(self._reasons.items())
-
-    def __len__(self) -> int:
-        return len(self._reasons)
-
-    def report(self) -> None:
-        """Log the number and the first few files at WARNING; what was reported before is not reported again."""
-        new, self._reported = self.files[self._reported :], len(self)
-        if new:
-            first = "; ".join(f"{path} ({reason})" for path, reason in new[:3])
-            more = f"; and {len(new) - 3} more" if len(new) > 3 else ""
-            logger.warning("%d unreadable file(s) skipped: %s%s", len(new), first, more)
-
-    def write(self, folder: Path) -> None:
-        """Write ``skipped.csv`` (path, reason) into the folder; no file, also of an earlier call, if there is none."""
-        text, path = io.StringIO(), folder / "skipped.csv"
-        csv.writer(text).writerows([("path", "reason"), *self.files])
-        if self.files:
-            write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))
-        else:
-            path.unlink(missing_ok=True)
+_NUMBERS = {turn: number for number, turn in _ORIENTATIONS.items()}
+_GRAY_MODES = ("1", "L", "LA", "La")  # of Pillow
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> np.ndarray:
@@ -164,84 +113,205 @@ def has_colors(path: Path) -> bool:
         raise UnreadableImage(path, _reason(error)) from error
 
 
-def read_resized(path: Path, size: int, *, reduced: bool = True, data: bytes | None = None) -> np.ndarray:
-    """Decode an image as `read_image` does and resize it to a square: uint8 (size, size, 3), RGB, upright.
+def read_array(
+    path: Path, *, channels: int | None = None, max_pixels: int = MAX_PIXELS, data: bytes | None = None
+) -> np.ndarray:
+    """Decode an image file to the numbers that it holds, upright: (H, W, C) of its own type, of 1 to 16 channels.
 
-    With ``reduced`` a large JPEG is decoded at a half, a quarter or an eighth of its size. For a photograph of 2000
-    pixels and a size of 128 this takes less than a fifth of the time; the result differs by about one gray level.
+    TIFF (with segae[tiff] where it has more channels than a photograph, or 16-bit colors) and .npy files (H, W, C) keep
+    all channels; of other files these are gray or RGB. Transparency lies over white; it is a channel where as many
+    ``channels`` are asked for. The other arguments, limits and errors are those of `read_image`.
     """
-    return _squash(_decode(path, at_least=size if reduced else None, data=data), path, size)
+    data = read_bytes(path) if data is None else data
+    try:
+        if data.startswith(array_files.NPY):
+            return _finite(array_files.read_npy(data, max_pixels), path)
+        if array_files.is_tiff(data) and _needs_tifffile(data, channels):
+            return _finite(array_files.read_tiff(data, max_pixels, channels), path)
+    except (MemoryError, SegaeError):
+        raise
+    except Exception as error:  # as Pillow, tifffile raises what it likes
+        raise UnreadableImage(path, _reason(error)) from error
+    decoded = _decode(path, max_pixels, data=data)
+    image = decoded.image
+    if decoded.bits_dropped:  # Pillow has no color of 16 bits, and what OpenCV reads is a PNG here
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        if pixels is None or pixels.ndim != 3:
+            raise UnreadableImage(path, "its colors of 16 bits cannot be decoded")
+        color, alpha = pixels[..., 2::-1], pixels[..., 3:].astype(float) / 65535
+        color = np.round(color * alpha + 65535 * (1 - alpha)).astype(np.uint16) if alpha.size else color
+        return np.ascontiguousarray(
+            array_files.turn_upright(color, _NUMBERS.get(decoded.turn, 1) if decoded.turn else 1)
+        )
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(_turned(image, decoded.turn))
+        return _finite((values.astype(np.uint16) if image.format == "PNG" else values)[..., None], path)
+    if channels == 4 and image.mode == "RGBA":
+        return np.array(_turned(image, decoded.turn))
+    rgb = _to_rgb(decoded, path)
+    return rgb[..., :1] if image.mode in _GRAY_MODES and "transparency" not in image.info else rgb
+
+
+def read_resized(
+    path: Path, size: Size | ImageFormat, *, reduced: bool = True, data: bytes | None = None
+) -> np.ndarray:
+    """Decode an image and resize it as a model takes it: uint8 (H, W, 3), RGB, or the arrays of a format; upright.
+
+    With ``reduced`` a large JPEG that is squashed is decoded at a half, a quarter or an eighth of its size. For a
+    photograph of 2000 pixels and a size of 128 this takes less than a fifth of the time; the result differs by about
+    one gray level.
+    """
+    form = ImageFormat.of(size)
+    data = read_bytes(path) if data is None else data
+    if not form.is_rgb or array_files.is_array_file(data):
+        return resize_image(read_formatted(path, form, data=data), form)
+    if form.resize != "squash":
+        return resize_image(read_image(path, data=data), form)
+    return _squash(_decode(path, at_least=max(form.shape) if reduced else None, data=data), path, *form.shape)
+
+
+def read_formatted(
+    path: Path, form: ImageFormat, *, max_pixels: int = MAX_PIXELS, data: bytes | None = None
+) -> np.ndarray:
+    """Decode an image at its own size with the channels and values that a model takes.
+
+    Errors are those of `read_image`, and a DataError if the image has another number of channels.
+    """
+    data = read_bytes(path) if data is None else data
+    if form.is_rgb and not array_files.is_array_file(data):
+        return read_image(path, max_pixels=max_pixels, data=data)
+    try:
+        return form.convert(read_array(path, channels=form.channels, max_pixels=max_pixels, data=data), path)
+    except ValueError as error:
+        if isinstance(error, SegaeError):
+            raise
+        raise UnreadableImage(path, str(error)) from error
 
 
 def read_pair(
-    image: Path, mask: Path, size: int, mask_values: Values, *, ignore_values: Sequence[int] = (),
-    reduced: bool = False, data: Sequence[bytes | None] = (None, None),
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Read an image and its mask, resized to a square: uint8 (size, size, 3) RGB, uint8 (size, size) class indices.
+    image: Path,
+    mask: Path,
+    size: Size | ImageFormat,
+    mask_values: Values,
+    *,
+    ignore_values: Sequence[int] = (),
+    reduced: bool = False,
+    data: Sequence[bytes | None] = (None, None),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read an image and its mask, resized as a model takes them: arrays as of `read_resized`, class indices (H, W).
 
     ``mask_values`` and ``ignore_values`` are as in `to_class_indices`, ``reduced`` as in `read_resized`; ``data`` are
     the contents of both files, whose paths are then only named in errors.
     UnreadableImage if a file cannot be read; DataError if the mask has another size than its image or holds a value
     that is no class.
     """
-    decoded = _decode(image, at_least=size if reduced else None, data=data[0])
+    form, pixels = ImageFormat.of(size), None
+    content = read_bytes(image) if data[0] is None else data[0]
+    if form.is_rgb and form.resize == "squash" and not array_files.is_array_file(content):
+        decoded = _decode(image, at_least=max(form.shape) if reduced else None, data=content)
+        shape = _upright(decoded.size, decoded.turn)
+    else:
+        pixels = read_formatted(image, form, data=content)
+        shape = pixels.shape[:2]
     values = read_mask(mask, data=data[1])
-    require_same_size(image, _upright(decoded.size, decoded.turn), mask, values.shape)
-    indices = to_class_indices(values, mask_values, mask, ignore_values)
-    return _squash(decoded, image, size), resize_mask(indices, size)
+    require_same_size(image, shape, mask, values.shape)
+    indices = resize_mask(to_class_indices(values, mask_values, mask, ignore_values), form)
+    return (_squash(decoded, image, *form.shape) if pixels is None else resize_image(pixels, form)), indices
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width of an upright image or mask, from the file's header; UnreadableImage if it cannot be read."""
-    if not path.is_file():
-        raise UnavailableFile(path, "no regular file")
+    return image_header(path)[:2]
+
+
+def image_header(path: Path) -> tuple[int, int, int, str]:
+    """Height, width, channels and type of what `read_array` returns, from a file's header; errors as there.
+
+    A palette image counts as RGB.
+    """
+    start = first_bytes(path)
     try:
+        if start.startswith(array_files.NPY):
+            (height, width, channels), kind = array_files.npy_shape(start)
+            return height, width, channels, kind.name
+        if array_files.is_tiff(start) and _needs_tifffile(path, None):
+            (height, width, channels), kind = array_files.tiff_shape(path)
+            return height, width, channels, kind.name
         with Image.open(path, formats=_formats()) as image:
-            if image.format != "TIFF":  # Pillow turns a TIFF upright when it loads it
-                return _upright(image.size[::-1], _orientation(image))
+            height, width = image.size[::-1]
+            if image.format == "TIFF":  # Pillow turns it upright, some versions when they open it
+                height, width = image.tag_v2[257], image.tag_v2[256]  # type: ignore[attr-defined]
+            height, width = _upright((height, width), _orientation(image))
+            return height, width, *_mode_kind(image)
+    except SegaeError:
+        raise
     except Exception as error:
         raise UnreadableImage(path, _reason(error)) from error
-    return _decode(path).size
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a regular file of at most 1 GiB whole, or raise UnavailableFile; a FIFO would block, a device never ends."""
+def _mode_kind(image: Image.Image) -> tuple[int, str]:
+    """Channels and type of an opened image, before it is decoded."""
+    if image.mode.startswith(("I", "F")):
+        wide = "uint16" if image.format == "PNG" or image.mode.startswith("I;16") else "int32"
+        return 1, "float32" if image.mode == "F" else wide
+    if _drops_bits(image):
+        return 3, "uint16"
+    return 1 if image.mode in _GRAY_MODES and "transparency" not in image.info else 3, "uint8"
+
+
+def _drops_bits(image: Image.Image) -> bool:
+    """Whether Pillow keeps the upper halves of 16-bit colors; the only trace is in the tiles, before decoding."""
+    return image.mode[0] != "I" and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _needs_tifffile(source: Path | bytes, channels: int | None) -> bool:
+    """Whether Pillow would not give all channels and bits of a TIFF."""
+    if isinstance(source, bytes) and array_files.is_array_file(source):
+        return True
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UnavailableFile(path, "no regular file")
-        if status.st_size > _MAX_BYTES:
-            raise UnavailableFile(path, f"the file has {status.st_size / 2**30:.1f} GiB, more than 1")
-        return path.read_bytes()
-    except OSError as error:
-        raise UnavailableFile(path, error.strerror or str(error)) from error
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=["TIFF"]) as image:
+            tags: Any = image.tag_v2  # type: ignore[attr-defined]
+            samples, bits, photometric = tags.get(277, 1), tags.get(258, (1,)), tags.get(262, 1)
+            alpha = sum(kind in (1, 2) for kind in tags.get(338, ()))
+            stack = getattr(image, "n_frames", 1) > 1 and find_spec("tifffile") is not None
+    except Exception:  # a kind that Pillow does not know
+        return True
+    if photometric > 2:  # palettes, CMYK, YCbCr: pictures
+        return False
+    odd = samples - alpha not in (1, 3) or (alpha and channels == samples)
+    return bool(odd or stack or (samples > 1 and max(bits) > 8))
 
 
-def as_image(image: Any, channels: int = 3) -> np.ndarray:
-    """Read a file, or take an array or a PIL image: uint8 (H, W, channels); RGB does for one channel, too."""
-    array = read_image(Path(image)) if isinstance(image, str | Path) else np.asarray(image)
-    allowed = (1, 3) if channels == 1 else (channels,)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in allowed or not array.size:
-        expected = " or ".join(map(str, allowed))
-        raise SegaeError(f"images must be uint8 (H, W, {expected}), got {array.dtype} {array.shape}")
-    return array
+def _finite(values: np.ndarray, path: Path) -> np.ndarray:
+    """Numbers in this machine's order of bytes; UnreadableImage if some are NaN or infinite, or there are none."""
+    if values.dtype.kind not in "uif" or not values.size:
+        raise UnreadableImage(path, f"it holds no numbers, but {values.dtype} {values.shape}")
+    if not np.isfinite(values).all():
+        raise UnreadableImage(path, "it holds NaN or infinite values")
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("="))
 
 
-def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize an image, uint8 (H, W, 3), to a square: areas are averaged where it shrinks, bilinear where it grows."""
-    height, width = image.shape[:2]
-    if height > size or width > size:
-        # cv2 averages areas only if no side grows, so a long narrow image takes two steps
-        image = cv2.resize(image, (min(width, size), min(height, size)), interpolation=cv2.INTER_AREA)
-    if image.shape[:2] != (size, size):
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-    return image.reshape(size, size, -1)  # cv2 leaves out the axis of a single channel
+def as_image(image: Any, form: ImageFormat) -> np.ndarray:
+    """Read a file, or take an array (H, W, C) or a PIL image, with the channels and values that a model takes.
 
-
-def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """Resize a mask, uint8 (H, W), to a square; each pixel takes the class at its center, so no new value appears."""
-    # plain INTER_NEAREST takes the upper left corner of each cell, up to half a pixel beside the image's
-    return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
+    Where that is 8-bit RGB or gray, arrays are uint8.
+    """
+    if isinstance(image, str | Path):
+        return read_formatted(Path(image), form)
+    array = np.asarray(image)
+    array = array[..., None] if array.ndim == 2 and not form.is_rgb else array
+    allowed = (1, 3) if form.channels == 1 else (form.channels,)
+    kinds = "uif" if form.value_range else "u"
+    if (
+        array.dtype.kind not in kinds
+        or array.ndim != 3
+        or array.shape[2] not in allowed
+        or not array.size
+        or (not form.value_range and array.dtype != np.uint8)
+    ):
+        expected = f"{'an array' if form.value_range else 'uint8'} (H, W, {' or '.join(map(str, allowed))})"
+        raise SegaeError(f"images must be {expected}, got {array.dtype} {array.shape}")
+    return array if form.is_rgb else form.convert(array)
 
 
 def to_class_indices(
@@ -310,8 +380,7 @@ def _decode(
             raise ValueError(f"{width} x {height} pixels are more than max_pixels, which is {max_pixels}")
         if at_least is not None:
             image.draft(None, (at_least, at_least))  # does nothing to other formats than JPEG
-        # of 16-bit color Pillow keeps the upper halves; the only trace is here, before decoding
-        bits_dropped = image.mode[0] != "I" and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        bits_dropped = _drops_bits(image)
         image.load()
         if image.format == "TIFF":  # which is upright now
             width, height = image.size
@@ -333,7 +402,8 @@ def _to_rgb(decoded: _Decoded, path: Path, *, upright: bool = True) -> np.ndarra
     image = _turned(decoded.image, decoded.turn) if upright else decoded.image
     try:
         if image.mode.startswith(("I", "F")):
-            gray = _to_8_bit(np.asarray(image), decoded.image.format == "PNG")
+            # older Pillow opens a 16-bit PNG as 32-bit
+            gray = to_8_bit(np.asarray(image), wide=decoded.image.format == "PNG")
             return np.repeat(gray[..., None], 3, axis=2)
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
             rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
@@ -343,30 +413,18 @@ def _to_rgb(decoded: _Decoded, path: Path, *, upright: bool = True) -> np.ndarra
         raise UnreadableImage(path, str(error)) from error
 
 
-def _to_8_bit(values: np.ndarray, is_png: bool) -> np.ndarray:
-    """Scale wide values to 0..255: the range of 16 bits is known, that of 32 bits follows from the largest value."""
-    if not np.isfinite(values).all():
-        raise ValueError("it holds values that are not finite")
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 65535:
-        raise ValueError(f"its values run from {low:g} to {high:g}, not within 0..1, 0..255 or 0..65535")
-    top = 1 if values.dtype.kind == "f" and high <= 1 else 255 if high <= 255 else 65535
-    if values.dtype.itemsize == 2 or is_png:  # older Pillow opens a 16-bit PNG as 32-bit
-        top = 65535
-    return np.round(values * (255.0 / top)).astype(np.uint8)
-
-
-def _squash(decoded: _Decoded, path: Path, size: int) -> np.ndarray:
+def _squash(decoded: _Decoded, path: Path, rows: int, columns: int) -> np.ndarray:
     """Resize a picture that may have been decoded at part of its size, as `resize_image` would resize the whole."""
     if decoded.image.size[::-1] == decoded.size:
-        return resize_image(_to_rgb(decoded, path), size)
+        return resize_image(_to_rgb(decoded, path), (rows, columns))
     pixels = _to_rgb(decoded, path, upright=False)
+    rows, columns = _upright((rows, columns), decoded.turn)  # of the picture before it is turned
     # 150 rows at a quarter are 37.5, and come as 38. The scale must be that of the 37.5: that of the 38 would move the
     # picture by up to a pixel, and it would differ from `resize_image` five times as much.
     part = next(part for part in (2, 4, 8) if pixels.shape[:2] == tuple(-(-side // part) for side in decoded.size))
-    scale_y, scale_x = (size * part / side for side in decoded.size)
+    scale_y, scale_x = rows * part / decoded.size[0], columns * part / decoded.size[1]
     small = cv2.resize(pixels, None, fx=scale_x, fy=scale_y, interpolation=cv2.INTER_AREA)
-    small = np.ascontiguousarray(small[:size, :size])  # what is left of the 38th row may be one more
+    small = np.ascontiguousarray(small[:rows, :columns])  # what is left of the 38th row may be one more
     return np.array(_turned(Image.fromarray(small), decoded.turn))
 
 

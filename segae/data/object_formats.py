@@ -26,8 +26,9 @@ from segae.data.folders import (
     walk_folders,
 )
 from segae.data.found_labels import ALL, FoundLabels, Sample
-from segae.data.image_io import IGNORE_INDEX, few, image_size
+from segae.data.image_io import few, image_size
 from segae.errors import DataError
+from segae.image_format import IGNORE_INDEX
 
 BACKGROUND = "background"
 """The class of the pixels of no object, the first one."""

@@ -29,6 +29,7 @@ from segae.data.huggingface import choose_columns
 from segae.data.image_io import SkippedFiles, UnreadableImage, read_mask, read_pair, read_resized
 from segae.data.torch_datasets import SeededByEpoch, Transform
 from segae.errors import DataError
+from segae.image_format import ImageFormat, Size
 
 _SCHEMES = ("https", "hf")
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
@@ -60,7 +61,7 @@ class StreamDataset(SeededByEpoch, IterableDataset[Any]):
     decodes = True
 
     def __init__(
-        self, shards: _Shards, size: int, transform: Transform, seed: int, epoch_images: int, rank: int,
+        self, shards: _Shards, size: Size | ImageFormat, transform: Transform, seed: int, epoch_images: int, rank: int,
         world_size: int, coding: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.sources, self.shard_count, self.count = shards.names, len(shards.names), shards.images
@@ -134,7 +135,7 @@ def is_stream(sources: str | Path | Sequence[str | Path]) -> bool:
 def open_stream(
     sources: str | Path | Sequence[str | Path],
     *,
-    size: int,
+    size: Size | ImageFormat,
     transform: Transform,
     seed: int,
     rank: int = 0,
@@ -155,7 +156,7 @@ def open_stream(
     In a tar file an image and its mask stand beside each other and are called such as a.jpg and a.mask.png, a_mask.png
     or a.png. ``mask_values`` and ``ignore_values`` are as in `to_class_indices`.
 
-    Each image is resized to `size` pixels on both sides before the transform. The seed decides order and augmentation.
+    Each image is resized to `size`, a side or a format, before the transform. The seed decides order and augmentation.
     An epoch has `epoch_images`, all ranks together, each from shards of its own; None: as many as the shards hold.
     `skipped` takes local tar files that cannot be counted; what is unreadable later is in the dataset's `failures`.
     SegaeError if a source has another scheme or does not exist, a library is missing, or a number of images is needed.

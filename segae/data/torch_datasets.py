@@ -1,6 +1,6 @@
 """Torch datasets of cached or lazily decoded images, whose augmentation depends on (seed, epoch, index) alone.
 
-Item `index` is a float32 tensor (3, S, S), normalized, or (that, int64 tensor (S, S) of class indices): image
+Item `index` is a float32 tensor (C, S, S), normalized, or (that, int64 tensor (S, S) of class indices): image
 `index % distinct`. The number of workers, the order and what was read before change nothing.
 
 A file that a lazy dataset cannot read does not end a training: the next readable image takes its place, the same one
@@ -23,6 +23,7 @@ from segae._io import check_range
 from segae.data.file_lists import Pair, PairList, PathList, Values
 from segae.data.image_io import UnreadableImage, read_pair, read_resized
 from segae.errors import DataError
+from segae.image_format import ImageFormat, Size
 
 Transform = Any  # albumentations' Compose, or what has its `__call__` and `set_random_state`
 
@@ -100,6 +101,8 @@ class SeededByEpoch:
         self._python.seed(run << 64 | index)
         # at each item, because another dataset may share the transform
         self._transform.set_random_state(self._generator, self._python)
+        if arrays["image"].dtype == np.uint16:  # which albumentations does not know
+            arrays["image"] = arrays["image"].astype(np.float32) / 65535
         # copies: the cache is read-only, and a transform that does nothing would hand its pages on
         return self._transform(**{name: np.array(array) for name, array in arrays.items()})
 
@@ -125,7 +128,7 @@ class _AugmentedDataset(SeededByEpoch, Dataset[Any]):
         return (result["image"], result["mask"].long()) if "mask" in result else result["image"]
 
     def _arrays(self, place: int) -> dict[str, np.ndarray]:
-        """Return `image` uint8 (S, S, 3) and, of labeled images, `mask` uint8 (S, S)."""
+        """Return `image` uint8 (S, S, 3), or of another format, and, of labeled images, `mask` uint8 (S, S)."""
         raise NotImplementedError
 
 
@@ -158,14 +161,16 @@ class CachedPairDataset(CachedImageDataset):
 class LazyImageDataset(_AugmentedDataset):
     """Images for pretraining, decoded from their files each time: for sets that are too large for a cache.
 
-    Each image is resized to `size` pixels on both sides before the transform. An unreadable one is replaced by its
+    Each image is resized to `size`, a side or a format, before the transform. An unreadable one is replaced by its
     neighbor in `paths`, so a list of training images must not hold validation images. SegaeError if there are no paths,
     and from an item if 100 images in a row cannot be read.
     """
 
     decodes = True
 
-    def __init__(self, paths: Iterable[Path], size: int, transform: Transform, seed: int, repeats: int = 1) -> None:
+    def __init__(
+        self, paths: Iterable[Path], size: Size | ImageFormat, transform: Transform, seed: int, repeats: int = 1
+    ) -> None:
         self._paths = PathList.of(paths)
         if not len(self._paths):
             raise DataError("paths must hold one image or more, got none")
@@ -198,8 +203,8 @@ class LazyPairDataset(LazyImageDataset):
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], size: int, mask_values: Values, transform: Transform, seed: int, repeats: int = 1,
-        ignore_values: Sequence[int] = (),
+        self, pairs: Sequence[Pair], size: Size | ImageFormat, mask_values: Values, transform: Transform, seed: int,
+        repeats: int = 1, ignore_values: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self._pairs, self._mask_values, self._ignore_values = PairList.of(pairs), tuple(mask_values), ignore_values
         super().__init__(self._pairs.images, size, transform, seed, repeats)

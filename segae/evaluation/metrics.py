@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segae._notebook import ShownInNotebooks, html_frame
-from segae.data.image_io import IGNORE_INDEX
 from segae.errors import SegaeError
+from segae.image_format import IGNORE_INDEX
 
 BOUNDARY_WIDTH = 0.02  # of the image diagonal; the value of the Boundary IoU paper
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from segae._io import write_atomically
 from segae.data.image_io import IGNORE_INDEX
 from segae.errors import DataError, SegaeError
+from segae.image_format import to_picture
 from segae.methods import Method, cut_out
 from segae.models.encoder import evaluation_mode
 from segae.models.inference import input_settings, normalize
@@ -64,18 +65,23 @@ def colorize(mask: NDArray[np.integer], palette: Sequence[Color]) -> NDArray[np.
 def overlay(
     image: NDArray[np.uint8], mask: NDArray[np.integer], palette: Sequence[Color], alpha: float = 0.5
 ) -> NDArray[np.uint8]:
-    """Blend the colored mask (H, W) over an image of its size, uint8 (H, W, 3); ``alpha`` in [0, 1] is its share."""
+    """Blend the colored mask (H, W) over an image of its size, uint8 (H, W, 3), or of another `ImageFormat`.
+
+    ``alpha`` in [0, 1] is its share.
+    """
     if image.shape[:2] != mask.shape:
         raise SegaeError(f"mask must have the size of image, {image.shape[:2]}, got {mask.shape}: resize it first")
-    return np.asarray(cv2.addWeighted(image, 1 - alpha, colorize(mask, palette), alpha, 0), np.uint8)
+    return np.asarray(cv2.addWeighted(to_picture(image), 1 - alpha, colorize(mask, palette), alpha, 0), np.uint8)
 
 
 def denormalize(image: Tensor | NDArray[np.floating], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
-    """Undo ``(x / 255 - mean) / std`` for an image (C, H, W): uint8 (H, W, 3), clipped to what a picture can show."""
+    """Undo ``(x / 255 - mean) / std`` for an image (C, H, W): uint8 (H, W, 3), clipped to 0-255.
+
+    Of more channels than three it shows the first three.
+    """
     image_hwc = torch.as_tensor(image).detach().float().cpu().numpy().transpose(1, 2, 0)
     restored = (image_hwc * np.asarray(std, np.float32) + np.asarray(mean, np.float32)) * 255
-    pixels = np.clip(np.rint(restored), 0, 255).astype(np.uint8)
-    return pixels if pixels.shape[2] != 1 else pixels.repeat(3, axis=2)
+    return to_picture(np.clip(np.rint(restored), 0, 255).astype(np.uint8))
 
 
 def contact_sheet(
@@ -136,9 +142,9 @@ def segmentation_sheet(
     palette: Sequence[Color],
     row_labels: Sequence[str] = (),
 ) -> None:
-    """Draw image (uint8 H, W, 3), true mask and predicted mask (class indices H, W) side by side, one row each."""
+    """Draw image (uint8 H, W, 3, or of another `ImageFormat`), true and predicted mask (class indices H, W) in rows."""
     true, predicted = ([colorize(mask, palette) for mask in masks] for masks in (truths, predictions))
-    columns = {"image": images, "truth": true, "prediction": predicted}
+    columns = {"image": [to_picture(image) for image in images], "truth": true, "prediction": predicted}
     contact_sheet(columns, path, row_labels=row_labels, legend=dict(zip(classes, palette, strict=True)))
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segae._io import check_range
-from segae.data.image_io import IGNORE_INDEX
 from segae.errors import SegaeError
 from segae.evaluation.metrics import confusion_matrix, mean_iou
+from segae.image_format import IGNORE_INDEX
 from segae.models.encoder import evaluation_mode
 from segae.models.inference import argmax_classes, input_settings, normalize
 

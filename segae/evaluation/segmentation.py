@@ -10,7 +10,8 @@ from torch import nn
 
 from segae.errors import SegaeError
 from segae.evaluation.metrics import SegmentationMetrics, SegmentationScores
-from segae.models.inference import argmax_classes, predict_logits, resize_logits
+from segae.image_format import ImageFormat
+from segae.models.inference import argmax_classes, predict_logits, restore_logits
 
 
 def predict_masks(model: nn.Module, images: NDArray[np.uint8], **options: Any) -> NDArray[np.uint8]:
@@ -67,16 +68,18 @@ def evaluate_at_mask_size(
 ) -> SegmentationScores:
     """Score a segmenter at the size of each mask, to which its logits are resized.
 
-    Masks (H, W) may have any sizes and are read one at a time; images have the model's input size. All arguments and
-    the ``options`` are as in :func:`evaluate_model`.
+    Masks (H, W) may have any sizes and are read one at a time; images have the model's input size. Of a model that
+    crops, the part of a mask that it saw is scored. All arguments and the ``options`` are as in :func:`evaluate_model`.
     """
     classes, places = _model_classes(model, classes)
     metrics = SegmentationMetrics(classes)
     batches = predict_logits(model, images, **options)
     logits = (logits_khw[places] for logits_bkhw in batches for logits_khw in logits_bkhw)
     names = [""] * len(images) if names is None else names
-    for name, logits_khw, mask_hw in zip(names, logits, masks, strict=True):
-        prediction_hw = argmax_classes(resize_logits(logits_khw, *mask_hw.shape))
+    form = getattr(getattr(model, "info", None), "format", ImageFormat(tuple(images.shape[1:3])))
+    for name, logits_khw, whole_hw in zip(names, logits, masks, strict=True):
+        prediction_hw = argmax_classes(restore_logits(logits_khw, form, *whole_hw.shape))
+        mask_hw = whole_hw[form.boxes(*whole_hw.shape)[0]]
         truth_hw = torch.from_numpy(mask_hw.astype(np.int64)).to(prediction_hw.device)
         metrics.update(prediction_hw[None], truth_hw[None], [name])
     return metrics.compute()

@@ -18,8 +18,10 @@ from pydantic import TypeAdapter
 
 from segae._io import write_atomically, write_json
 from segae.data import read_resized
+from segae.data.image_io import image_header
 from segae.errors import SegaeError
 from segae.exporters.predictor import OnnxPredictor
+from segae.image_format import ImageFormat
 from segae.models import EncoderInfo
 
 onnx = lazy_loader.load("onnx")  # an extra
@@ -32,7 +34,7 @@ onnxruntime.InferenceSession("FOLDER/model.onnx").run(None, {"images": pixels}) 
 
 
 class _Network(torch.nn.Module):
-    """From uint8 (N, H, W, C) to probabilities and logits (N, K, H, W), or to pooled features and all feature maps."""
+    """From uint8 or uint16 (N, H, W, C) to probabilities and logits (N, K, H, W), or pooled features and all maps."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -44,7 +46,8 @@ class _Network(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.about.mean, self.about.std))
         # contiguous: about strides as in channels_last the exporter reasons for minutes
-        normalized = (images.permute(0, 3, 1, 2).contiguous().float() / 255 - mean) / std
+        values = images.float().permute(0, 3, 1, 2) if self.about.value_range else images.permute(0, 3, 1, 2)
+        normalized = (values.contiguous().float() / np.iinfo(self.about.format.dtype).max - mean) / std
         if self.places:
             maps = self.model(normalized)
             return maps[-1].mean(dim=(2, 3)), *(maps[place] for place in self.places)
@@ -59,10 +62,11 @@ def write_onnx(model: Any, folder: Path, images: Sequence[Path], *, license: str
     SegaeError if the model cannot be exported, an output differs by more than 1e-4 (relative to its largest value, if
     that is above 1), or more than 0.1 % of the pixels get another class.
     """
-    info, network, size = model.info, _Network(model).eval(), model.info.image_size
+    info, network, (height, width) = model.info, _Network(model).eval(), model.info.format.shape
     stride = 0 if getattr(info, "decoder", "") in _FIXED_SIZE else getattr(model, "encoder", model).output_stride
     dims = {0: torch.export.Dim("n")} | {axis: stride * torch.export.Dim(f"n{axis}") for axis in (1, 2) if stride}
-    example = torch.zeros(2, size + stride, size + 2 * stride, network.about.in_channels, dtype=torch.uint8)
+    kind = torch.uint16 if network.about.value_range else torch.uint8
+    example = torch.zeros(2, height + stride, width + 2 * stride, network.about.in_channels, dtype=kind)
     names: Any = {"input_names": ["images"], "output_names": network.outputs, "dynamic_shapes": {"images": dims}}
     # padding as in TensorFlow depends on the size, but not for such sizes; with symbols it would take minutes
     constant = patch.object(timm.layers.padding, "get_same_padding", lambda _, k, s, d: max((k - 1) * d + 1 - s, 0))
@@ -74,6 +78,7 @@ def write_onnx(model: Any, folder: Path, images: Sequence[Path], *, license: str
     proto, task = program.model_proto, "features" if network.places else "segmentation"
     metadata = {"task": task, "outputs": network.outputs, "stride": stride, "opset": proto.opset_import[0].version}
     metadata |= {name: getattr(info, name) for name in ("image_size", "classes", "palette") if hasattr(info, name)}
+    metadata["format"] = asdict(info.format)
     metadata["versions"] = {name: importlib.metadata.version(name) for name in _PACKAGES}
     onnx.helper.set_model_props(proto, {"segae": json.dumps(metadata)})
     metadata |= {"compared": _compare(OnnxPredictor(proto.SerializeToString()), network, images), "info": asdict(info)}
@@ -85,9 +90,10 @@ def write_onnx(model: Any, folder: Path, images: Sequence[Path], *, license: str
 
 def _compare(predictor: OnnxPredictor, network: _Network, images: Sequence[Path]) -> dict[str, float]:
     """Compute the images in both libraries, at two sizes if the stride is not 0; SegaeError if the results differ."""
-    worst, alike, size = 0.0, 1.0, predictor.metadata["image_size"]
-    for side in {size, size + predictor.metadata["stride"]}:
-        batch = np.stack([read_resized(path, side) for path in images])[..., np.arange(network.about.in_channels) % 3]
+    worst, alike, form = 0.0, 1.0, predictor.format
+    for more in {0, predictor.metadata["stride"]}:
+        shape = form.shape[0] + more, form.shape[1] + more
+        batch = np.stack([_read(path, form.resized(shape)) for path in images])
         found = list(predictor.run(batch).values())
         with torch.inference_mode():
             expected = [values.numpy() for values in network(torch.from_numpy(batch))]
@@ -100,8 +106,16 @@ def _compare(predictor: OnnxPredictor, network: _Network, images: Sequence[Path]
     return {"images": len(images), "max_difference": worst, "pixels_agree": float(alike)}
 
 
+def _read(path: Path, form: ImageFormat) -> NDArray[Any]:
+    """An image as the graph takes it; RGB is repeated where the model takes other channels."""
+    if not form.is_rgb and image_header(path)[2] == form.channels:
+        return read_resized(path, form)
+    pixels = read_resized(path, form.size)[..., np.arange(form.channels) % 3]
+    return pixels if form.dtype == np.uint8 else pixels.astype(np.uint16) * 257
+
+
 class OnnxEncoder(torch.nn.Module):
-    """An exported encoder as a module that takes bytes, uint8 (N, H, W, C), and returns maps as `Encoder` does."""
+    """An exported encoder as a module that takes uint8 or uint16 (N, H, W, C), and returns maps as `Encoder` does."""
 
     takes_bytes = True
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segae.errors import CheckpointError, SegaeError
+from segae.image_format import ImageFormat, resize_image
 
 onnxruntime = lazy_loader.load("onnxruntime")  # an extra
 
@@ -42,27 +43,38 @@ class OnnxPredictor:
         if "segae" not in found:
             raise CheckpointError(f"source must have the metadata of segae, got {source!r} without: export it again")
         self.metadata: dict[str, Any] = json.loads(found["segae"])
+        known = self.metadata.get("format", {"size": self.metadata["image_size"]})  # older exports are of 8-bit squares
+        ranges = tuple(map(tuple, known.get("value_range", ())))
+        size = known["size"] if isinstance(known["size"], int) else tuple(known["size"])
+        channels = self.session.get_inputs()[0].shape[-1]
+        self.format = ImageFormat(**{**known, "size": size, "value_range": ranges, "channels": channels})
 
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Compute the outputs, by name, of uint8 images (N, H, W, C), RGB, whose sides are multiples of the stride."""
+        """Compute the outputs, by name, of images (N, H, W, C) of the ``format``; sides are multiples of the stride."""
         return dict(zip(self.metadata["outputs"], self.session.run(None, {"images": images}), strict=True))
 
     def predict(self, image: Any, *, return_probabilities: bool = False) -> NDArray[Any]:
         """Segment a uint8 image (H, W, C), RGB, or a PIL image, at its own size, as ``Segmenter.predict`` does.
 
-        Returns class indices, uint8 (H, W), or softmax values, float32 (K, H, W); of an encoder features (channels,).
+        A model of other images takes arrays of any numbers. Returns class indices, uint8 (H, W), or softmax values,
+        float32 (K, H, W); of an encoder features (channels,). SegaeError for another image, and where the model crops:
+        ``segae.predict`` covers whole images then.
         """
-        pixels, channels = np.asarray(image), self.session.get_inputs()[0].shape[-1]
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != channels or not pixels.size:
-            raise SegaeError(f"image must be uint8 (H, W, {channels}), got {pixels.dtype} {pixels.shape}")
-        (height, width), size = pixels.shape[:2], self.metadata["image_size"]
-        if height > size or width > size:  # as segae.data.resize_image, whose package imports torch
-            pixels = cv2.resize(pixels, (min(width, size), min(height, size)), interpolation=cv2.INTER_AREA)
-        found = self.run(cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR).reshape(1, size, size, -1))
-        if self.metadata["task"] == "features":
+        pixels, form, task = np.asarray(image), self.format, self.metadata["task"]
+        wrong = pixels.ndim != 3 or pixels.shape[-1] != form.channels or not pixels.size
+        if wrong or (not form.value_range and pixels.dtype != np.uint8):
+            kind = "numbers" if form.value_range else "uint8"
+            raise SegaeError(f"image must be {kind} (H, W, {form.channels}), got {pixels.dtype} {pixels.shape}")
+        if form.resize == "crop" and task != "features":
+            raise SegaeError("resize must be squash or letterbox to predict here, got crop: take segae.predict")
+        (rows, columns), place = form.boxes(*pixels.shape[:2])
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        found = self.run(resize_image(form.convert(pixels) if form.value_range else pixels, form)[None])
+        if task == "features":
             return found["features"][0]
         # logits and not labels are resized: contours come out smooth
-        large = cv2.resize(found["logits"][0].transpose(1, 2, 0), (width, height), interpolation=cv2.INTER_LINEAR)
+        logits_hwk = np.ascontiguousarray(found["logits"][0].transpose(1, 2, 0)[place])
+        large = cv2.resize(logits_hwk, (width, height), interpolation=cv2.INTER_LINEAR)
         logits = large.reshape(height, width, -1).transpose(2, 0, 1)
         powers = np.exp(logits - logits.max(axis=0))
         return powers / powers.sum(axis=0) if return_probabilities else logits.argmax(axis=0).astype(np.uint8)

@@ -228,6 +228,7 @@ class Mixture(ImageMethod):
 class Colorize(RestorationMethod):
     """Give a gray image its colors (arXiv 1603.08511); it is gray in the sense of Rec. 601's luminance."""
 
+    needs_rgb: ClassVar[bool] = True
     decoder: ClassVar[str] = "unet"
 
     def degrade(self, images: Tensor, generator: Generator) -> Tensor:

@@ -46,6 +46,7 @@ class Method(ABC):
         frozen_encoder: Whether only the decoder is trained.
         crops: Whether the corruption crops by itself and so has to be given whole images.
         needs_pretrained_encoder: Whether targets come from the encoder that it starts from, never from random weights.
+        needs_rgb: Whether images must have red, green and blue.
         mask_patch: Side in pixels of the patches that `corrupt` hides; None where it hides none.
         code: How the bottleneck ends, see `AutoencoderInfo`; other than linear asks for decoder ``plain``.
     """
@@ -58,6 +59,7 @@ class Method(ABC):
     frozen_encoder: ClassVar[bool] = False
     crops: ClassVar[bool] = False
     needs_pretrained_encoder: ClassVar[bool] = False
+    needs_rgb: ClassVar[bool] = False
     mask_patch: ClassVar[int | None] = None
     code: ClassVar[str] = "linear"
 
@@ -93,6 +95,11 @@ class Method(ABC):
 
         The target is that of `Corrupted`, or the clean images where that is None; the mask is 1 where hidden.
         """
+
+    def require_channels(self, channels: int) -> None:
+        """Raise SegaeError where the method needs images of three channels, red, green and blue."""
+        if self.needs_rgb and channels != 3:
+            raise SegaeError(f"in_channels must be 3 for {self.name}, which needs red, green and blue, got {channels}")
 
     def penalty(self, code: Tensor, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor | None:
         """Compute what is added to the loss, or None for nothing.

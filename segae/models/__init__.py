@@ -26,6 +26,7 @@ from segae.models.decoders import require_decoder_size as require_decoder_size
 from segae.models.encoder import Encoder as Encoder
 from segae.models.encoder import EncoderInfo as EncoderInfo
 from segae.models.encoder import Weights as Weights
+from segae.models.encoder import adapt_channels as adapt_channels
 from segae.models.encoder import create_encoder as create_encoder
 from segae.models.encoder import evaluation_mode as evaluation_mode
 from segae.models.encoder import list_encoders as list_encoders

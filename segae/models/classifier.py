@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from segae._io import check_range
 from segae._notebook import ShownInNotebooks, list_names
-from segae.data.image_io import as_image, resize_image
+from segae.data.image_io import as_image
+from segae.image_format import ImageFormat, Size, resize_image
 from segae.models.checkpoint import Info, PathLike, load_model, save_described
 from segae.models.encoder import (
     Encoder,
@@ -31,8 +32,14 @@ class ClassifierInfo(Info):
 
     encoder: EncoderInfo
     classes: tuple[str, ...]
-    image_size: int
+    image_size: Size
     training: dict[str, Any] = field(default_factory=dict, hash=False)
+    resize: str = "squash"
+
+    @property
+    def format(self) -> ImageFormat:
+        """The images that it takes."""
+        return replace(self.encoder.format, size=self.image_size, resize=self.resize)
 
     def build(self) -> "Classifier":
         """Build the classifier that this describes, with random weights."""
@@ -48,8 +55,7 @@ class Classifier(ShownInNotebooks, nn.Module):
         require_image_size(info.image_size, encoder.output_stride)
         self.encoder, self.info, self.num_classes = encoder, info, len(info.classes)
         with evaluation_mode(encoder), torch.no_grad():
-            side, weights = info.image_size, next(encoder.parameters())
-            black = weights.new_zeros(1, info.encoder.in_channels, side, side)
+            black = next(encoder.parameters()).new_zeros(1, info.encoder.in_channels, *info.format.shape)
             self.head = nn.Linear(pooled_features(encoder, black).shape[1], self.num_classes)
 
     def _facts(self) -> dict[str, Any]:
@@ -68,14 +74,18 @@ class Classifier(ShownInNotebooks, nn.Module):
         """
         if not isinstance(images, list | tuple):
             return self.predict([images], return_probabilities=return_probabilities)[0]
-        read = (as_image(one, self.info.encoder.in_channels) for one in images)
-        squares = np.array([resize_image(one, self.info.image_size) for one in read])
+        form = self.info.format
+        squares = np.array([resize_image(as_image(one, form), form) for one in images])
         found = predict_probabilities(self, squares, batch_size=batch_size)
         return found.numpy() if return_probabilities else [self.info.classes[best] for best in found.argmax(dim=1)]
 
 
 def create_classifier(
-    encoder: Encoder, *, num_classes: int | Sequence[str], image_size: int | None = None
+    encoder: Encoder,
+    *,
+    num_classes: int | Sequence[str],
+    image_size: Size | None = None,
+    resize: str | None = None,
 ) -> Classifier:
     """Build a classifier on a copy of an encoder; its classes are a number, 2 or more, or names.
 
@@ -85,7 +95,8 @@ def create_classifier(
         True
     """
     classes = [f"class_{place}" for place in range(num_classes)] if isinstance(num_classes, int) else num_classes
-    info = ClassifierInfo(encoder.info, tuple(classes), image_size or encoder.info.image_size)
+    size, fitted = image_size or encoder.info.image_size, resize or encoder.info.resize
+    info = ClassifierInfo(encoder.info, tuple(classes), size, resize=fitted)
     return Classifier(copy.deepcopy(encoder), info)
 
 

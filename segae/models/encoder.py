@@ -10,6 +10,7 @@ from typing import Any, Self
 import timm
 import torch
 from segmentation_models_pytorch.encoders import TimmUniversalEncoder
+from timm.models import adapt_input_conv
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from segae._io import check_range, write_json
 from segae._notebook import ShownInNotebooks
 from segae.errors import CheckpointError, SegaeError, nearest
+from segae.image_format import ImageFormat, Size
 from segae.models.checkpoint import Info, PathLike, find_weights, is_file, load_described, load_strictly, save_described
 from segae.models.classic import DEFAULT_SIZE, ClassicLayers, is_classic
 from segae.models.hub import CONFIG_FILE, MODEL_FILE, HubModel, whole_network
@@ -107,34 +109,42 @@ class EncoderInfo(Info):
         in_channels: channels of an input image.
         mean: per channel, subtracted from images in [0, 1].
         std: per channel, above 0; images are divided by it after that.
-        image_size: side in pixels that the weights were made for.
+        image_size: side in pixels that the weights were made for, or height and width.
         weights: what was trained on what.
         source: in words, where the weights came from.
         pretraining: dataset, images, epochs, images_seen, seed, commit, versions, final_loss and the like; nothing
             that differs between equal runs, such as seconds or a date.
+        value_range: per channel the values of an image that become 0 and 1; see `segae.ImageFormat`.
+        resize: how images of other sizes are fitted to it.
     """
 
     architecture: str
     in_channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    image_size: int
+    image_size: Size
     weights: Weights = field(default_factory=Weights)
     source: str = ""
     pretraining: dict[str, Any] = field(default_factory=dict, hash=False)
+    value_range: tuple[tuple[float, float], ...] = ()
+    resize: str = "squash"
 
     def __post_init__(self) -> None:
-        check_range("in_channels", self.in_channels, low=1, high=1024, integer=True)
-        check_range("image_size", self.image_size, low=1, high=1 << 16, integer=True)
+        _ = self.format  # checks what belongs to it
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.in_channels:
                 raise SegaeError(f"{name} must have {self.in_channels} values, one per channel, got {values}")
             for value in values:
                 check_range(name, value, low=0 if name == "std" else None, low_open=True)
 
+    @property
+    def format(self) -> ImageFormat:
+        """The images that it takes."""
+        return ImageFormat(self.image_size, self.in_channels, self.value_range, self.resize)
+
     def build(self) -> "Encoder":
         """Build the encoder that this describes, with random weights."""
-        encoder = make_encoder(self.architecture, self.in_channels, self.image_size)
+        encoder = make_encoder(self.architecture, self.in_channels, self.format.shape[0])
         encoder.info = self
         return encoder
 
@@ -225,7 +235,8 @@ def create_encoder(
         name: a timm name, such as `tf_efficientnet_lite0` or `resnet18`, or a small network of `segae.models.classic`,
             such as `conv_16_8_4`; a file has its own, with which it must agree.
         weights: None or `random`, `imagenet`, an encoder's .safetensors file, or a published name.
-        in_channels: channels of an input image; None for 3, or those of the file.
+        in_channels: channels of an input image; None for 3, or those of the file. If they are others than those of the
+            weights, the first convolution is adapted; see `adapt_channels`.
         image_size: side in pixels for which a small network is made; None for 28.
 
     Raises:
@@ -248,9 +259,33 @@ def create_encoder(
     own = encoder.info
     if name is not None and name.split(".")[0] != own.architecture.split(".")[0]:
         raise CheckpointError(f"name must be {own.architecture} or None, as {start} holds that encoder, got {name!r}")
-    if in_channels not in (None, own.in_channels):
-        raise CheckpointError(f"in_channels must be {own.in_channels} or None, as in {start}, got {in_channels}")
-    return encoder
+    return encoder if in_channels is None else adapt_channels(encoder, in_channels)
+
+
+def adapt_channels(encoder: Encoder, in_channels: int) -> Encoder:
+    """Return an RGB encoder for another number of channels, or itself; its first convolution is adapted as timm does.
+
+    For one channel the weights of the three are summed, for more they are repeated and scaled. Mean and standard
+    deviation are repeated. SegaeError: the encoder takes other images than RGB, or mixes their channels differently.
+    """
+    info = encoder.info
+    if in_channels == info.in_channels:
+        return encoder
+    if info.in_channels != 3:
+        raise SegaeError(f"in_channels must be {info.in_channels} or None for {info.source}, got {in_channels}")
+    with torch.random.fork_rng(devices=[]):
+        adapted = make_encoder(info.architecture, in_channels, ImageFormat(info.image_size).shape[0])
+    state, shapes = dict(encoder.state_dict()), adapted.state_dict()
+    try:
+        for name in [name for name, tensor in state.items() if tensor.shape != shapes[name].shape]:
+            state[name] = adapt_input_conv(in_channels, state[name])
+        load_strictly(adapted, state, f"the adapted encoder {info.architecture}")
+    except (KeyError, ValueError, AssertionError, NotImplementedError, CheckpointError) as error:
+        raise SegaeError(f"in_channels must be 3 for weights of {info.architecture}, got {in_channels}") from error
+    mean, std = (_fit_channels(values, in_channels) for values in (info.mean, info.std))
+    source = f"{info.source}, adapted to {in_channels} channels"
+    adapted.info = replace(info, in_channels=in_channels, mean=mean, std=std, value_range=(), source=source)
+    return adapted
 
 
 def make_encoder(name: str, in_channels: int, image_size: int | None = None) -> Encoder:
@@ -305,12 +340,13 @@ def list_encoders(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     return [name for name in names if not timm.get_pretrained_cfg(name).fixed_input_size]
 
 
-def require_image_size(image_size: int, stride: int) -> None:
-    """Raise SegaeError unless an image side in pixels is a multiple of an encoder's stride; names the next ones."""
-    below, above = image_size // stride * stride, max(stride, -(-image_size // stride) * stride)
-    if image_size != below or below <= 0:
-        choice = f"{below} or {above}" if below > 0 else str(above)
-        raise SegaeError(f"image_size must be a multiple of the stride {stride}, got {image_size}; use {choice}")
+def require_image_size(image_size: Size, stride: int) -> None:
+    """Raise SegaeError unless image sides in pixels are multiples of an encoder's stride; names the next ones."""
+    for side in dict.fromkeys([image_size] if isinstance(image_size, int) else image_size):
+        below, above = side // stride * stride, max(stride, -(-side // stride) * stride)
+        if side != below or below <= 0:
+            choice = f"{below} or {above}" if below > 0 else str(above)
+            raise SegaeError(f"image_size must be a multiple of the stride {stride}, got {side}; use {choice}")
 
 
 @contextmanager

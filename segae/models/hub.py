@@ -83,7 +83,7 @@ def whole_network(encoder: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     config = {
         **{"architecture": info.architecture.split(".")[0], "num_classes": 0, "num_features": network.num_features},
         "model_args": {"num_classes": 0, "in_chans": info.in_channels},
-        "pretrained_cfg": looks | {"input_size": [info.in_channels, info.image_size, info.image_size]},
+        "pretrained_cfg": looks | {"input_size": [info.in_channels, *info.format.shape]},
         "segae": {"layers_behind": ", ".join([*behind[:3], how]), "left_out": sorted(left_out)},
     }
     return {name: tensor for name, tensor in state.items() if name not in left_out}, config

@@ -1,6 +1,7 @@
 """Run a segmenter on images of any size: whole or in overlapping tiles, with or without test-time augmentation."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segae._io import check_range
-from segae.data.image_io import GRAY, resize_image
 from segae.errors import SegaeError
+from segae.image_format import GRAY, ImageFormat, Size, resize_image
 from segae.models.classic import is_classic
 from segae.models.encoder import evaluation_mode
 
@@ -27,11 +28,12 @@ def normalize(
 ) -> Tensor:
     """Compute ``(x / 255 - mean) / std`` on the device, which is sent bytes, a quarter of the traffic of floats.
 
-    From uint8 (B, H, W, C), RGB, to float32 (B, C, H, W); channels_last in memory on a CPU, where convolutions are
-    faster so. One channel makes the images gray. ``mean`` and ``std`` of each channel are on the scale 0-1.
+    From uint8 (B, H, W, C), RGB, or uint16 of another `ImageFormat` (x / 65535), to float32 (B, C, H, W); channels_last
+    in memory on a CPU, where convolutions are faster so. One channel makes RGB gray. ``mean`` and ``std`` of each
+    channel are on the scale 0-1.
     """
-    if images.ndim != 4 or images.dtype != np.uint8:
-        raise SegaeError(f"images must be a uint8 array (N, H, W, C), got {images.dtype} {images.shape}")
+    if images.ndim != 4 or images.dtype not in (np.uint8, np.uint16):
+        raise SegaeError(f"images must be a uint8 or uint16 array (N, H, W, C), got {images.dtype} {images.shape}")
     gray = len(mean) == 1 and images.shape[-1] == 3
     if len(mean) != images.shape[-1] and not gray:
         raise SegaeError(f"images must have {len(mean)} channels as the model's mean, got {images.shape[-1]}")
@@ -42,7 +44,7 @@ def normalize(
         weights = torch.tensor(GRAY, device=device).reshape(1, 3, 1, 1)
         image_bchw = (image_bchw * weights).sum(dim=1, keepdim=True)
     mean_1c11, std_1c11 = (torch.tensor(part, device=device).reshape(1, -1, 1, 1) for part in (mean, std))
-    normalized_bchw = image_bchw.div_(255).sub_(mean_1c11).div_(std_1c11)
+    normalized_bchw = image_bchw.div_(np.iinfo(images.dtype).max).sub_(mean_1c11).div_(std_1c11)
     return normalized_bchw if device.type == "cpu" else normalized_bchw.contiguous()
 
 
@@ -119,12 +121,14 @@ def augment_network(network: Network) -> Network:
     """
 
     def augmented(images: NDArray[np.uint8]) -> Tensor:
-        size, found = images.shape[1], []
-        sides = {round(size * scale / _STRIDE) * _STRIDE for scale in _SCALES} | {size}
-        for side in (side for side in sides if side >= min(size, _SMALLEST)):
-            scaled = np.stack([resize_image(image, side) for image in images])
+        (height, width), found = images.shape[1:3], []
+        scaled_sides = [[round(side * scale / _STRIDE) * _STRIDE for side in (height, width)] for scale in _SCALES]
+        for rows, columns in {*map(tuple, scaled_sides), (height, width)}:
+            if rows < min(height, _SMALLEST) or columns < min(width, _SMALLEST):
+                continue
+            scaled = np.stack([resize_image(image, (rows, columns)) for image in images])
             for logits in (network(scaled), network(scaled[:, :, ::-1]).flip(-1)):
-                found.append(functional.interpolate(logits, size=(size, size), mode="bilinear").softmax(dim=1))
+                found.append(functional.interpolate(logits, size=(height, width), mode="bilinear").softmax(dim=1))
         return torch.stack(found).mean(dim=0).clamp_min(1e-20).log()
 
     return augmented
@@ -143,7 +147,7 @@ def predict_images(
     network: Network,
     images: Sequence[NDArray[np.uint8]],
     *,
-    image_size: int,
+    image_size: Size | ImageFormat,
     squares: Sequence[NDArray[np.uint8]] | None = None,
     tile: int | None = None,
     overlap: float = 0.25,
@@ -153,16 +157,17 @@ def predict_images(
 ) -> Iterator[Prediction]:
     """Yield the prediction of each image at its own size.
 
-    Without tiles an image is resized to a square, and its logits back. With tiles only the logits of one row of tiles
-    exist at a time (the sliding window of MONAI keeps all); where tiles overlap, their logits are averaged with weights
-    that fall linearly toward a tile's edges.
+    Without tiles an image is resized to the network's input, and its logits back. With tiles only the logits of one row
+    of tiles exist at a time (the sliding window of MONAI keeps all). Where tiles overlap, their logits are averaged by
+    weights that fall linearly toward a tile's edges. A format that crops has tiles of an image's short side.
 
     Args:
         network: see `make_network`.
-        images: uint8 (H, W, C), RGB; without tiles they are one batch.
-        image_size: side of the network's input in pixels.
-        squares: the images resized to ``image_size``, if there are any; not needed for tiles.
-        tile: side in pixels of the squares of an image that are resized to the network's input; a smaller image is one.
+        images: uint8 (H, W, C), RGB, or of another format; without tiles they are one batch.
+        image_size: side of the network's input in pixels, or its format.
+        squares: the images resized to it, if there are any; not needed for tiles.
+        tile: side in pixels of the squares of an image that are resized to the network's input (of rectangles the
+            height, where the input is one); a smaller image is one.
         overlap: of neighboring tiles, as a share of their side, in [0, 0.9].
         batch_size: tiles per forward pass.
         confidence: whether to return the confidence of each pixel.
@@ -171,15 +176,17 @@ def predict_images(
     check_range("batch_size", batch_size, low=1, integer=True)
     check_range("overlap", overlap, low=0, high=0.9)
     check_range("tile", 1 if tile is None else tile, low=1, integer=True)
-    squares = squares or [resize_image(image, image_size) for image in images if not tile]
-    whole = network(np.stack(squares)) if squares and not tile else None
+    form = ImageFormat.of(image_size)
+    in_parts = tile is not None or form.resize == "crop"
+    squares = squares or [resize_image(image, form) for image in images if not in_parts]
+    whole = network(np.stack(squares)) if squares and not in_parts else None
     for place, image in enumerate(images):
         height, width = image.shape[:2]
         bands: Iterable[tuple[int, Tensor]]
         if whole is None:
-            bands = _blend_tiles(network, image, image_size, tile or 1, overlap, batch_size)
+            bands = _blend_tiles(network, image, form, tile, overlap, batch_size)
         else:  # logits and not labels are resized: contours come out smooth, and probabilities stay probabilities
-            bands = [(0, resize_logits(whole[place], height, width))]
+            bands = [(0, restore_logits(whole[place], form, height, width))]
         mask, peaks, values = np.empty((height, width), np.uint8), [], None
         sure = np.empty_like(mask) if confidence else None
         for top, logits in bands:
@@ -196,23 +203,31 @@ def predict_images(
 
 
 def _blend_tiles(
-    network: Network, image: NDArray[np.uint8], size: int, tile: int, overlap: float, batch_size: int
+    network: Network, image: NDArray[np.uint8], form: ImageFormat, tile: int | None, overlap: float, batch_size: int
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield an image's logits from its tiles, band by band: first row, (K, rows, W); each is gone with the next."""
-    (height, width), step = image.shape[:2], max(1, round(tile * (1 - overlap)))
-    tops, lefts = ([*range(0, side - tile, step), max(0, side - tile)] for side in (height, width))
-    rows, columns = min(tile, height), min(tile, width)
+    height, width = image.shape[:2]
+    sides = (tile or 1, max(round((tile or 1) * form.shape[1] / form.shape[0]), 1))
+    if tile is None:
+        sides = tuple(box.stop - box.start for box in form.boxes(height, width)[0])
+    form = form if form.resize == "squash" else replace(form, resize="letterbox")  # an image may be smaller than a tile
+    tops, lefts = (
+        [*range(0, whole - side, max(1, round(side * (1 - overlap)))), max(0, whole - side)]
+        for whole, side in zip((height, width), sides, strict=True)
+    )
+    rows, columns = min(sides[0], height), min(sides[1], width)
     edges = [np.minimum(np.arange(side) + 1, side - np.arange(side)) for side in (rows, columns)]
-    window = torch.from_numpy(np.outer(*(np.minimum(edge / (tile * overlap + 1), 1) for edge in edges))).float()
+    falls = (np.minimum(edge / (side * overlap + 1), 1) for edge, side in zip(edges, sides, strict=True))
+    window = torch.from_numpy(np.outer(*falls)).float()
     sums = weights = torch.zeros(())
     for top, below in zip(tops, [*tops[1:], height], strict=True):
         for batch in (lefts[start : start + batch_size] for start in range(0, len(lefts), batch_size)):
-            cut = [resize_image(image[top : top + rows, left : left + columns], size) for left in batch]
+            cut = [resize_image(image[top : top + rows, left : left + columns], form) for left in batch]
             for left, logits in zip(batch, network(np.stack(cut)), strict=True):
                 if not sums.ndim:
                     sums, weights = (logits.new_zeros(count, rows, width) for count in (len(logits), 1))
                     window = window.to(logits.device)
-                sums[:, :, left : left + columns] += resize_logits(logits, rows, columns) * window
+                sums[:, :, left : left + columns] += restore_logits(logits, form, rows, columns) * window
                 weights[:, :, left : left + columns] += window
         done = below - top
         yield top, sums[:, :done].div_(weights[:, :done])
@@ -226,6 +241,15 @@ def resize_logits(logits: Tensor, height: int, width: int) -> Tensor:
     if logits.shape[1:] == (height, width):
         return logits
     return functional.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+
+
+def restore_logits(logits: Tensor, form: ImageFormat, height: int, width: int) -> Tensor:
+    """Resize logits (K, H, W) to an image of that size, of which the network saw what `ImageFormat` says.
+
+    Padding is cut off; where the image was cropped, they are those of the part that was seen.
+    """
+    (rows, columns), place = form.boxes(height, width)
+    return resize_logits(logits[:, *place], rows.stop - rows.start, columns.stop - columns.start)
 
 
 def argmax_classes(logits: Tensor) -> Tensor:

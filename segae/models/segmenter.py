@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from torch.nn import functional
 from segae._io import check_range, require_choice, write_json
 from segae._notebook import ShownInNotebooks, html_classes, html_picture, list_names
 from segae.data.datasets import drawn_pets, find_images, make_palette
-from segae.data.image_io import IGNORE_INDEX, as_image, read_resized
+from segae.data.image_io import as_image, read_resized
 from segae.errors import SegaeError
+from segae.image_format import IGNORE_INDEX, ImageFormat, Size
 from segae.models.checkpoint import Info, PathLike, load_decoder_into, load_model, save_described
 from segae.models.decoders import build_smp, list_decoders, require_decoder_size
 from segae.models.encoder import (
@@ -43,8 +44,9 @@ class SegmenterInfo(Info):
         classes: names, in the order of the class indices, 255 at most.
         palette: one RGB color in 0-255 per class.
         mask_values: per class, its value in the data set's mask files; all of them if it was merged.
-        image_size: side in pixels that it was made for.
+        image_size: side in pixels that it was made for, or height and width.
         training: provenance: data set, seed, epochs, commit and the like.
+        resize: how images of other sizes are fitted to it.
     """
 
     encoder: EncoderInfo
@@ -52,18 +54,24 @@ class SegmenterInfo(Info):
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     mask_values: tuple[int | tuple[int, ...], ...]
-    image_size: int
+    image_size: Size
     training: dict[str, Any] = field(default_factory=dict, hash=False)
+    resize: str = "squash"
 
     def __post_init__(self) -> None:
         require_choice("decoder", self.decoder, list_decoders())
         check_range("num_classes", len(self.classes), low=1, high=IGNORE_INDEX, integer=True)
-        check_range("image_size", self.image_size, low=1, high=1 << 16, integer=True)
+        _ = self.format  # checks what belongs to it
         for name, values in (("palette", self.palette), ("mask_values", self.mask_values)):
             if len(values) != len(self.classes):
                 raise SegaeError(f"{name} must have one entry per class ({len(self.classes)}), got {len(values)}")
         for value in (value for color in self.palette for value in color):
             check_range("palette", value, low=0, high=255, integer=True)
+
+    @property
+    def format(self) -> ImageFormat:
+        """The images that it takes."""
+        return replace(self.encoder.format, size=self.image_size, resize=self.resize)
 
     def build(self) -> "Segmenter":
         """Build the segmenter that this describes, with random weights."""
@@ -117,7 +125,8 @@ class Segmenter(ShownInNotebooks, nn.Module, HubModel):
         """Segment images, each at its own size, in evaluation mode on the device of the model.
 
         Args:
-            images: an image file, a uint8 array (H, W, C), RGB, or a PIL image; or a sequence of them.
+            images: an image file, a uint8 array (H, W, C), RGB, or a PIL image; or a sequence of them. A model of other
+                images than 8-bit ones takes arrays of any numbers.
             return_probabilities: return softmax values, float32 (K, H, W), and not class indices, uint8 (H, W).
             tile: side in pixels of overlapping squares into which large images are cut; see `predict_images`.
             overlap: of neighboring tiles, as a share of their side.
@@ -132,12 +141,12 @@ class Segmenter(ShownInNotebooks, nn.Module, HubModel):
         """
         check_range("batch_size", batch_size, low=1, integer=True)
         one = isinstance(images, str | Path) or (not isinstance(images, list | tuple) and np.ndim(images) <= 3)
-        given, results, channels = [images] if one else list(images), [], self.info.encoder.in_channels
+        given, results, form = [images] if one else list(images), [], self.info.format
         network = augment_network(make_network(self)) if tta else make_network(self)
-        how: dict[str, Any] = {"image_size": self.info.image_size, "tile": tile, "overlap": overlap}
+        how: dict[str, Any] = {"image_size": form, "tile": tile, "overlap": overlap}
         how |= {"batch_size": batch_size, "probabilities": torch.float32 if return_probabilities else None}
         for start in range(0, len(given), batch_size):
-            read = [as_image(image, channels) for image in given[start : start + batch_size]]
+            read = [as_image(image, form) for image in given[start : start + batch_size]]
             for found in predict_images(network, read, **how):
                 results.append(found.probabilities if return_probabilities else found.mask)
         return results[0] if one else results
@@ -182,7 +191,8 @@ def create_segmenter(
     decoder_weights: PathLike | None = None,
     palette: Sequence[tuple[int, int, int]] | None = None,
     mask_values: Sequence[int | tuple[int, ...]] | None = None,
-    image_size: int | None = None,
+    image_size: Size | None = None,
+    resize: str | None = None,
 ) -> Segmenter:
     """Build a segmenter that starts from an encoder's weights, with a random or a pretrained decoder.
 
@@ -193,7 +203,8 @@ def create_segmenter(
         decoder_weights: file of a decoder that was pretrained with this encoder, or the published name of both.
         palette: one RGB color in 0-255 per class; None for hues that are easy to distinguish.
         mask_values: per class, its value or values in mask files; None for the class indices.
-        image_size: side in pixels; None for the encoder's.
+        image_size: side in pixels, or height and width; None for the encoder's.
+        resize: ``squash``, ``letterbox`` or ``crop``, see `ImageFormat`; None for the encoder's.
 
     Raises:
         SegaeError: the decoder is unknown, or does not work with this encoder or image size.
@@ -212,7 +223,8 @@ def create_segmenter(
     colors = make_palette(len(num_classes)) if palette is None else tuple(palette)
     values = tuple(range(len(num_classes)) if mask_values is None else mask_values)
     size = encoder.info.image_size if image_size is None else image_size
-    info = SegmenterInfo(encoder.info, decoder, tuple(num_classes), colors, values, size)
+    fitted = encoder.info.resize if resize is None else resize
+    info = SegmenterInfo(encoder.info, decoder, tuple(num_classes), colors, values, size, resize=fitted)
     require_decoder_size(decoder, size)
     model = _build(encoder, info)
     if decoder_weights is not None:

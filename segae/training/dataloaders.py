@@ -11,8 +11,8 @@ from fastai.data.transforms import DisplayedTransform, IntToFloatTensor, Normali
 from fastai.torch_core import TensorMask
 from torch import nn
 
-from segae.data.image_io import IGNORE_INDEX
 from segae.errors import SegaeError
+from segae.image_format import IGNORE_INDEX
 from segae.models import Autoencoder, Encoder, PathLike, Segmenter, create_encoder, load
 from segae.models.checkpoint import is_file, published_weights
 

@@ -8,8 +8,8 @@ from segmentation_models_pytorch import losses
 from torch import Tensor, nn
 
 from segae._io import require_choice
-from segae.data.image_io import IGNORE_INDEX
 from segae.errors import SegaeError, nearest
+from segae.image_format import IGNORE_INDEX
 
 _SHARED: dict[str, Any] = {"mode": "multiclass", "ignore_index": IGNORE_INDEX}
 _LOSSES: dict[str, Callable[[], nn.Module]] = {

@@ -11,6 +11,7 @@ from fastai.learner import Learner
 from torch import Tensor
 
 from segae.errors import OutOfMemoryError
+from segae.image_format import ImageFormat, Size
 from segae.training.distributed import gather_objects, world_size
 from segae.training.schedule import set_encoder_mode
 
@@ -54,12 +55,13 @@ def out_of_memory_as_error(advice: str = _ADVICE) -> Iterator[None]:
         raise OutOfMemoryError(f"the memory is full ({reason}). {advice}") from error
 
 
-def largest_batch(make_learner: Callable[[int], Learner], batch_size: int, *, image_size: int) -> tuple[Learner, int]:
+def largest_batch(make_learner: Callable[[int], Learner], batch_size: int, *, image_size: Size) -> tuple[Learner, int]:
     """Make a Learner with the largest batch that fits into the GPU's memory: ``batch_size``, its half, its quarter ...
 
     Other devices do not report a full memory reliably, so all of ``batch_size`` is taken there. ``make_learner`` takes
     the number of images in a loader's batch; it and ``batch_size``, of an optimizer step, count those of all ranks.
-    ``image_size`` is a side in pixels. The number of images is returned too, a divisor of ``batch_size``.
+    ``image_size`` is a side in pixels, or height and width. Also returned is the number of images, a divisor of
+    ``batch_size``.
     """
     learner, world = make_learner(batch_size), world_size()
     if learner.dls.device.type != "cuda":
@@ -87,7 +89,7 @@ def halve_until_fit(count: int, attempt: Callable[[int], object]) -> int:
         count //= 2
 
 
-def trial_step(learner: Learner, count: int, image_size: int) -> None:
+def trial_step(learner: Learner, count: int, image_size: Size) -> None:
     """Run forward and backward of a Learner's whole model on black images, with AdamW's two moments allocated.
 
     The moments stay from the first optimizer step to the end of a training, so every batch has to fit beside them.
@@ -103,7 +105,7 @@ def trial_step(learner: Learner, count: int, image_size: int) -> None:
         moments += [torch.empty_like(weight) for weight in model.parameters() if weight.requires_grad for _ in range(2)]
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             channels = getattr(getattr(model.encoder, "info", None), "in_channels", 3)
-            _trial_loss(learner, torch.zeros(count, channels, image_size, image_size, device=device)).backward()
+            _trial_loss(learner, torch.zeros(count, channels, *ImageFormat(image_size).shape, device=device)).backward()
     finally:
         moments.clear()
         model.zero_grad()

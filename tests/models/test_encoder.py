@@ -72,7 +72,6 @@ def test_other_numbers_of_channels(channels: int) -> None:
         ({"name": "test_resnet", "in_channels": 0}, "in_channels must be .*, got 0"),
         ({"name": "test_resnet", "weights": "imagenette"}, "weights must be .*'imagenette'"),
         ({"name": "resnet18", "weights": "pets_pseudo_masks"}, "name must be tf_efficientnet_lite0 .*, got 'resnet18'"),
-        ({"weights": "pets_pseudo_masks", "in_channels": 1}, "in_channels must be 3 .*, got 1"),
     ],
 )
 def test_what_cannot_be_built_is_refused(arguments: dict, message: str) -> None:
