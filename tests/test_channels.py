@@ -1,6 +1,7 @@
 """Images that are not 8-bit RGB, through every command; and how sizes other than the model's are fitted to it."""
 
 import shutil
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -228,6 +229,26 @@ def test_pretraining_and_features_keep_size_and_fit(tmp_path: Path) -> None:
         segae.pretrain(root / "images", out=tmp_path / "x", image_size=(40, 64), method="denoise", **TINY)
     with pytest.raises(SegaeError, match="image_size must be a side"):
         segae.pretrain(root / "images", out=tmp_path / "x", image_size="64xwide", **TINY)
+
+
+def test_labeled_shards_are_pictures_that_are_not_cropped(tmp_path: Path) -> None:
+    root, shard = make_set(tmp_path / "set", "rgb", 6), tmp_path / "labeled.tar"
+    with tarfile.open(shard, "w") as archive:
+        for place in range(6):
+            archive.add(root / "images" / f"{place}.png", f"{place}.png")
+            archive.add(root / "masks" / f"{place}.png", f"{place}.mask.png")
+    encoder = segae.create_encoder("test_resnet", in_channels=5)
+    weights = save_encoder(encoder, tmp_path / "five.safetensors")
+    how = {**TINY, "freeze_epochs": 0, "image_size": (32, 64), "out": tmp_path / "run"}
+    for given, message in (
+        ({"resize": "crop"}, "resize must be squash or letterbox for a stream, got crop"),
+        ({"in_channels": 5}, "in_channels must be 1 or 3 for a stream, got 5"),
+        ({"weights": weights, "encoder": None}, "in_channels must be 1 or 3 for a stream, got 5"),
+    ):
+        with pytest.raises(SegaeError, match=message):
+            segae.finetune(shard, **{**how, **given})
+    info = segae.finetune(shard, resize="letterbox", **how).model.info
+    assert (info.image_size, info.resize) == ((32, 64), "letterbox")
 
 
 def test_skipped_where_the_extra_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,8 @@ def load_start(config: AnyConfig, images: Callable[[], Sequence[Path]]) -> Encod
     if about.in_channels != known.in_channels or ready or not fits:
         if kind.plain and about.in_channels in (1, 3):
             return encoder
+        if not len(paths):
+            raise SegaeError(f"in_channels must be 1 or 3 for a stream, got {about.in_channels}")
         measured = run_on_main(lambda: data.measure_normalization(paths, about.in_channels))
         encoder.info = replace(about, **measured._asdict())
     return encoder
@@ -330,7 +332,7 @@ def _load_stream(
 def _require_streamable(form: data.ImageFormat) -> None:
     """Raise SegaeError unless the images of shards, which are pictures, can be read for a model."""
     if not form.is_rgb:
-        found = f"{form.channels} channels and the range of values {form.value_range}"
+        found = f"{form.channels} channels of {'16 bits or floats' if form.value_range else '8 bits'}"
         raise SegaeError(f"weights must be of 8-bit RGB or gray images for a stream, got those of {found}")
     if form.resize == "crop":
         raise SegaeError("resize must be squash or letterbox for a stream, got crop")
