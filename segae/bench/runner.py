@@ -113,6 +113,9 @@ def benchmark(config: BenchConfig) -> BenchResult:
 
 def _resolve(config: BenchConfig) -> BenchConfig:
     """The data of the preset where none are given, absolute paths, and the share of the cores of each job."""
+    for stage in (config.pretrain, config.finetune):
+        if isinstance(stage.image_size, tuple):  # rows have one number
+            raise SegaeError(f"image_size must be the side of a square in a benchmark, got {stage.image_size}")
     data = config.data or (drawn_pets() if config.preset == "quick" else download("pets"))
     folder, layout = locate_dataset(os.fspath(data), config.layout)  # of Hugging Face rows the files that they become
     layout = config.layout if folder == Path(data) else layout
@@ -370,6 +373,7 @@ def make_row(run: Mapping[str, Any], scores: Mapping[str, Any], pretraining: Map
     family = create_method(run["method"]).family if run["method"] in method_names() else ""
     row |= {"label_subset": run["split_hash"], "method_family": family, "finetuning": "supervised"}
     usual = {one.name: one.default for one in fields(FinetuneSettings) if one.name not in COLUMNS}
+    usual["resize"] = "squash"  # what None means for weights that say nothing else
     changed = {name: run[name] for name, default in usual.items() if run.get(name, default) != default}
     row |= {"finetune_settings": changed or ""}
     return {**row, **{f"pretrain_{name}": pretraining.get(name) for name in ("seconds", "energy_wh")}, **scores}

@@ -342,7 +342,7 @@ def list_encoders(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 
 def require_image_size(image_size: Size, stride: int) -> None:
     """Raise SegaeError unless image sides in pixels are multiples of an encoder's stride; names the next ones."""
-    for side in dict.fromkeys([image_size] if isinstance(image_size, int) else image_size):
+    for side in dict.fromkeys(image_size if isinstance(image_size, tuple) else [image_size]):  # also a traced number
         below, above = side // stride * stride, max(stride, -(-side // stride) * stride)
         if side != below or below <= 0:
             choice = f"{below} or {above}" if below > 0 else str(above)
