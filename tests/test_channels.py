@@ -216,6 +216,19 @@ def test_padding_counts_nowhere_and_random_crops_differ(tmp_path: Path) -> None:
         segae.finetune(root, out=tmp_path / "no", image_size=32, resize="crop", cache="disk", encoder="test_resnet")
 
 
+@pytest.mark.parametrize("augment", ["default", "strong"])
+def test_random_resized_crops_show_details_of_large_images(tmp_path: Path, augment: str) -> None:
+    fine = (np.indices((192, 192)) // 4).sum(axis=0) % 2  # squares that are gray where the whole image is made 32 px
+    Image.fromarray((fine * 255).astype(np.uint8)).convert("RGB").save(tmp_path / "fine.png")
+    form, change = ImageFormat(32, resize="crop"), data.pretraining_changes(crop=True)[augment]
+    transform = data.pretrain_transform(form, (0.5,) * 3, (0.5,) * 3, augment=augment, random_crop=True)
+    paths, contrast = data.find_images([tmp_path]), []
+    for seen in (data.before_random_crops(form, None), data.before_random_crops(form, change)):
+        images = data.LazyImageDataset(paths, seen, transform, seed=0, repeats=8)
+        contrast.append(np.mean([image.std().item() for image in images]))
+    assert contrast[1] > 1.2 * contrast[0]
+
+
 def test_pretraining_and_features_keep_size_and_fit(tmp_path: Path) -> None:
     root = make_set(tmp_path / "set", "rgb")
     for resize in ("letterbox", "crop"):

@@ -284,9 +284,11 @@ def load_unlabeled(
         found: Any = [next(place for place, root in by_depth if path.is_relative_to(root)) for path in paths]
         if len(set(found)) < len(roots):
             raise SegaeError(f"data must be folders that each hold training images, got {', '.join(config.roots)}")
+    # of an own transform nothing is known: None
+    change = data.pretraining_changes(crop=not method.crops).get(str(config.augment))
     if cache == "none":
         # two lists: what replaces an unreadable training image must not be a validation image
-        seen = replace(form, resize="cover") if random_crop else form
+        seen = data.before_random_crops(form, change) if random_crop else form
         known["train"] = data.LazyImageDataset(paths.take(train), seen, augment, seed, config.repeats)
         known["valid"] = data.LazyImageDataset(paths.take(valid), form, plain, seed) if len(valid) else None
         known["clean"] = data.LazyImageDataset(paths.take(clean), form, plain, seed)
@@ -298,7 +300,6 @@ def load_unlabeled(
     first, unchanged = dataset(augment, seed, config.repeats), dataset(plain, seed)
     known |= {"clean": Subset(unchanged, clean.tolist()), "pictures": images[shown]}
     if cache == "gpu":
-        change = data.pretraining_changes(crop=not method.crops)[config.augment]
         first = data.GPUImageDataset(images, None, change, *look[1:], device=device, seed=seed, repeats=config.repeats)
         unchanged = first.unchanged()
     indices = [place + turn * len(images) for turn in range(config.repeats) for place in train.tolist()]
@@ -394,7 +395,7 @@ def load_labeled(
         cover = form.resize == "crop" and augment != "none"
         transform = data.train_transform(*look, augment=augment, random_crop=cover)
         if lazy:
-            seen = replace(form, resize="cover") if cover else form
+            seen = data.before_random_crops(form, None) if cover else form
             return data.LazyPairDataset(pairs, seen, transform=transform, seed=seed, repeats=repeats, **coding)
         images, masks = decoded.images, decoded.masks
         if cache == "disk":

@@ -1,6 +1,6 @@
 """Images in: reading files, labeled data sets and their splits, the cache, torch data sets and loaders."""
 
-from segae.data.augmentation import FINETUNING_CHANGES, pretraining_changes
+from segae.data.augmentation import FINETUNING_CHANGES, before_random_crops, pretraining_changes
 from segae.data.cache import CachedPairs, cache_images, cache_pairs, content_hashes
 from segae.data.check import check_folder
 from segae.data.datasets import (
@@ -76,9 +76,9 @@ __all__ = [
     "CachedPairs", "ClassFolders", "CropAndFlip", "DataReport", "Duplicate", "ExclusionReport", "GPUImageDataset",
     "ImageFormat", "LabeledShards", "LazyImageDataset", "LazyPairDataset", "MildChange", "OxfordPets", "Pair",
     "PairList", "PathList", "Problem", "SegmentationDataset", "SegmentationFolder", "SkippedFiles", "StrongChange",
-    "UnavailableFile", "UnreadableImage", "cache_images", "cache_pairs", "check_folder", "check_masks",
-    "choose_by_hash", "content_hashes", "describe_augmentation", "download_fashion_mnist", "download_pets",
-    "drawn_pets", "eval_transform", "find_duplicates", "find_images", "find_kind", "find_layouts",
+    "UnavailableFile", "UnreadableImage", "before_random_crops", "cache_images", "cache_pairs", "check_folder",
+    "check_masks", "choose_by_hash", "content_hashes", "describe_augmentation", "download_fashion_mnist",
+    "download_pets", "drawn_pets", "eval_transform", "find_duplicates", "find_images", "find_kind", "find_layouts",
     "find_pretraining_images", "ignore_classes", "is_stream", "label_subset", "load_augmentation", "locate_dataset",
     "make_loaders", "make_palette", "map_classes", "measure_normalization", "open_dataset", "open_dataset_like",
     "open_labeled_shards", "open_stream", "pretrain_transform", "pretraining_changes", "read_array", "read_formatted",
