@@ -156,7 +156,7 @@ def _page(
     }
     images = section.results["images"].max()
     parts = [first["dataset"], f"{images} {first['split']} images" if images else f"{first['split']} split"]
-    parts += [first["encoder"], first["decoder"], f"{first['image_size']:g} px"]
+    parts += [first["encoder"], first["decoder"], f"{first['image_size']} px"]
     drawn = plain[0].first["epoch_images"]
     parts += [f"{first['freeze_epochs']} frozen + {first['epochs']} full epochs"]
     parts[-1] += f" of {drawn:,.0f} images" if drawn > largest else ""

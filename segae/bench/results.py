@@ -30,8 +30,9 @@ COLUMNS = (
 )
 """Columns of a segmentation row; one ``iou_<class>`` per class follows.
 
-An empty ``epoch_images`` is each labeled image once; ``method_args`` and the columns of settings are JSON, the latter
-of what has no column and differs from the defaults; ``label_subset`` is a hash of the names of the training images.
+Sizes are the side of a square, or height x width such as 192x256. An empty ``epoch_images`` is each labeled image
+once; ``method_args`` and the columns of settings are JSON, the latter of what has no column and differs from the
+defaults; ``label_subset`` is a hash of the names of the training images.
 """
 DETAILS = ("per_image", "confusion", "curves")
 """Tables of :func:`details_path`, several lines per run, keyed by run_id."""
@@ -41,11 +42,12 @@ _INTEGERS = ("labels", "epochs", "seed", "freeze_epochs")
 _ABSENT = {"split": "test", "transfer": "encoder", "finetuning": "supervised", "freeze_epochs": "0"}
 _AUGMENTATIONS = {"": "default", "1": "default", "0": "none"}  # of rows that have no name of one
 _NUMBERS = (
-    *("image_size", "label_fraction", "epoch_images", "steps", "batch_size", "lr", "lr_ratio", "warmup"),
-    *("pretrain_images", "pretrain_images_seen", "pretrain_epochs", "pretrain_image_size", "pretrain_batch_size"),
+    *("label_fraction", "epoch_images", "steps", "batch_size", "lr", "lr_ratio", "warmup"),
+    *("pretrain_images", "pretrain_images_seen", "pretrain_epochs", "pretrain_batch_size"),
     *("pretrain_lr", "pretrain_seed", "pretrain_seconds", "pretrain_energy_wh", "seconds", "energy_wh"),
     *("peak_memory_mb", "epoch", "train_loss", "valid_loss", "pixels"),
 )
+_SIZES = ("image_size", "pretrain_image_size")
 _COUNTS = ("intersection_", "union_")
 
 
@@ -69,6 +71,10 @@ def read_rows(path: Path, *, experiment: str | None = None) -> pd.DataFrame:
         raise DataError(f"{path} has no rows: run a benchmark first")
     for name in (*_TEXTS, "miou"):
         _require(table[name] != "", table[name], path, "must not be empty")
+    for name in _SIZES:
+        _require(
+            table[name].str.fullmatch(r"\d+(x\d+)?|"), table[name], path, "must be a side in pixels, or such as 192x256"
+        )
     rows = _parse_numbers(table, path)
     if experiment is None:
         return rows

@@ -113,9 +113,6 @@ def benchmark(config: BenchConfig) -> BenchResult:
 
 def _resolve(config: BenchConfig) -> BenchConfig:
     """The data of the preset where none are given, absolute paths, and the share of the cores of each job."""
-    for stage in (config.pretrain, config.finetune):
-        if isinstance(stage.image_size, tuple):  # rows have one number
-            raise SegaeError(f"image_size must be the side of a square in a benchmark, got {stage.image_size}")
     data = config.data or (drawn_pets() if config.preset == "quick" else download("pets"))
     folder, layout = locate_dataset(os.fspath(data), config.layout)  # of Hugging Face rows the files that they become
     layout = config.layout if folder == Path(data) else layout
@@ -371,6 +368,8 @@ def make_row(run: Mapping[str, Any], scores: Mapping[str, Any], pretraining: Map
     """Make a result row from a run's metrics.json, its scores and its pretraining's metrics.json."""
     row = {name: "" if run.get(name) in (None, {}) else run[name] for name in COLUMNS}
     family = create_method(run["method"]).family if run["method"] in method_names() else ""
+    sizes = {name: row[name] for name in ("image_size", "pretrain_image_size")}
+    row |= {name: "x".join(map(str, np.atleast_1d(size))) for name, size in sizes.items()}
     row |= {"label_subset": run["split_hash"], "method_family": family, "finetuning": "supervised"}
     usual = {one.name: one.default for one in fields(FinetuneSettings) if one.name not in COLUMNS}
     usual["resize"] = "squash"  # what None means for weights that say nothing else

@@ -28,7 +28,7 @@ COST = ["seconds", "peak_memory_mb", "date", "pretrain_seconds", "commit", "pret
 TINY = {
     **{"weights": ["random", "random+pseudo_masks+decoder"], "labels": 0.5, "seeds": 2, "encoders": "test_resnet"},
     **{"schedules": "0+1", "device": "cpu", "threads": 1},
-    "finetune": {"image_size": 32, "batch_size": 4, "weight_decay": 0.02},
+    "finetune": {"image_size": "32x64", "batch_size": 4, "weight_decay": 0.02},
     "pretrain": {"image_size": 32, "epochs": 1, "batch_size": 8},
 }
 
@@ -96,7 +96,7 @@ def test_every_run_is_a_row_that_says_what_was_done(finished):
     assert set(COLUMNS) <= set(rows)
     assert [list(rows["method"]), list(rows["seed"])] == [["", "", "pseudo_masks", "pseudo_masks"], [0, 1, 0, 1]]
     same = {"dataset": "pets", "split": "test", "labels": 6, "label_fraction": 0.5, "epoch_images": 12, "steps": 3}
-    same |= {"encoder": "test_resnet", "decoder": "unet", "image_size": 32, "freeze_epochs": 0, "epochs": 1}
+    same |= {"encoder": "test_resnet", "decoder": "unet", "image_size": "32x64", "freeze_epochs": 0, "epochs": 1}
     same |= {"batch_size": 4, "loss": "cross_entropy", "augment": "default", "weights": "random"}
     same |= {"finetuning": "supervised"}
     same |= {"finetune_settings": '{"weight_decay": 0.02}'}
