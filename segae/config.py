@@ -135,8 +135,8 @@ class PretrainSettings(Config):
     lr: float | None = number(None, 0, 10, open_low=True)
     """Peak learning rate of AdamW. Default: the method's own (0.002 for pseudo_masks, 0.001 for the others)."""
     decoder: str | None = None
-    """plain, linear, hierarchical, or one of segmentation_models_pytorch, which a segmenter can take over. Default: the
-    method's own."""
+    """plain, linear, hierarchical, unet_with_input (to restore images), or one of segmentation_models_pytorch, which a
+    segmenter can take over. Default: the method's own."""
     repeats: int = number(1, 1, 10_000)
     """Times that each image is seen per epoch; more than 1 makes epochs longer where there are few images."""
     warmup: float = number(0.1, 0, 1, open_low=True, open_high=True)

@@ -239,8 +239,9 @@ def create_autoencoder(
     Args:
         encoder: from `segae.create_encoder`, or an architecture's name for random weights.
         method: decides the masking and the output channels; None is ``reconstruct``.
-        decoder: ``plain`` (no skips), ``linear``, ``hierarchical`` (SparK's), or one of smp's, for a segmenter later;
-            None takes the method's own.
+        decoder: ``plain`` (no skips), ``linear``, ``hierarchical`` (SparK's), ``unet_with_input`` (smp's U-Net, whose
+            last block also sees the input, to restore images), or one of smp's, for a segmenter later; None takes the
+            method's own.
         bottleneck: channels after a 1x1 convolution before decoder ``plain``; None for none.
         upsampling: of decoder ``plain``: ``nearest`` (then a 3x3 convolution) or ``transposed`` (4x4, stride 2).
         output_activation: ``sigmoid`` or ``tanh`` bounds the output to images in [0, 1]; only for predicted pixels.

@@ -25,6 +25,8 @@ from segae.models.encoder import (
 )
 from segae.models.spark import encode_visible, find_spatial_modules, make_trial
 
+INPUT_SKIP = "unet_with_input"
+
 
 @dataclass(frozen=True)
 class AutoencoderInfo(Info):
@@ -51,7 +53,7 @@ class AutoencoderInfo(Info):
 
     def __post_init__(self) -> None:
         require_choice("masking", self.masking, ("dense", "sparse", "token"))
-        require_choice("decoder", self.decoder, ("plain", "linear", "hierarchical", *decoders.SMP_DECODERS))
+        require_choice("decoder", self.decoder, ("plain", "linear", "hierarchical", INPUT_SKIP, *decoders.SMP_DECODERS))
         require_choice("upsampling", self.upsampling, ("nearest", "transposed"))
         require_choice("output_activation", self.output_activation, ("none", "sigmoid", "tanh"))
         check_range("out_channels", self.out_channels, low=1, high=4096, integer=True)
@@ -61,6 +63,8 @@ class AutoencoderInfo(Info):
         if is_classic(self.encoder.architecture) and (self.decoder, self.masking) != ("plain", "dense"):
             given = f"decoder {self.decoder} and masking {self.masking}"
             raise SegaeError(f"encoder must be a network of timm for {given}, got {self.encoder.architecture}")
+        if self.decoder == INPUT_SKIP and self.masking != "dense":  # it would see what is hidden
+            raise SegaeError(f"decoder must be another one for masking {self.masking}, got {INPUT_SKIP}")
         if len(self.domains) == 1 or (self.domains and self.decoder != "plain"):
             raise SegaeError(f"domains must be two or more with decoder plain, got {self.domains} with {self.decoder}")
         if self.decoder != "plain" and (self.bottleneck, self.upsampling, self.code) != (None, "nearest", "linear"):
@@ -236,9 +240,11 @@ def build_autoencoder(encoder: Encoder, **settings: Any) -> Autoencoder:
         how = info.upsampling, info.bottleneck, info.code
         decoder = decoders.PlainDecoder(channels, out_channels, stride, *how)
     else:
-        model: Any = decoders.build_smp(about.architecture, info.decoder, out_channels, about.in_channels)
+        name = "unet" if info.decoder == INPUT_SKIP else info.decoder
+        model: Any = decoders.build_smp(about.architecture, name, out_channels, about.in_channels)
         encoder = encoder.with_stride(model.encoder.output_stride)
         decoder, head = model.decoder, model.segmentation_head
+        decoder = decoders.InputSkipDecoder(decoder, about.in_channels) if info.decoder == INPUT_SKIP else decoder
     decoder = decoders.DomainDecoders(decoder, len(info.domains)) if info.domains else decoder
     return Autoencoder(encoder, decoder, head, info)
 

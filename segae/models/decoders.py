@@ -7,6 +7,7 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import Conv2dNormActivation
@@ -191,6 +192,20 @@ class HierarchicalDecoder(nn.Module):
         for block, one in zip(self.blocks, shallower, strict=True):
             decoded = block(decoded) + one
         return functional.pixel_shuffle(self.head(decoded), 4)
+
+
+class InputSkipDecoder(nn.Module):
+    """The decoder of smp's U-Net, whose last block is also given the input: no map of an encoder has its resolution."""
+
+    def __init__(self, unet: Any, in_channels: int) -> None:
+        super().__init__()
+        last = unet.blocks[-1].conv1[0]
+        unet.blocks[-1] = UnetDecoderBlock(last.in_channels, in_channels, last.out_channels)
+        self.unet = unet
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Decode maps of stride 1, which is the input, to the deepest: (B, C, H, W) each to (B, 16, H, W)."""
+        return self.unet([features[0], *features])  # it leaves out the first
 
 
 def _upsampling_block(in_channels: int, out_channels: int, upsampling: str = "nearest") -> nn.Sequential:

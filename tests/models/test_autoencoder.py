@@ -48,6 +48,7 @@ def mask(side: int = 64) -> Tensor:
 
 CASES = [(family, masking, decoder) for family in FAMILIES for masking in MASKINGS for decoder in ("plain", "unet")]
 CASES += [("test_resnet", masking, decoder) for masking in MASKINGS for decoder in ("linear", "hierarchical")]
+CASES += [("test_resnet", "dense", "unet_with_input")]
 CASES += [("test_resnet", "sparse", decoder) for decoder in models.SMP_DECODERS if decoder != "unet"]
 
 
@@ -201,3 +202,15 @@ def test_a_bounded_output_is_an_image_in_normalized_space(activation: str) -> No
 def test_choices_are_checked(choices: dict, message: str) -> None:
     with pytest.raises(SegaeError, match=message):
         build(**choices)
+
+
+def test_the_unet_with_input_sees_each_pixel_and_nothing_that_is_hidden() -> None:
+    model = build("dense", "unet_with_input", "test_resnet").eval()
+    features = model.encode(image())
+    changed = [features[0].clone(), *features[1:]]
+    changed[0][:, :, 20, 30] += 1
+    rows, columns = torch.nonzero((model.decode(features) - model.decode(changed)).abs().sum(dim=(0, 1)), as_tuple=True)
+    # three convolutions of 3 x 3 after the input was joined
+    assert [rows.min(), rows.max(), columns.min(), columns.max()] == [17, 23, 27, 33]
+    with pytest.raises(SegaeError, match="decoder must be another one for masking sparse, got unet_with_input"):
+        build("sparse", "unet_with_input", "test_resnet")
