@@ -199,7 +199,7 @@ def restore(args: argparse.Namespace) -> list[Row]:
     mean_chroma = np.stack([read_resized(path, SIZE) for path in train_paths]).mean(axis=(0, 1, 2))
     folders = [args.data / "cats-dogs-unlabelled", args.data / PETS]
     tasks: dict[str, dict[str, Any]] = {
-        "denoise": {"sigma": 0.4, "residual": True},
+        "denoise": {"sigma": 0.4},
         "inpaint": {"patch_size": 8, "mask_ratio": 0.25},
         "colorize": {},
         "super_resolution": {"factor": 4},
@@ -207,8 +207,9 @@ def restore(args: argparse.Namespace) -> list[Row]:
     }
     rows = []
     for task, given in tasks.items():
-        settings: dict[str, Any] = {"encoder": "resnet18", "method": task, "method_args": given, "decoder": "unet"}
-        settings |= {"in_channels": 3, "image_size": SIZE, "batch_size": 32, "augment": True, "weight_decay": 0.01}
+        settings: dict[str, Any] = {"encoder": "resnet18", "method": task, "method_args": given}
+        settings |= {"decoder": "unet_with_input", "in_channels": 3, "image_size": SIZE, "augment": True}
+        settings |= {"batch_size": 8, "weight_decay": 0.01}
         settings |= {"epochs": args.restore_epochs, "lr": 1e-3, "val_fraction": 0.02}
         model, seconds = pretrain(args, f"restore-{task}", folders, **settings)
         about, method = model.encoder.info, create_method(task, **given)
@@ -225,12 +226,19 @@ def restore(args: argparse.Namespace) -> list[Row]:
         metric, score = ("chroma_error", chroma_error) if task == "colorize" else ("psnr", partial(psnr, mask=hidden))
         peers = baselines(task, seen, test, hidden, mean_chroma)
         shared = {"dataset": PETS, "metric": f"{task}_{metric}", "seeds": 1}
-        rows.append({**shared, "model": f"resnet18+unet {task}", "seconds": seconds, **interval(score(own, test))})
+        rows.append(
+            {**shared, "model": f"resnet18+unet_with_input {task}", "seconds": seconds, **interval(score(own, test))}
+        )
         for name, images in {"corrupted": seen, **peers}.items():
             rows.append({**shared, "model": name, "baseline": True, **interval(score(images, test))})
             gain = score(own, test) - score(images, test)
             rows.append(
-                {**shared, "model": f"resnet18+unet {task}", "metric": f"{task}_{metric}_over_{name}", **interval(gain)}
+                {
+                    **shared,
+                    "model": f"resnet18+unet_with_input {task}",
+                    "metric": f"{task}_{metric}_over_{name}",
+                    **interval(gain),
+                }
             )
     return rows
 
@@ -283,7 +291,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/family"))
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--short", type=int, default=5, help="epochs of bottleneck, sparse and contractive")
-    parser.add_argument("--restore-epochs", type=int, default=20)
+    parser.add_argument("--restore-epochs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
