@@ -16,7 +16,7 @@ from segae import data
 from segae.data import ImageFormat, measure_normalization, read_array, read_formatted, resize_image
 from segae.errors import DataError, SegaeError
 from segae.evaluation import normalize
-from segae.models import save_encoder
+from segae.models import save_encoder, save_segmenter
 from tests import fabricate
 
 TINY = {"encoder": "test_resnet", "epochs": 1, "batch_size": 4, "trainer": segae.TrainerConfig(threads=1, device="cpu")}
@@ -68,11 +68,27 @@ def test_other_channels_go_through_every_command(tmp_path: Path, kind: str, chan
     features = segae.extract_features(root / "images", tuned.path, device="cpu")
     assert len(features) == 12
     assert np.isfinite(features.values).all()
-    if kind == "gray":  # an export takes seconds
-        return
     folder = segae.export(tuned.path, to="onnx", out=tmp_path / "onnx", images=root / "images")
     predictor = segae.OnnxPredictor(folder)
     assert np.mean(predictor.predict(read_array(files[0])) == from_array) > 0.99
+
+
+def test_an_exported_gray_model_takes_gray_and_color_files(tmp_path: Path) -> None:
+    color = fabricate.draw(np.random.default_rng(0), 40)[0]
+    model = segae.create_segmenter(segae.create_encoder("test_resnet", in_channels=1, image_size=32), num_classes=2)
+    weights = save_segmenter(model, tmp_path / "model.safetensors")
+    (tmp_path / "images").mkdir()
+    Image.fromarray(color[..., 0]).save(tmp_path / "images" / "a.png")
+    Image.fromarray(color).save(tmp_path / "images" / "b.png")
+    folder = segae.export(weights, to="onnx", out=tmp_path / "onnx", images=tmp_path / "images")
+    exported = segae.predict(folder / "model.onnx", tmp_path / "images", out=tmp_path / "exported", device="cpu")
+    masks = segae.predict(weights, tmp_path / "images", out=tmp_path / "masks", device="cpu")
+    predictor = segae.OnnxPredictor(folder)
+    from_arrays = predictor.predict(color[..., :1]), predictor.predict(color)
+    for pair in zip(masks, exported, from_arrays, strict=True):
+        first, *others = (np.asarray(Image.open(one) if isinstance(one, Path) else one) for one in pair)
+        assert 0.01 < first.mean() < 0.99
+        assert all(np.mean(first == one) > 0.99 for one in others)
 
 
 def test_a_16_bit_image_is_the_model_input_of_its_8_bit_copy(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segae.errors import CheckpointError, SegaeError
-from segae.image_format import ImageFormat, resize_image
+from segae.image_format import GRAY, ImageFormat, resize_image
 
 onnxruntime = lazy_loader.load("onnxruntime")  # an extra
 
@@ -50,7 +50,12 @@ class OnnxPredictor:
         self.format = ImageFormat(**{**known, "size": size, "value_range": ranges, "channels": channels})
 
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Compute the outputs, by name, of images (N, H, W, C) of the ``format``; sides are multiples of the stride."""
+        """Compute the outputs, by name, of images (N, H, W, C) of the ``format``; sides are multiples of the stride.
+
+        RGB is made gray for a model of 8-bit gray images.
+        """
+        if images.shape[-1] == 3 and self.format.channels == 1:
+            images = np.rint(images @ np.array(GRAY, np.float32))[..., None].astype(np.uint8)
         return dict(zip(self.metadata["outputs"], self.session.run(None, {"images": images}), strict=True))
 
     def predict(self, image: Any, *, return_probabilities: bool = False) -> NDArray[Any]:
@@ -61,7 +66,7 @@ class OnnxPredictor:
         ``segae.predict`` covers whole images then.
         """
         pixels, form, task = np.asarray(image), self.format, self.metadata["task"]
-        wrong = pixels.ndim != 3 or pixels.shape[-1] != form.channels or not pixels.size
+        wrong = pixels.ndim != 3 or pixels.shape[-1] not in (form.channels, form.stored_channels) or not pixels.size
         if wrong or (not form.value_range and pixels.dtype != np.uint8):
             kind = "numbers" if form.value_range else "uint8"
             raise SegaeError(f"image must be {kind} (H, W, {form.channels}), got {pixels.dtype} {pixels.shape}")
