@@ -93,7 +93,7 @@ class TrustScore:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"path must be a trust score that segae wrote, got {path}: {error}") from error
         if found.model != fingerprint(model.state_dict()):
-            raise CheckpointError(f"path must be the trust score of this model, got {path} with that of another one")
+            raise CheckpointError(f"path must hold the trust of this model, got {path} of another one")
         return found
 
     @classmethod
@@ -104,7 +104,7 @@ class TrustScore:
         try:
             return cls.load(path, model)
         except CheckpointError as error:
-            logger.warning("no trust scores: %s", error)
+            logger.warning("no trust scores for %s: %s", Path(source).name, error)
             return None
 
 

@@ -70,6 +70,9 @@ def evaluate(config: EvaluateConfig) -> SegmentationScores | ClassificationScore
             _write_pictures(out, scores, model, cached)
             write_skipped(out, skipped)
             logger.info("wrote %s", out / "metrics.json")
+    size = "x".join(map(str, cached.images.shape[1:3])) + " px"
+    at = "the size of the masks" if config.resolution == "original" else size
+    logger.info("%d images of the split %s, scored at %s", len(cached.pairs), config.split, at)
     rows = {name.replace("_", " "): value for name, value in scores.as_row().items()}
     width = max(map(len, rows))
     logger.info("%s", "\n".join(f"{name:<{width}}  {value:.3f}" for name, value in rows.items()))

@@ -40,6 +40,7 @@ from segae.training import limit_threads, open_result_folder
 rasterio = lazy_loader.load("rasterio")  # an extra, for GeoTIFF
 
 _JPEG_QUALITY = 92
+_NO_OBJECT = "background"  # the class of pixels that COCO has no annotation for
 _AT_ONCE = 8  # images that are written at the same time
 
 Files = dict[str, Path]
@@ -216,12 +217,14 @@ def _write_tables(out: Path, results: Sequence[_Result], classes: Sequence[str],
     _write_csv(out, [one.row for one in results])
     (out / "coco.json").unlink(missing_ok=True)
     if coco:
-        categories = [{"id": index, "name": name} for index, name in enumerate(classes)]
+        categories = [{"id": index, "name": name} for index, name in enumerate(classes) if name.lower() != _NO_OBJECT]
         content: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
+        known = {one["id"] for one in categories}
         for number, one in enumerate(results):
-            about = {"id": number, "file_name": one.row["image"], "height": one.height, "width": one.width}
+            name = Path(one.row["mask"]).with_name(Path(one.row["image"]).name).as_posix()
+            about = {"id": number, "file_name": name, "height": one.height, "width": one.width}
             content["images"].append(about)
-            for region in one.regions:
+            for region in (region for region in one.regions if region["category_id"] in known):
                 content["annotations"].append({"id": len(content["annotations"]) + 1, "image_id": number, **region})
         write_atomically(out / "coco.json", json.dumps(content).encode())
 
@@ -364,7 +367,10 @@ def _encode_regions(mask: NDArray[np.uint8], *, polygons: bool) -> list[dict[str
         about = {"category_id": int(index), "area": int(coder.area(code)), "bbox": coder.toBbox(code).tolist()}
         shape: Any = {**code, "counts": code["counts"].decode()}
         if polygons:
-            outlines, _ = cv2.findContours((mask == index).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-            shape = [outline.ravel().tolist() for outline in outlines if len(outline) > 2]
+            # cv2 goes through the centers of pixels, which would make regions smaller by half a pixel: of four in place
+            # of each one the outer ones lead to the edges
+            double = cv2.resize((mask == index).astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+            outlines, _ = cv2.findContours(double, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+            shape = [((outline + 1) // 2).ravel().tolist() for outline in outlines]
         regions += [{**about, "segmentation": shape, "iscrowd": 0}] if shape else []
     return regions
