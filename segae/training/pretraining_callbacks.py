@@ -230,8 +230,9 @@ class BottleneckDiagnostics(Callback):
             )
         elif found.get("bottleneck_ratio", 2.0) < 1.01:
             logger.warning(
-                f"the decoder does without the encoder's deepest feature map (ratio {found['bottleneck_ratio']:.3f}): "
-                "the encoder's last stage was not trained. Try skip_dropout 0.5, or a decoder without skips."
+                "the decoder does as well with another image's deepest feature map (ratio "
+                f"{found['bottleneck_ratio']:.3f}): the encoder's last stage learned little, its others did. Pretrain "
+                "longer, or set skip_dropout to 0.5."
             )
 
 
