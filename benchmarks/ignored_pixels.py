@@ -23,7 +23,8 @@ SHARE, RESULTS = 0.3, Path(__file__).parent.parent / "results" / "ignored_pixels
 
 def write_sets(source: Path, out: Path) -> list[Path]:
     """Write the data set as images/ and masks/ twice, with all pixels and with some ignored in training masks."""
-    dataset, folders = open_dataset(source), [out / "all", out / f"without-{SHARE * 100:.0f}-percent"]
+    dataset = open_dataset(source)
+    folders = [out / source.name, out / f"{source.name}-{SHARE * 100:.0f}-percent-ignored"]
     for folder, share in zip(folders, (0.0, SHARE), strict=True):
         random = np.random.default_rng(0)
         for name in ("images", "masks"):
