@@ -109,9 +109,11 @@ def main() -> None:
     lite0 = bench[bench["encoder"] == "tf_efficientnet_lite0"]
     nuclei = load("bench", NUCLEI)
     nuclei = nuclei[~((nuclei["method"] == "pseudo_masks") & (nuclei["pretrain_epochs"] != 120))]
+    facade = load("labelme_facade", "labelme-facade")
     fill(
         ROOT / "docs" / "results.md",
         {
+            **{f"facade {size}": table(part) for size, part in facade.groupby("image_size")},
             "gpu": table(load("pretraining_gpu")),
             "cpu": table(lite0),
             "lite2": table(bench[bench["encoder"] == "tf_efficientnet_lite2"]),
