@@ -4,7 +4,6 @@ python tools/gallery_numbers.py
 """
 
 from collections.abc import Callable
-from itertools import zip_longest
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +17,13 @@ def curve(axes: Axes, rows: pd.DataFrame, values: list[float], label: str) -> No
     """Draw values with their intervals."""
     axes.plot(values, rows["value"], marker="o", ms=4, label=label)
     axes.fill_between(values, rows["low"], rows["high"], alpha=0.2)
+
+
+def bottleneck(axes: Axes, rows: pd.DataFrame) -> None:
+    """Draw the error over the numbers of the code."""
+    found = rows[rows["model"].str.contains("code ")]
+    curve(axes, found, [int(name.rsplit(" ", 1)[1]) for name in found["model"]], "conv_32_32_16")
+    axes.set(title="Size of the code, Fashion-MNIST", xlabel="numbers", ylabel="mean squared error", xscale="log")
 
 
 def penalties(axes: Axes, rows: pd.DataFrame) -> None:
@@ -70,6 +76,7 @@ def main() -> None:
     }
     pets = {name: label for name, label in starts.items() if name != "autoencoder"}
     panels: list[Callable[[Axes], None]] = [
+        lambda axes: bottleneck(axes, of("bottleneck")),
         lambda axes: penalties(axes, rows),
         lambda axes: compression(axes, of("compression"), "psnr"),
         lambda axes: compression(axes, of("compression"), "ms_ssim"),
@@ -79,10 +86,7 @@ def main() -> None:
         lambda axes: bars(axes, of("multitask"), "Reconstruction as second task", {"pets_pseudo_masks": "gain"}),
     ]
     figure = Figure((12, 14), layout="constrained")
-    for axes, draw in zip_longest(figure.subplots(4, 2).flat, panels):
-        if draw is None:
-            axes.set_axis_off()
-            continue
+    for axes, draw in zip(figure.subplots(4, 2).flat, panels, strict=True):
         draw(axes)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(ROOT / "docs" / "gallery" / "numbers.svg", metadata={"Date": None})
