@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import difflib
 import functools
 import importlib.metadata
 import inspect
@@ -75,6 +76,7 @@ COMMANDS = {
 _PLACES = {"data": "FOLDER", "files": "FILE", "model": "MODEL", "rows": "CSV", "name": "NAME"}
 _PLACES |= {"images": "IMAGE", "query": "IMAGE"}
 _IN_PARALLEL = ("pretrain", "finetune")
+_FLAT = ("", "more", "trainer")  # sections whose settings are flags without a prefix
 _ABOUT = {"quickstart": "See everything in minutes: a small benchmark on drawn pets, or on a data set of your own."}
 _USAGE = "usage: segae COMMAND [SETTINGS]\n\nPretrain encoders on unlabeled images, fine-tune segmenters, compare.\n"
 _MORE = """
@@ -236,6 +238,11 @@ def _flags_to_settings(name: str, words: list[str], settings: Mapping[str, Any])
         "more": (start, [one for one in plain if kind.MAIN and one not in kind.MAIN]),
         **{one: (below, list(vars(below))) for one in known if isinstance(below := getattr(start, one), Config)},
     }
+    flags: dict[str, list[str]] = {}
+    for title, (_, names) in sections.items():
+        for one in (name.replace("_", "-") for name in names):
+            flags.setdefault(one, []).append(f"--{one}" if title in _FLAT else f"--{title}.{one}")
+    _require_spelling(name, words, flags)
     members: list[Any] = []
     for title, (below, names) in sections.items():
         made: list[Any] = []
@@ -245,7 +252,7 @@ def _flags_to_settings(name: str, words: list[str], settings: Mapping[str, Any])
             value = getattr(below, one) if title or one not in absent else known[one].default
             value = "x".join(map(str, value)) if isinstance(value, tuple) and _is_size(below, one) else value
             value = str(value) if isinstance(value, int) and _is_size(below, one) else value
-            flag = (one, _flag(below, one, place, flat=title in ("", "more", "trainer")))
+            flag = (one, _flag(below, one, place, flat=title in _FLAT))
             made.append(flag if value is dataclasses.MISSING else (*flag, value))
         struct: Any = dataclasses.make_dataclass(title or "Settings", made, frozen=True)
         members += [(title, struct, struct())] if title else made
@@ -254,6 +261,18 @@ def _flags_to_settings(name: str, words: list[str], settings: Mapping[str, Any])
     parsed = vars(tyro.cli(whole, prog=f"segae {name}", description=about, args=words))
     nested = {one: vars(value) if one in sections else value for one, value in parsed.items()}
     return {**nested.pop("more"), **nested, **{one: settings[one] for one in ("method_args",) if one in settings}}
+
+
+def _require_spelling(command: str, words: Sequence[str], flags: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a misspelled flag of a section, such as --image-sze for --pretrain.image-size.
+
+    tyro, which finds what the others mean, compares with the whole ``--pretrain.image-size``.
+    """
+    for word in (word for word in words if word.startswith("--")):
+        given = word[2:].replace("_", "-")
+        meant = next(iter(difflib.get_close_matches(given, flags, n=1, cutoff=0.8)), given)
+        if meant != given and all("." in flag for flag in flags[meant]):
+            raise SegaeError(f"{word} is not a flag of segae {command}; did you mean {' or '.join(flags[meant])}?")
 
 
 def _is_size(start: Config, name: str) -> bool:

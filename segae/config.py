@@ -659,7 +659,7 @@ class ReportConfig(Config):
     rows: PathLike = checked(require_file, kw_only=False)
     """CSV file of result rows, such as runs/bench/bench.csv."""
     out: PathLike | None = None
-    """The HTML file. Default: beside the rows."""
+    """The HTML file. Default: beside the rows, such as runs/bench/bench.html."""
     experiment: str | None = None
     """Which study of the file. Default: the only one."""
     runs: PathLike | None = None

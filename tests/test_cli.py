@@ -150,6 +150,18 @@ def test_a_file_gives_settings_and_flags_win(
     assert (trainer["seed"], trainer["workers"], trainer["device"]) == (6, 2, "cpu")
 
 
+@pytest.mark.parametrize("typed", ["--image-sze", "--image_szie"])
+def test_a_misspelled_flag_of_a_section_is_recognized(
+    typed: str, pets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert leave("bench", pets, typed, 64) == 2
+    shown = capsys.readouterr().err
+    assert all(one in shown for one in (typed, "--pretrain.image-size", "--finetune.image-size"))
+    for flag in ("--encodrs", "--weigths"):
+        assert leave("bench", pets, flag, "x") == 2
+        assert "Perhaps you meant" in capsys.readouterr().err
+
+
 def test_one_way_from_a_message_to_the_next_thing_to_type(
     pets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,10 +24,8 @@ import segae
 import segae.bench.runner
 import segae.methods.base
 from segae import _settings, cli, config
-from segae._settings import Config, make_config
-from segae.bench.grid import parse_variant, read_schedule
-from segae.bench.tuning import read_candidates
-from segae.methods import create_method
+from segae._settings import make_config
+from tests.command_lines import parse_command
 from tests.fabricate import draw, make_images, make_pets, save
 from tests.pictures import draw_nothing
 
@@ -154,28 +152,13 @@ def run(line: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
-def test_commands_in_the_text_can_be_parsed(
-    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_in_the_text_can_be_parsed(page: Path) -> None:
     """Placeholders such as DATA are not looked for, and nothing runs."""
-
-    def parse_only(kind: Any, **settings: Any) -> None:
-        given = make_config(kind, **settings)
-        if isinstance(given, config.BenchConfig):
-            _ = [parse_variant(text) for text in given.weights], [read_schedule(text) for text in given.schedules]
-            read_candidates(given.tune)
-        elif isinstance(given, config.PretrainConfig) and given.method != "NAME":
-            create_method(given.method, **given.method_args)
-        raise SystemExit(0)
-
-    monkeypatch.setattr(Config, "check_inputs", lambda self: None)
-    monkeypatch.setattr(cli, "make_config", parse_only)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     found = [*re.findall(r"`(segae [a-z]+ [^`]*--[^`]*)`", text), *shell_lines(page)]
     for line in found:
         if line.startswith("segae ") and "..." not in line:
-            run(line, capsys)
+            parse_command(line)
 
 
 def test_flags_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:

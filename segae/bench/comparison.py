@@ -191,7 +191,7 @@ def parse_settings(row: pd.Series) -> dict[str, str]:
     published = {"published": "" if before else name}  # not of weights that were pretrained further
     found = published | dict(row[list(SETTINGS)]) | pretraining | parse_json(row["method_args"])
     texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in found.items()}
-    return {name.replace("_", " "): text for name, text in texts.items() if text not in ("", "nan")}
+    return {name.replace("_", " "): text for name, text in texts.items() if text not in ("", "nan", "None")}
 
 
 def parse_json(text: str) -> dict[str, Any]:
@@ -240,7 +240,8 @@ def compare_variants(variants: Sequence[Variant], per_image: pd.DataFrame | None
         line |= {"images": len(counts[index].images) if index in counts else 0, "worth": worth.get(index, "")}
         scores = one.scores.to_numpy()
         interval = statistics.mean_interval(counts.get(index, scores) if len(scores) > 1 else scores, LEVEL)
-        line |= {"miou": one.scores.mean(), "low": interval.low, "high": interval.high}
+        low, high = np.clip([interval.low, interval.high], 0, 1)  # with two seeds t intervals reach beyond any mIoU
+        line |= {"miou": one.scores.mean(), "low": low, "high": high}
         line |= {"start": "" if start is None else variants[start].name, **_numbers(tested.get((index, start)))}
         if start is not None and (index, start) not in tested:
             line["gain"] = (one.scores - variants[start].scores).mean()
@@ -301,8 +302,19 @@ def _worth(
             {labels: counts[place].select_seeds(seeds) for labels, place in part.items()} for part in (curve, reference)
         )
         values = statistics.worth_in_labels(mine, theirs, LEVEL)
-        found |= {curve[value.budget]: _worth_text(value, list(reference)) for value in values}
+        gains = {labels: (mine[labels].miou() - theirs[labels].miou()).mean() for labels in {*mine} & {*theirs}}
+        shown = [value for value in values if _agrees(value, gains.get(value.budget))]
+        found |= {curve[value.budget]: _worth_text(value, list(reference)) for value in shown}
     return found
+
+
+def _agrees(worth: statistics.LabelWorth, gain: float | None) -> bool:
+    """Whether a gain is a number of labels above the variant's own.
+
+    Where the start's score falls with more labels, the rising curve closest to it can say otherwise.
+    """
+    above = statistics.ABOVE in worth.note or (worth.labels or 0) > worth.budget
+    return gain is None or (gain > 0 and above)
 
 
 def _worth_text(worth: statistics.LabelWorth, budgets: Sequence[int]) -> str:

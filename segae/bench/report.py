@@ -3,7 +3,6 @@
 Every number comes from the comparison tables of :func:`segae.bench.comparison.compare_rows`, computed once.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from jinja2 import Environment, PackageLoader
 
 from segae._io import logger, write_atomically
 from segae._settings import takes_settings_of
-from segae.bench.comparison import Section, Variant, compare_rows, parse_json, parse_settings
+from segae.bench.comparison import SETTINGS, Section, Variant, compare_rows, parse_json, parse_settings
+from segae.bench.next_steps import find_weights_file, is_pretrained_here, next_steps
 from segae.bench.report_figures import MAX_LINES, curves_figure, efficiency_figure, export, picture_uri
 from segae.bench.results import DETAILS, read_details, read_rows
 from segae.config import ReportConfig
@@ -130,6 +130,21 @@ def verdict(section: Section) -> str:
     return next((text for text in texts if len(text.split()) <= MAX_WORDS), f"{start}the best variant reaches {score}.")
 
 
+def largest_gain(section: Section) -> str:
+    """Say which gain with the most labels is the largest, of those that are not within chance if there are any."""
+    gains = section.at(section.budgets[0]).dropna(subset=["gain_low"])
+    if gains.empty:
+        return ""
+    sure = gains[gains["gain_low"] > 0]
+    shown = gains if sure.empty else sure
+    best = shown.iloc[int(shown["gain"].argmax())]
+    word = "Largest gain" if best["gain"] > 0 else "No gain; the smallest loss"
+    word += "" if sure.empty else " whose interval excludes 0"
+    interval = f"{best['gain']:+.3f} ({best['gain_low']:+.3f} to {best['gain_high']:+.3f}, 95 %)"
+    chance = ", within chance" if best["gain_low"] <= 0 <= best["gain_high"] else ""
+    return f"{word}: {best['name']} over {best['start']}, {interval}{chance}."
+
+
 def _page(
     section: Section,
     place: int,
@@ -152,7 +167,8 @@ def _page(
         "Further comparisons": _tests_table(section),
         "Classes and boundaries": _means_table(section, {**classes, **_SCORES}, 3),
         "Cost": _means_table(section, _COST, 0),
-        "Settings": _settings_table(section),
+        "Settings of fine-tuning": _settings_table(section, pretraining=False),
+        "Settings of pretraining": _settings_table(section, pretraining=True),
     }
     images = section.results["images"].max()
     parts = [first["dataset"], f"{images} {first['split']} images" if images else f"{first['split']} split"]
@@ -220,11 +236,14 @@ def _means_table(section: Section, columns: Mapping[str, str], digits: int) -> T
     return rows
 
 
-def _settings_table(section: Section) -> Table:
-    """Settings of fine-tuning and pretraining by variant, with the most labels."""
+def _settings_table(section: Section, *, pretraining: bool) -> Table:
+    """Settings of fine-tuning or pretraining by variant, with the most labels."""
+    finetuning = {name.replace("_", " ") for name in SETTINGS if not name.startswith("pretrain_")}
     found = {one.name: parse_settings(one.first) for one in section.variants if one.labels == section.budgets[0]}
     columns = list(dict.fromkeys(name for settings in found.values() for name in settings))
-    return [{"encoder weights": name, **{key: one.get(key, "–") for key in columns}} for name, one in found.items()]
+    columns = [name for name in columns if (name in finetuning) != pretraining]
+    rows = {name: {key: settings.get(key, "–") for key in columns} for name, settings in found.items()}
+    return [{"encoder weights": name, **row} for name, row in rows.items() if {*row.values()} - {"–"}]
 
 
 def _confusion_table(confusion: pd.DataFrame, runs: Sequence[str]) -> Table:
@@ -251,10 +270,13 @@ def _threats(sections: Sequence[Section], rows: pd.DataFrame, curves: pd.DataFra
     apart = [len({tuple(one.scores.index) for one in part.variants}) for part in sections]
     alone = "; ".join(sorted({one.without_counts for one in sections} - {""}))
     largest = (one for part in sections for one in part.variants if one.labels == part.budgets[0])
+    elsewhere = dict.fromkeys(_describe_file(one) for _, one in rows.iterrows() if find_weights_file(one))
     falling = dict.fromkeys(one.name for one in largest if curves is not None and _is_falling(one, curves))
     checks = {
         "Variants with the same seed had different labeled images: the comparison is unfair.": (subsets > 1).any(),
         "Variants do not have the same seeds; only those that two share are paired.": max(apart) > 1,
+        f"Pretrained outside of this benchmark: {'; '.join(elsewhere)}. segae cannot see which images that were; test "
+        "images may be among them. Only pretraining inside the benchmark leaves test images out.": bool(elsewhere),
         "Validation images, on which settings were chosen, are scored: too good.": "val" in set(rows["split"]),
         "Label budgets differ in their steps: curves show the schedule too.": max(steps) > 1,
         "Code that was not committed made some rows: nobody can repeat them.": any("+" in one for one in commits),
@@ -276,32 +298,22 @@ def _threats(sections: Sequence[Section], rows: pd.DataFrame, curves: pd.DataFra
     return [sentence for sentence, holds in checks.items() if holds]
 
 
+def _describe_file(row: pd.Series) -> str:
+    """The encoder that a variant began with, and the data sets that its file names, unless it was trained further."""
+    return find_weights_file(row) + (
+        "" if is_pretrained_here(row) else f" (on {row['pretrain_dataset'] or 'unknown data'})"
+    )
+
+
 def _is_falling(variant: Variant, curves: pd.DataFrame) -> bool:
     loss = curves[curves["run_id"].isin(variant.rows["run_id"])].groupby("epoch")["train_loss"].mean().to_numpy()
     return len(loss) > 1 and bool(loss[-1] < _STILL_FALLING * loss[-2])
 
 
-def next_steps(section: Section) -> list[tuple[str, str]]:
-    """Commands to type after reading the page."""
-    here = [one for one in section.variants if one.labels == section.budgets[0]]
-    best = max(here, key=lambda one: (not one.kind, one.scores.mean())).first
-    steps, transfer = [], " --transfer encoder+decoder" if best["transfer"] == "encoder+decoder" else ""
-    if section.results["seeds"].min() < 3:
-        steps.append(("Three seeds give intervals and tests", "segae bench DATA --seeds 3"))
-    weights = f"{shlex.quote(best['weights'])} --encoder {shlex.quote(best['encoder'])}"
-    if best["method"]:
-        args = parse_json(best["method_args"]).items()
-        given = [f"--method-args.{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in args]
-        command = ["segae pretrain IMAGES --weights", weights, "--method", shlex.quote(best["method"]), *given]
-        steps.append(("Pretrain as the best variant did", " ".join(command)))
-        weights = "runs/pretrain/encoder.safetensors"
-    steps.append(("Fine-tune with your labels", f"segae finetune DATA --weights {weights}{transfer}"))
-    return [*steps, ("Segment images", "segae predict IMAGES --model runs/finetune/model.safetensors")]
-
-
 def _number(value: float, digits: int = 3, *, sign: bool = False) -> str:
-    """A number with a true minus sign; a dash for NaN."""
-    return "–" if np.isnan(value) else f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "−")
+    """A number with a true minus sign, 0 without one; a dash for NaN."""
+    value = round(float(value), digits)
+    return "–" if np.isnan(value) else f"{value or 0.0:{'+' if sign and value else ''},.{digits}f}".replace("-", "−")
 
 
 def _span(line: pd.Series, low: str, high: str, *, sign: bool = False) -> str:

@@ -19,8 +19,8 @@ from segae.errors import DataError
 _SCORES = ("miou", "dice", "pixel_accuracy", "per_image_miou", "boundary_iou", "miou_without_border")
 COLUMNS = (
     *("experiment", "dataset", "split", "labels", "label_fraction", "label_subset", "encoder", "decoder"),
-    *("weights", "weights_source", "method", "method_args", "method_family", "transfer", "finetuning"),
-    *("image_size", "freeze_epochs", "epochs", "epoch_images", "steps", "batch_size", "loss", "augment"),
+    *("weights", "weights_source", "weights_file", "method", "method_args", "method_family", "transfer"),
+    *("finetuning", "image_size", "freeze_epochs", "epochs", "epoch_images", "steps", "batch_size", "loss", "augment"),
     *("lr", "lr_ratio", "bn_mode", "warmup", "recalibrate", "lpft_head", "precision", "seed"),
     *("finetune_settings", *_SCORES),
     *("pretrain_dataset", "pretrain_images", "pretrain_images_seen", "pretrain_epochs", "pretrain_image_size"),
@@ -32,7 +32,8 @@ COLUMNS = (
 
 Sizes are the side of a square, or height x width such as 192x256. An empty ``epoch_images`` is each labeled image
 once; ``method_args`` and the columns of settings are JSON, the latter of what has no column and differs from the
-defaults; ``label_subset`` is a hash of the names of the training images.
+defaults; ``label_subset`` is a hash of the names of the training images; ``weights_file`` is the file or published name
+of an encoder that the benchmark did not train itself.
 """
 DETAILS = ("per_image", "confusion", "curves")
 """Tables of :func:`details_path`, several lines per run, keyed by run_id."""

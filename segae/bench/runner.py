@@ -26,8 +26,9 @@ from segae._io import cache_dir, logger, read_json, write_json
 from segae._settings import takes_settings_of
 from segae.bench.checks import compare_with_published, require_comparable, require_no_leak
 from segae.bench.comparison import compare_rows
-from segae.bench.grid import Contents, Run, hash_contents, make_runs
-from segae.bench.report import next_steps, report, verdict, write_report
+from segae.bench.grid import Contents, Run, hash_contents, make_runs, parse_variant
+from segae.bench.next_steps import next_steps
+from segae.bench.report import largest_gain, report, verdict, write_report
 from segae.bench.results import COLUMNS, collect_details, details_path, merge_rows, read_details, read_rows
 from segae.bench.tuning import read_candidates, tune
 from segae.commands import download, evaluate, finetune, pretrain
@@ -325,6 +326,8 @@ def _finetune(config: BenchConfig, run: Run, folder: Path, device: str) -> Outco
         values = {**found.as_row(), "miou_without_border": _without_border(found)}
     row = make_row(read_metrics(folder) or {}, values, pretraining)
     row |= {"experiment": config.experiment, "split": config.split, "run_id": run.run_id}
+    start = parse_variant(run.variant)[0].start
+    row |= {"weights_file": "" if start in ("random", "imagenet") else start}
     return Outcome(row, collect_details(folder, row) if test else {})
 
 
@@ -401,14 +404,10 @@ def _write_report(config: BenchConfig, found: pd.DataFrame) -> Path:
 def _conclusion(rows: pd.DataFrame, config: BenchConfig, page: Path | None) -> str:
     """Three lines: what to start from and how much it brings, where the report is, what to type next."""
     section = compare_rows(rows, read_details(_rows_csv(config), config.experiment, "per_image"))[0]
-    gains, first = section.at(section.budgets[0]).dropna(subset=["gain_low"]), verdict(section)
-    if len(gains):
-        best = gains.iloc[int(gains["gain"].argmax())]
-        interval = f"{best['gain']:+.3f} ({best['gain_low']:+.3f} to {best['gain_high']:+.3f}, 95 %)"
-        word = "Largest gain" if best["gain"] > 0 else "No gain; the smallest loss"
-        first += f" {word}: {best['name']} over {best['start']}, {interval}."
+    first = f"{verdict(section)} {largest_gain(section)}".strip()
     where = f"Report: {page.as_uri()}" if page else f"Rows: {_rows_csv(config)}"
-    return "\n".join([first, where, f"Next: {next_steps(section)[0][1]}"])
+    why, command = next_steps(section)[0]
+    return "\n".join([first, where, f"Next: {command or why}"])
 
 
 def _explain(failed: Mapping[str, Outcome], runs: int, logs: Path) -> str:

@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from segae.bench.comparison import compare_rows
-from segae.bench.report import report, verdict, write_report
+from segae.bench.next_steps import next_steps
+from segae.bench.report import largest_gain, report, verdict, write_report
 from segae.bench.results import details_path, merge_rows, read_details, read_rows
 from segae.errors import SegaeError
+from tests.command_lines import parse_command
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "results"
 STARTS = {  # weights, method, family, transfer: expected IoU with the most labels
@@ -180,7 +182,7 @@ def test_one_seed_has_no_p_value_and_no_interval(tmp_path):
     assert [re.sub(r"[\d.]+", "0", row[1].strip()) for row in page.answer[1:]] == ["0", "0"]
     assert page.answer[2][2].split()[1:] == ["over", "random"]
     assert not re.search(r"\d to [−+\d]|corrected|Holm|p below", page.text)
-    assert "segae bench DATA --seeds 3" in page.text
+    assert "same segae bench command with --seeds 3" in page.text
 
 
 def test_without_scores_of_images_intervals_are_over_seeds(study, tmp_path):
@@ -295,3 +297,109 @@ def test_committed_rows_make_a_page(tmp_path):
     page = Page(report(RESULTS / "pretraining_gpu.csv", out=tmp_path / "page.html"))
     assert "ImageNet + pseudo-masks (features) + decoder reaches 0.740 mIoU, 0.049 more than ImageNet" in page.h1
     assert json.dumps(page.answer).count("clear") >= 3
+
+
+PRETRAINED = {  # what a benchmark notes of a pretraining
+    **{"pretrain_image_size": "32x64", "pretrain_epochs": 4, "pretrain_batch_size": 8, "pretrain_lr": 0.002},
+    **{"pretrain_decoder": "unet", "pretrain_seconds": 9.0},
+    "pretrain_settings": {"encoder_lr_ratio": 0.1, "freeze_epochs": 1, "repeats": 3, "domain_decoders": True},
+}
+
+
+def commands(path: Path) -> list[str]:
+    """The commands that a page prints below its answer; all of them can be parsed."""
+    found = [command for _, command in next_steps(compare_rows(read_rows(path))[0]) if command]
+    page = Page(report(path))
+    assert all(command in page.text for command in found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "kept"),
+    [
+        ("pseudo_masks", {"boundary": None, "source": "features"}, {"source": "features"}),
+        ("denoise", {"sigma": 0.2, "residual": True}, {"sigma": 0.2, "residual": True}),
+    ],
+)
+def test_the_printed_pretraining_is_that_of_the_best_variant(tmp_path, method, args, kept):
+    start = [("imagenet", method, "", "encoder+decoder")]
+    how = {"starts": start, "budgets": (30,), "counts": False, "method_args": args, **PRETRAINED}
+    pretraining, finetuning, prediction = commands(fabricate(tmp_path, decoder="fpn", encoder="resnet18", **how))
+    found = parse_command(pretraining)
+    expected = {"weights": "imagenet", "encoder": "resnet18", "method": method, "method_args": kept}
+    expected |= {"image_size": (32, 64), "epochs": 3, "batch_size": 8, "lr": 0.002, "decoder": "unet"}
+    expected |= {"encoder_lr_ratio": 0.1, "freeze_epochs": 1, "repeats": 3, "domain_decoders": True, "warmup": 0.1}
+    assert {name: getattr(found, name) for name in expected} == expected
+    found = parse_command(finetuning)
+    assert (found.decoder, found.image_size, found.transfer) == ("fpn", 64, "encoder+decoder")
+    assert parse_command(prediction)
+
+
+@pytest.mark.parametrize(
+    ("change", "weights"),
+    [
+        ({"weights_file": "my runs/encoder.safetensors"}, "my runs/encoder.safetensors"),
+        ({"weights_source": "published weights pets_pseudo_masks"}, "pets_pseudo_masks"),
+    ],
+)
+def test_weights_that_exist_are_not_pretrained_and_the_page_doubts_them(tmp_path, change, weights):
+    few = {"budgets": (30,), "counts": False}
+    path = fabricate(tmp_path, starts=tuple(STARTS)[3:], pretrain_dataset="other photos", **few, **change)
+    finetuning, _ = commands(path)
+    assert parse_command(finetuning).weights == weights
+    assert f"{weights} (on other photos)" in Page(path.with_suffix(".html")).text
+    # pretrained further by the benchmark, from these weights
+    path = fabricate(tmp_path / "further", starts=tuple(STARTS)[3:], **few, **PRETRAINED | change)
+    pretraining, finetuning, _ = commands(path)
+    assert parse_command(pretraining).weights == weights
+    assert parse_command(finetuning).weights == "runs/pretrain/encoder.safetensors"
+    assert f"{weights}. segae cannot see" in Page(path.with_suffix(".html")).text
+    assert "segae cannot see" not in Page(report(fabricate(tmp_path / "own", **few))).text
+
+
+def test_intervals_of_a_mean_stay_in_their_range_and_those_of_gains_do_not(tmp_path):
+    rows = read_rows(fabricate(tmp_path, seeds=2, starts=tuple(STARTS)[:2], budgets=(30,)))
+    rows["miou"] = [0.1, 0.9, 0.99, 0.05]
+    page = Page(write_report(rows, tmp_path / "page.html"))
+    assert [row[1].split()[1:] for row in page.answer[1:]] == [["0.000", "to", "1.000"]] * 2
+    assert float(page.answer[2][2].split()[1].replace("−", "-")) < -1
+
+
+def test_labels_are_counted_for_a_gain_alone(tmp_path):
+    """The start falls with more labels, so the closest rising curve is flat, and lies below it with few labels."""
+    path = fabricate(tmp_path, starts=tuple(STARTS)[:2])
+    rows, per_image = read_rows(path), read_details(path, "bench", "per_image")
+    levels = {("random", 30): 60, ("random", 100): 50, ("random", 300): 40}
+    levels |= {("imagenet", 30): 58, ("imagenet", 100): 58, ("imagenet", 300): 42}
+    level = {one["run_id"]: levels[one["weights"], one["labels"]] + one["seed"] for _, one in rows.iterrows()}
+    for name in ("pet", "background"):
+        per_image[f"union_{name}"] = 100.0
+        per_image[f"intersection_{name}"] = per_image["run_id"].map(level)
+    rows["miou"] = rows["run_id"].map(level) / 100
+    (section,) = compare_rows(rows, per_image)
+    found = section.results[section.results["name"] == "ImageNet"].set_index("labels")
+    assert list(found["gain"].round(2)) == [-0.02, 0.08, 0.02]
+    assert [found.loc[30, "worth"], found.loc[100, "worth"][:5], found.loc[300, "worth"]] == ["", "> 300", ""]
+
+
+def test_an_effect_of_zero_has_no_sign(study, tmp_path):
+    rows = read_rows(study).query("labels == 30 and method == ''").assign(method_args="")
+    rows.loc[rows["weights"] == "imagenet", "miou"] = rows.loc[rows["weights"] == "random", "miou"].to_numpy() - 1e-4
+    page = Page(write_report(rows, tmp_path / "page.html"))
+    assert page.answer[2][2].split()[0] == "0.000"
+    assert not re.search(r"[−+]0\.0+(?!\d)", page.text)
+
+
+@pytest.mark.parametrize(
+    ("denoise", "imagenet", "said"),
+    [
+        ((0.50, 0.51), (0.50, 0.80), ("Largest gain whose interval excludes 0: random + auto", "+0.10", "95 %).")),
+        ((0.40, 0.50), (0.50, 0.80), ("Largest gain: ImageNet over random, +0.245", "), within chance.")),
+        ((0.39, 0.40), (0.38, 0.40), ("No gain; the smallest loss: random + auto", "-0.010", "95 %).")),
+    ],
+)
+def test_a_gain_beyond_chance_is_named_before_a_larger_one(tmp_path, denoise, imagenet, said):
+    rows = read_rows(fabricate(tmp_path, seeds=2, starts=tuple(STARTS)[:3], budgets=(30,), counts=False))
+    rows["miou"] = [*((0.40, 0.4102) if denoise[0] != 0.39 else (0.40, 0.4101)), *imagenet, *denoise]
+    (section,) = compare_rows(rows)
+    assert all(part in largest_gain(section) for part in said), largest_gain(section)

@@ -17,9 +17,12 @@ import pytest
 
 import segae
 from segae._io import process_runs
-from segae.bench import runner
+from segae.bench import compare_rows, runner
+from segae.bench.next_steps import next_steps
 from segae.bench.results import COLUMNS, read_details, read_rows
+from segae.config import PretrainSettings
 from segae.errors import DataError, SegaeError
+from tests.command_lines import parse_command
 from tests.fabricate import make_pets
 from tests.pictures import draw_nothing
 
@@ -118,6 +121,16 @@ def test_every_run_is_a_row_that_says_what_was_done(finished):
     assert plain["miou_without_border"] == pytest.approx(np.mean(ious), rel=1e-5)
 
 
+def test_the_printed_pretraining_is_the_one_that_was_done(finished):
+    out, rows, _ = finished
+    (section,) = compare_rows(rows[rows["method"] != ""])
+    again = vars(parse_command(dict(next_steps(section))["Pretrain as the best variant did, on pets"]))
+    done = json.loads(next(out.glob("pretrain-*/config.json")).read_text())
+    decided = ["encoder", "weights", "method", *PretrainSettings.TYPES]
+    assert {name: again[name] for name in decided} == {name: done[name] for name in decided}
+    assert again["method_args"] == {name: value for name, value in done["method_args"].items() if value is not None}
+
+
 def test_one_line_per_run_is_logged_and_the_rest_is_in_files(finished):
     counts = {"runs done": 4, "pretrainings done": 2, "left out of pretraining": 1, "images/s": 0, "training and": 0}
     assert {text: sum(text in line for line in finished[2]) for text in counts} == counts
@@ -153,6 +166,7 @@ def test_an_encoder_file_with_its_decoder_is_a_variant(pets, finished, tmp_path)
     (row,) = segae.benchmark(pets, out=tmp_path, **how).runs.to_dict("records")
     for name in ("miou", "method", "method_args", "transfer", "pretrain_images_seen", "weights"):
         assert row[name] == finished[1][name][2]
+    assert [row["weights_file"], *finished[1]["weights_file"]] == [how["weights"].removesuffix("+decoder"), *[""] * 4]
 
 
 def test_runs_that_fail_are_reported_at_the_end_and_the_others_are_kept(pets, copy, monkeypatch):
