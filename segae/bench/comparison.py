@@ -309,7 +309,7 @@ def _worth(
 
 
 def _agrees(worth: statistics.LabelWorth, gain: float | None) -> bool:
-    """Whether a gain is a number of labels above the variant's own.
+    """Whether there is a gain, and the start needs more labels for it than the variant.
 
     Where the start's score falls with more labels, the rising curve closest to it can say otherwise.
     """

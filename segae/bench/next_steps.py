@@ -26,9 +26,8 @@ def next_steps(section: Section) -> list[tuple[str, str]]:
     start |= {} if find_weights_file(best) else {"encoder": best["encoder"]}  # a file knows its encoder
     steps = [(SAME_COMMAND, "")] if section.results["seeds"].min() < 3 else []
     if is_pretrained_here(best):
-        steps.append(
-            (f"Pretrain as the best variant did, on {best['pretrain_dataset'] or 'images'}", _pretrain(best, start))
-        )
+        images = best["pretrain_dataset"] or "images"
+        steps.append((f"Pretrain as the best variant did, on {images}", _pretrain(best, start)))
         start = {"weights": _ENCODER}
     columns = ("transfer", "image_size", "decoder", "freeze_epochs", "epochs", "batch_size")
     finetune = _command("segae finetune DATA", start | dict(best[list(columns)]), FinetuneConfig)
@@ -52,9 +51,8 @@ def _pretrain(row: pd.Series, start: Mapping[str, Any]) -> str:
     settings = {**start, **{name: row[f"pretrain_{name}"] for name in columns}}
     further = parse_json(row["pretrain_settings"])
     settings["epochs"] -= further.get("freeze_epochs", 0)  # which the row counts too
-    settings |= {
-        name: value for name, value in further.items() if name in {**PretrainConfig.TYPES, **TrainerConfig.TYPES}
-    }
+    known = {*PretrainConfig.TYPES, *TrainerConfig.TYPES}
+    settings |= {name: value for name, value in further.items() if name in known}
     settings |= {f"method_args.{name}": value for name, value in parse_json(row["method_args"]).items()}
     command = f"segae pretrain IMAGES --method {shlex.quote(row['method'])}"
     return _command(command, settings, PretrainConfig)

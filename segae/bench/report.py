@@ -270,13 +270,13 @@ def _threats(sections: Sequence[Section], rows: pd.DataFrame, curves: pd.DataFra
     apart = [len({tuple(one.scores.index) for one in part.variants}) for part in sections]
     alone = "; ".join(sorted({one.without_counts for one in sections} - {""}))
     largest = (one for part in sections for one in part.variants if one.labels == part.budgets[0])
-    elsewhere = dict.fromkeys(_describe_file(one) for _, one in rows.iterrows() if find_weights_file(one))
+    outside = _list_outside_weights(rows)
     falling = dict.fromkeys(one.name for one in largest if curves is not None and _is_falling(one, curves))
     checks = {
         "Variants with the same seed had different labeled images: the comparison is unfair.": (subsets > 1).any(),
         "Variants do not have the same seeds; only those that two share are paired.": max(apart) > 1,
-        f"Pretrained outside of this benchmark: {'; '.join(elsewhere)}. segae cannot see which images that were; test "
-        "images may be among them. Only pretraining inside the benchmark leaves test images out.": bool(elsewhere),
+        f"Pretrained outside of this benchmark: {outside}. segae cannot see on which images; test images may be among "
+        "them. Only pretraining inside the benchmark leaves test images out.": bool(outside),
         "Validation images, on which settings were chosen, are scored: too good.": "val" in set(rows["split"]),
         "Label budgets differ in their steps: curves show the schedule too.": max(steps) > 1,
         "Code that was not committed made some rows: nobody can repeat them.": any("+" in one for one in commits),
@@ -298,11 +298,16 @@ def _threats(sections: Sequence[Section], rows: pd.DataFrame, curves: pd.DataFra
     return [sentence for sentence, holds in checks.items() if holds]
 
 
-def _describe_file(row: pd.Series) -> str:
-    """The encoder that a variant began with, and the data sets that its file names, unless it was trained further."""
-    return find_weights_file(row) + (
-        "" if is_pretrained_here(row) else f" (on {row['pretrain_dataset'] or 'unknown data'})"
-    )
+def _list_outside_weights(rows: pd.DataFrame) -> str:
+    """The files and published names that variants began with, and the data sets that these name."""
+    found: dict[str, str] = {}
+    for _, row in rows.iterrows():
+        if file := find_weights_file(row):
+            # of an encoder that the benchmark trained further the row names the benchmark's own images
+            found[file] = found.get(file) or (
+                "" if is_pretrained_here(row) else f" (on {row['pretrain_dataset'] or '?'})"
+            )
+    return "; ".join(f"{file}{data}" for file, data in found.items())
 
 
 def _is_falling(variant: Variant, curves: pd.DataFrame) -> bool:
