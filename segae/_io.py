@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from segae.errors import SegaeError, nearest
+from segae.errors import DataError, SegaeError, nearest
 
 logger = logging.getLogger("segae")
 _TEMPORARY = re.compile(r"\.(?P<pid>\d+)-\w+\.segae-part")
@@ -141,6 +141,20 @@ def require_name(argument: str, value: str) -> str:
         shown = value if len(str(value)) <= 60 else f"{str(value)[:60]}... ({len(str(value))} characters)"
         raise SegaeError(f"{argument} must be 1 to 100 letters, digits or . _ -, got {shown!r}")
     return value
+
+
+def refuse_archives(path: Path, *, shards: bool = False) -> None:
+    """Raise DataError for a file such as .zip or .tar.gz, or a folder that holds nothing else: they must be unpacked.
+
+    With ``shards`` a .tar file passes, which may be one.
+    """
+    known = [ending for _, endings, _ in shutil.get_unpack_formats() for ending in endings]
+    endings = tuple(ending for ending in (*known, ".7z", ".rar") if not (shards and ending == ".tar"))
+    files = (one for one in path.iterdir() if not one.name.startswith(".")) if path.is_dir() else iter([path])
+    first = next(files, path)
+    if all(one.is_file() and one.name.lower().endswith(endings) for one in (first, *files)):
+        what = f"{path} is an archive" if first == path else f"{path} holds the archive {first.name} and no folder"
+        raise DataError(f"{what}. Unpack it into a folder of its own, and name that folder.")
 
 
 def require_package(package: str, extra: str) -> None:

@@ -12,7 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, ParamSpec, TypeVar
 
-from segae._io import check_range, parse_duration, show_messages
+from segae._io import check_range, parse_duration, refuse_archives, show_messages
 from segae.errors import CheckpointError, DataError, SegaeError, nearest
 
 PathLike = str | os.PathLike[str]
@@ -235,6 +235,8 @@ def _sibling(path: PathLike) -> str:
         return f", a folder with {files or 'no such file'}"
     if not folder.is_dir():
         return f"; there is no folder {folder} either"
+    if Path(path).exists():
+        return ", a file"
     return nearest(Path(path).name, (child.name for child in folder.iterdir()))
 
 
@@ -250,26 +252,18 @@ def require_images(name: str, root: PathLike) -> None:
             raise DataError(f"{name} must be an image or a folder that exists, got {text}{_sibling(path)}")
         if path.is_dir() and not any(files for _, _, files in os.walk(path, followlinks=True)):
             raise DataError(f"{name} must hold images, got the empty folder {text}")
+        refuse_archives(path, shards=True)
 
 
 def require_labeled(name: str, root: PathLike) -> None:
-    """Refuse a folder that cannot be a labeled data set."""
+    """Refuse what is no folder; whether one is a labeled data set is left to the data."""
     text = os.fspath(root)
     if re.match(r"hf:/", text):
         return
     path = Path(text) if Path(text).exists() else Path(text.partition("?")[0])
+    refuse_archives(path)
     if not path.is_dir():
         raise DataError(f"{name} must be an existing folder with a labeled data set, got {path}{_sibling(path)}")
-    children = list(path.iterdir())
-    folders = {child.name for child in children if child.is_dir()}  # of classes, where there are several
-    described = any(child.suffix in _DESCRIPTIONS or child.name.startswith("task-") for child in children)
-    alone = folders & {"masks", "annotations", "train", "data"} or any(one.startswith("VOC") for one in folders)
-    if not (alone or described or len(folders) > 1):
-        found = ", ".join(sorted(child.name for child in children)[:5]) or "nothing"
-        raise DataError(
-            f"{name} must be a folder with images/ and masks/ (files of equal names), or of another layout of "
-            f"docs/data.md, or with a folder per class; {path} holds {found}"
-        )
 
 
 def require_trainable(name: str, source: PathLike) -> None:

@@ -19,7 +19,7 @@ from segae.data import (
 )
 from segae.errors import SegaeError
 from segae.methods import create_method, method_names
-from segae.models import SMP_DECODERS, Weights, decoder_file, find_weights
+from segae.models import SMP_DECODERS, STARTS, Weights, decoder_file, find_weights
 
 KINDS = ("frozen", "linear", "long")
 """What may follow an @: an encoder frozen in all epochs, a linear decoder on it, or four times the full epochs."""
@@ -201,8 +201,8 @@ def _finetuning(
 def _make_run(config: BenchConfig, contents: Contents, settings: dict[str, Any], text: str, seed: int) -> Run:
     weights, _ = parse_variant(text)
     start, content = weights.start, weights.start
-    if start not in ("random", "imagenet"):
-        file = find_weights(start).absolute()
+    if start not in STARTS:
+        file = find_weights(start, others=STARTS).absolute()
         takes_decoder = weights.transfer == "encoder+decoder" and not weights.method
         start, content = str(file), str(content_hashes([file, decoder_file(file)] if takes_decoder else [file]))
     trainer = {name: getattr(config.trainer, name) for name in _DECIDING}

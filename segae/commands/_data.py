@@ -25,6 +25,7 @@ from segae.errors import SegaeError, argument_named
 from segae.evaluation import contact_sheet
 from segae.methods import Method
 from segae.models import (
+    STARTS,
     Encoder,
     EncoderInfo,
     adapt_channels,
@@ -56,7 +57,7 @@ def load_start(config: AnyConfig, images: Callable[[], Sequence[Path]]) -> Encod
     RGB or gray, what normalizes them is measured, unless the weights were trained on such images.
     """
     weights, channels = str(config.weights), config.in_channels
-    ready = weights in ("random", "imagenet")
+    ready = weights in STARTS
     name = config.encoder or (DEFAULT_ENCODER if ready else None)
     paths = images()
     kind = run_on_main(lambda: data.find_kind(paths))

@@ -15,9 +15,9 @@ from segae._io import logger, write_json
 from segae._settings import takes_settings_of
 from segae.commands._data import picture_sheet
 from segae.config import CheckDataConfig, DownloadConfig
-from segae.data import DataReport, download_fashion_mnist, download_pets, open_dataset
+from segae.data import DataReport, download_fashion_mnist, download_pets, find_layouts, open_dataset
 from segae.data.folders import walk_folders
-from segae.data.report import UNLABELED
+from segae.data.report import UNKNOWN, UNLABELED
 from segae.errors import DataError
 from segae.evaluation import contact_sheet, overlay
 from segae.evaluation.plots import colorize
@@ -26,6 +26,7 @@ from segae.training import open_result_folder
 _FILES = ("report.json", "sheet.png")
 _SHEET_ROWS = 6
 _PICTURES = 24  # of a sheet without masks
+_DATASETS = 3  # that are named to be checked
 _SIDE = 320  # pixels of the longer side of a picture in the sheet
 
 
@@ -55,19 +56,25 @@ def _next_commands(config: CheckDataConfig, report: DataReport) -> Iterator[str]
     """What to type next: the training, or the check again where a training would refuse the folder."""
     root = os.fspath(config.data)
     if report.layout == UNLABELED:
+        for one in report.datasets[:_DATASETS]:
+            yield shlex.join(["segae", "data", "check", os.fspath(one)])
         yield shlex.join(["segae", "pretrain", root])
         folders = [
             one for one in Path(root).iterdir() if one.is_dir() and any(files for *_, files in walk_folders(one))
         ]
-        if len(folders) > 1:
+        if len(folders) > 1 and not report.datasets:
             yield f"{shlex.join(['segae', 'finetune', root])} --task classify  # if each folder is a class"
         return
     given = {name: [value] if isinstance(value, str) else [*value] for name, value in config.reading.items()}
-    if report.dataset is not None and not given["ignore"]:
+    if report.dataset is not None and report.dataset.values_inferred and report.ignored and not given["ignore"]:
         given["ignore"] = [*map(str, report.dataset.ignore_values)]
+    layouts = find_layouts(Path(root)) if report.layout == UNKNOWN else [given.pop("layout")[0]]
     flags = [word for name, values in given.items() if values not in ([], ["auto"]) for word in (f"--{name}", *values)]
     balance = ["--balance-classes"] if report.unbalanced and report.accepted else []  # which the check does not have
-    yield shlex.join(["segae", *(["finetune"] if report.accepted else ["data", "check"]), root, *balance, *flags])
+    verb = ["finetune"] if report.accepted else ["data", "check"]
+    for layout in layouts:
+        chosen = [] if layout == "auto" else ["--layout", layout]
+        yield shlex.join(["segae", *verb, root, *balance, *flags, *chosen])
 
 
 def _draw(report: DataReport, path: Path) -> None:

@@ -161,20 +161,26 @@ def decode_brush(data: Sequence[int], height: int, width: int) -> NDArray[np.boo
     return values.reshape(height, width, 4)[..., 3] > 127
 
 
-def index_colors(masks: Sequence[Path], colors: Mapping[Color, int], names: Mapping[Color, str]) -> PathList:
+def index_colors(
+    masks: Sequence[Path], colors: Mapping[Color, int], names: Mapping[Color, str], advice: str
+) -> PathList:
     """Turn color masks into index PNGs, unless the cache has them; return the files.
 
     ``colors`` are the value of each color and ``names`` the class. A color that is not among them is a DataError with
-    the nearest class and its distance in RGB.
+    the nearest class and its distance in RGB, and the ``advice`` where to give it to a class.
     """
     table = json.dumps(sorted((*color, value) for color, value in colors.items()))
     packed = PathList.of(masks)
     keys = [f"{table} {content}" for content in content_hashes(packed)]
-    return _write_once(keys, lambda place: color_indices(read_color_mask(packed[place]), colors, names, packed[place]))
+
+    def convert(place: int) -> NDArray[np.uint8]:
+        return color_indices(read_color_mask(packed[place]), colors, names, packed[place], advice)
+
+    return _write_once(keys, convert)
 
 
 def color_indices(
-    mask: NDArray[np.uint8], colors: Mapping[Color, int], names: Mapping[Color, str], path: Path
+    mask: NDArray[np.uint8], colors: Mapping[Color, int], names: Mapping[Color, str], path: Path, advice: str
 ) -> NDArray[np.uint8]:
     """Translate a color mask, uint8 (H, W, 3) RGB, to values, uint8 (H, W); see `index_colors`."""
     codes, known = _codes(mask), np.array(list(colors), np.int64)
@@ -190,7 +196,7 @@ def color_indices(
         raise DataError(
             f"{path} holds the color {few(color).replace(' ', '')} in {counts.max()} pixels, which no class has; the "
             f"nearest is {names[nearest]}, {few(nearest).replace(' ', '')}, at a distance of {distances.min():.0f}. "
-            "Correct the mask (JPEG changes colors; PNG does not), or give the color to a class."
+            f"Correct the mask (JPEG changes colors; PNG does not), or {advice}."
         )
     return np.array(list(colors.values()), np.uint8)[order][place]
 

@@ -11,17 +11,13 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from segae.data.cache import remember_facts
-from segae.data.datasets import (
-    SegmentationDataset,
-    count_values,
-    find_images,
-    open_dataset,
-)
+from segae.data.dataset_folders import UnknownLayout, refuse_masks
+from segae.data.datasets import SegmentationDataset, count_values, find_images, open_dataset
 from segae.data.duplicates import find_duplicates, hash_images
 from segae.data.file_lists import Pair, PairList
-from segae.data.formats import UnknownLayout
+from segae.data.formats import find_layouts
 from segae.data.image_io import SkippedFiles, UnreadableImage, few, image_header, image_size
-from segae.data.report import UNLABELED, DataReport, Problem, count
+from segae.data.report import UNKNOWN, UNLABELED, DataReport, Problem, count
 from segae.errors import DataError
 
 _RARE = 20  # the largest class over the smallest, from which on weights are advised
@@ -32,19 +28,25 @@ def check_folder(root: Path, **reading: Any) -> DataReport:
     """Look at a labeled data set or at a folder of unlabeled images; ``reading`` are the settings of `open_dataset`.
 
     Every image is decoded once, and what was seen is remembered, so that a second call is fast. Problems are collected.
-    DataError if the folder is missing or holds no image.
+    DataError if the folder is missing, is an archive, holds no image, or holds the masks of a data set.
     """
+    refuse_masks(root)
     check = _Check(root)
     try:
         dataset = open_dataset(root, **reading)
-    except UnknownLayout:
-        return check.look_at_unlabeled()
+    except UnknownLayout as error:
+        return check.look_at_unlabeled(error)
     except DataError as error:
+        if not root.is_dir() or not _files(root):
+            raise
         check.add(str(error), refused=True)
-        pairs = _match_by_name(root)
-        if not pairs:
-            find_images([root])  # refuses a folder without images
-        dataset = SegmentationDataset(root.resolve().name, root, (), (), (), {_ALL: pairs})
+        given = reading.get("layout", "auto")
+        layouts = find_layouts(root) if given == "auto" else [given]
+        layout = layouts[0] if len(layouts) == 1 else UNKNOWN  # masks of several layouts are not compared
+        pairs = PairList() if layout == UNKNOWN else _match_by_name(root)
+        dataset = SegmentationDataset(
+            root.resolve().name, root, (), (), (), {_ALL: pairs} if pairs else {}, layout=layout
+        )
     return check.look_at_labeled(dataset)
 
 
@@ -71,9 +73,11 @@ class _Check:
             str(file.relative_to(self.root)) if file.is_relative_to(self.root) else str(file) for file in files
         )
 
-    def look_at_unlabeled(self) -> DataReport:
-        """Check images without masks."""
+    def look_at_unlabeled(self, why: UnknownLayout) -> DataReport:
+        """Check images without masks; a labeled data set at hand is named."""
         images = find_images([self.root])
+        if why.datasets:
+            self.add(str(why))
         looks = self.look_at_images(images)
         duplicates = [(one.image, "", one.kind, one.of, "") for one in find_duplicates(images)]
         if duplicates:
@@ -82,7 +86,7 @@ class _Check:
                 f"{count('image', len(duplicates))} like another one", f"{advice}.", [row[0] for row in duplicates]
             )
         self.add_unreadable(images)
-        return self.report(UNLABELED, {"unlabeled": images}, duplicates, looks, {})
+        return self.report(UNLABELED, {"unlabeled": images}, duplicates, looks, {"datasets": why.datasets})
 
     def look_at_labeled(self, dataset: SegmentationDataset) -> DataReport:
         """Check images with their masks; without classes, as of a layout that cannot be read, values are classes."""
@@ -91,7 +95,7 @@ class _Check:
         looks = self.look_at_images(pairs.images)
         masks = dict(zip(map(str, pairs.masks), self.look_at_masks(pairs), strict=True))
         self.compare_sizes(pairs, looks, masks)
-        more = self.look_for_others(pairs)
+        more: dict[str, Any] = self.look_for_others(pairs) if pairs else {}
         if dataset.missing:
             self.add(
                 f"{count('name', dataset.missing)} in the split files and not on the disk",
@@ -106,8 +110,8 @@ class _Check:
         duplicates = self.find_leaks(splits)
         self.add_unreadable((splits.get("train", pairs) if known else pairs).images)
         more |= {"classes": classes, "palette": dataset.palette, "dataset": dataset if known else None}
-        layout = dataset.layout if known else "unknown"
-        return self.report(layout, splits, duplicates, looks, more)
+        more["split_origin"] = dataset.split_origin
+        return self.report(dataset.layout, splits, duplicates, looks, more)
 
     def report(self, layout: str, splits: Any, duplicates: list[Any], looks: list[Any], more: Any) -> DataReport:
         """Put everything into tables."""
@@ -261,19 +265,25 @@ class _Check:
             self.add(f"{count('unreadable file', len(lost))}", advice, sorted(lost), refused=lost.issuperset(images))
 
 
-def _class_shares(dataset: SegmentationDataset, masks: dict[str, _Mask]) -> tuple[pd.DataFrame, float]:
-    """The table of classes over the training masks, and the share of their pixels that does not count."""
-    pairs = dataset.splits.get("train", dataset.splits.get(_ALL, PairList()))
-    train = [masks[str(mask)].counts for mask in pairs.masks]
+def _class_shares(dataset: SegmentationDataset, masks: dict[str, _Mask]) -> tuple[pd.DataFrame, float | None]:
+    """The table of classes, and the share of the training pixels that does not count, None without classes."""
+    train, test = (
+        [masks[str(mask)].counts for mask in dataset.splits.get(split, PairList()).masks]
+        for split in ("train" if dataset.classes else _ALL, "test")
+    )
     present = sorted({value for counts in train for value in counts})
     groups = dict(zip(dataset.classes, ([*_flat([value])] for value in dataset.mask_values), strict=True))
     groups = groups or {f"value {value}": [value] for value in present}
     pixels = [sum(counts.get(value, 0) for counts in train for value in values) for values in groups.values()]
-    images = [sum(not set(values).isdisjoint(counts) for counts in train) for values in groups.values()]
+    images, tests = (
+        [sum(not set(values).isdisjoint(counts) for counts in part) for values in groups.values()]
+        for part in (train, test)
+    )
     left_out = sum(counts.get(value, 0) for counts in train for value in dataset.ignore_values)
     shares = np.array(pixels) / max(1, sum(pixels))
-    rows = zip(groups, groups.values(), shares.tolist(), images, strict=True)
-    return _frame(rows, "class", "values", "share", "images"), left_out / max(1, left_out + sum(pixels))
+    rows = zip(groups, groups.values(), shares.tolist(), images, tests, strict=True)
+    ignored = left_out / max(1, left_out + sum(pixels)) if dataset.classes else None
+    return _frame(rows, "class", "values", "share", "images", "test_images"), ignored
 
 
 def _read_header(path: Path) -> list[int]:

@@ -29,6 +29,15 @@ def parse_colors(texts: Sequence[str]) -> ColorTable:
     return _make_table(pairs, "colors")
 
 
+def find_class_table(root: Path) -> Path | None:
+    """The file of class names in a folder, if there is one; DataError if there are several."""
+    found = [root / name for name in (*_TABLES, "classes.txt") if (root / name).is_file()]
+    if len(found) > 1:
+        shown = " and ".join(path.name for path in found)
+        raise DataError(f"{root} has {shown}, and either may name the classes. Remove one of them.")
+    return found[0] if found else None
+
+
 def read_class_table(root: Path) -> tuple[tuple[str, ...], ColorTable]:
     """The class names of a folder, and their colors if they have some: classes.csv, classes.json or classes.txt.
 
@@ -36,13 +45,9 @@ def read_class_table(root: Path) -> tuple[tuple[str, ...], ColorTable]:
     names, or of objects with name and color, or an object of colors by name. Nothing is found where there is no file.
     DataError if there are several, or one has another form.
     """
-    found = [root / name for name in (*_TABLES, "classes.txt") if (root / name).is_file()]
-    if len(found) > 1:
-        shown = " and ".join(path.name for path in found)
-        raise DataError(f"{root} has {shown}, and either may name the classes. Remove one of them.")
-    if not found:
+    path = find_class_table(root)
+    if path is None:
         return (), {}
-    path = found[0]
     if path.suffix == ".txt":
         return tuple(read_lines(path)), {}
     rows = _read_csv(path) if path.suffix == ".csv" else _read_json(path)

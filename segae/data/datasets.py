@@ -19,9 +19,10 @@ from segae._io import package_data
 from segae._notebook import ShownInNotebooks, html_classes, list_names
 from segae.data.cache import remember_facts
 from segae.data.color_tables import ColorTable, parse_colors, read_class_table
+from segae.data.dataset_folders import choose_layout
 from segae.data.file_lists import Pair, PairList
 from segae.data.folders import find_images, is_image, walk_folders
-from segae.data.formats import choose_layout, color_labels, find_layouts, read_folder_samples, read_labels, voc_roots
+from segae.data.formats import color_labels, find_layouts, read_folder_samples, read_labels, voc_roots
 from segae.data.found_labels import FoundLabels, Sample, to_pairs
 from segae.data.huggingface import is_hub_address, local_folder
 from segae.data.image_io import (
@@ -34,7 +35,7 @@ from segae.data.image_io import (
     require_same_size,
     to_class_indices,
 )
-from segae.data.split_files import choose_by_hash, read_list, read_lists
+from segae.data.split_files import choose_by_hash, find_lists, read_list, read_lists
 from segae.errors import DataError
 
 logger = logging.getLogger("segae")
@@ -67,6 +68,7 @@ class SegmentationDataset(ShownInNotebooks):
         missing: number of names that a split file lists and that are not on the disk.
         layout: what its folder looks like, a name in `formats.LAYOUTS`.
         converted: whether its mask files lie in the cache, made from colors or objects by the names of the classes.
+        split_origin: in words, what divides its images into splits: files of the folder, or a hash of the names.
     """
 
     name: str
@@ -79,6 +81,7 @@ class SegmentationDataset(ShownInNotebooks):
     ignore_values: tuple[int, ...] = ()
     layout: str = "folder"
     converted: bool = False
+    split_origin: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", {split: PairList.of(pairs) for split, pairs in self.splits.items()})
@@ -126,14 +129,16 @@ class SegmentationFolder(SegmentationDataset):
         self, root: Path, classes: Sequence[str] = (), test_fraction: float = 0.2, seed: int = 0,
         ignore_values: Sequence[int] | None = None, colors: ColorTable | None = None,
     ) -> None:  # fmt: skip
-        found = FoundLabels(read_folder_samples(root), (), ())
-        splits = found.divide(root, test_fraction, seed)
+        samples = read_folder_samples(root)
+        found = FoundLabels(samples, (), (), origin=f"folders {', '.join(samples)}")
+        splits, origin = found.divide(root, test_fraction, seed)
         found.report(root, splits)
         listed, table = read_class_table(root)
         layout = "folder" if (root / "masks").is_dir() else "split_folders"
-        if table := colors or table:
-            coded = color_labels(found, table).reorder(classes, root)
+        if colors or table:
+            coded = color_labels(found, root, colors or {}, table).reorder(classes, root)
             known: dict[str, Any] = {"palette": coded.palette, "mask_values": coded.values, "converted": True}
+            known["split_origin"] = origin
             super().__init__(
                 root.resolve().name, root, coded.classes, splits=_convert(coded, splits), layout=layout, **known
             )
@@ -142,7 +147,7 @@ class SegmentationFolder(SegmentationDataset):
         names, whole = tuple(classes) or listed, PairList(pair for part in pairs.values() for pair in part)
         values, ignored = infer_mask_values(root, names, values_in_masks(whole), ignore_values)
         classes = names or tuple(f"class_{value}" for value in values)
-        palette, how = make_palette(len(values)), {"ignore_values": ignored, "layout": layout}
+        palette, how = make_palette(len(values)), {"ignore_values": ignored, "layout": layout, "split_origin": origin}
         super().__init__(root.resolve().name, root, classes, palette, values, pairs, **how)  # type: ignore[arg-type]
 
 
@@ -169,7 +174,8 @@ class OxfordPets(SegmentationDataset):
         if there < count:
             logger.warning("%s: using %d of %d listed images, %d missing", root, there, count, count - there)
         name = root.resolve().name
-        super().__init__(name, root, PETS_CLASSES, PETS_PALETTE, _TRIMAP_VALUES, splits, count - there, layout="pets")
+        how = {"layout": "pets", "split_origin": few(str(one.relative_to(root)) for one in find_lists(root))}
+        super().__init__(name, root, PETS_CLASSES, PETS_PALETTE, _TRIMAP_VALUES, splits, count - there, **how)  # type: ignore[arg-type]
 
 
 class ClassFolders(SegmentationDataset):
@@ -257,11 +263,11 @@ def _open_pets(root: Path, classes: Sequence[str], colors: ColorTable) -> Oxford
 def _open_found(root: Path, layout: str, classes: Sequence[str], colors: ColorTable) -> SegmentationDataset:
     """Open a data set of a layout that has a reader in `formats`."""
     found = read_labels(root, layout, classes, colors).reorder(classes, root)
-    splits = found.divide(root)
+    splits, origin = found.divide(root)
     found.report(root, splits)
     palette = found.palette or make_palette(len(found.classes))
     pairs, converted = _convert(found, splits), found.convert is not None
-    parts = (found.classes, palette, found.values, pairs, found.missing, found.ignored, layout, converted)
+    parts = (found.classes, palette, found.values, pairs, found.missing, found.ignored, layout, converted, origin)
     return SegmentationDataset(root.resolve().name, root, *parts)
 
 

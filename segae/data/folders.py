@@ -69,6 +69,11 @@ def walk_folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
         yield Path(folder), subfolders, [name for name in files if not BRUSH_MASK.fullmatch(name)]
 
 
+def is_mask_folder(folder: Path) -> bool:
+    """Whether a folder has a name that masks have, beside a folder of images."""
+    return any(folder.name in labels and (folder.parent / name).is_dir() for name, labels in _MASK_FOLDERS.items())
+
+
 def is_image(path: Path) -> bool:
     """Whether a file looks like an image, by its extension or its first bytes."""
     if path.name.startswith("."):

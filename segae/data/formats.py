@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from segae._io import require_choice
 from segae.data.annotations import index_colors
 from segae.data.cache import remember_facts
-from segae.data.color_tables import ColorTable, read_class_table, read_labelmap, voc_color
+from segae.data.color_tables import ColorTable, find_class_table, read_class_table, read_labelmap, voc_color
 from segae.data.file_lists import PathList
 from segae.data.folders import BRUSH_MASK, SPLIT_FOLDERS, images_by_name, match_masks
 from segae.data.found_labels import ALL, FoundLabels, Sample
 from segae.data.huggingface import is_huggingface
 from segae.data.image_io import few, has_colors, values_in
 from segae.data.object_formats import is_coco, is_label_studio, is_yolo, read_coco, read_label_studio, read_yolo
-from segae.data.split_files import read_list, read_lists
+from segae.data.split_files import find_lists, read_list, read_lists
 from segae.errors import DataError
 from segae.image_format import IGNORE_INDEX
 
@@ -55,31 +54,6 @@ class Layout:
 def find_layouts(root: Path) -> list[str]:
     """The names of the layouts that a folder looks like; of a file none."""
     return [name for name, layout in LAYOUTS.items() if layout.recognize(root)] if root.is_dir() else []
-
-
-class UnknownLayout(DataError):
-    """A folder that looks like none of the layouts of labeled data sets."""
-
-
-def choose_layout(root: Path, layout: str = "auto") -> str:
-    """The layout of a folder: the one that it looks like, or which of several is meant.
-
-    DataError if it looks like none, or like several where ``layout`` is auto, or not like the one that is named.
-    """
-    require_choice("layout", layout, ["auto", *LAYOUTS])
-    if not root.is_dir():
-        raise DataError(f"There is no folder {root}. Name the folder of a data set: {_describe(LAYOUTS)}.")
-    found = find_layouts(root)
-    if not found:
-        listed = few(sorted(child.name for child in root.iterdir())) or "nothing"
-        raise UnknownLayout(f"{root} is no labeled data set: it holds {listed}. It needs one of: {_describe(LAYOUTS)}.")
-    if layout not in ("auto", *found):
-        raise DataError(f"layout must be auto or what {root} looks like, {_describe(found)}, got {layout}")
-    if layout == "auto" and len(found) > 1:
-        raise DataError(
-            f"{root} can be read in {len(found)} ways: {_describe(found)}. Set layout to one of these names."
-        )
-    return found[0] if layout == "auto" else layout
 
 
 def read_labels(root: Path, layout: str, classes: Sequence[str] = (), colors: ColorTable | None = None) -> FoundLabels:
@@ -139,14 +113,15 @@ def _read_voc(root: Path, classes: Sequence[str], colors: ColorTable) -> FoundLa
     if len(roots) > 1:
         raise DataError(f"{root} holds several PASCAL VOC data sets: {few(roots)}. Name one of them.")
     base = roots[0]
-    splits = _listed_samples(base, base / "JPEGImages")
+    splits, origin = _listed_samples(base, base / "JPEGImages")
     listed, table = read_class_table(base)
     names = tuple(colors or classes or listed or VOC_CLASSES)
     masks = PathList(one.label for samples in splits.values() for one in samples if one.label is not None)
     palette = tuple((colors or table).values()) or tuple(map(voc_color, range(len(names))))
-    found = FoundLabels(splits, names, tuple(range(len(names))), (IGNORE_INDEX,), palette)
+    found = FoundLabels(splits, names, tuple(range(len(names))), (IGNORE_INDEX,), palette, origin=origin)
     if colors or table or any(remember_facts("has_colors", masks, has_colors, lambda _: False)):
-        return _with_colors(found, {**dict(zip(names, palette, strict=True)), "void": voc_color(IGNORE_INDEX)})
+        coded = {**dict(zip(names, palette, strict=True)), "void": voc_color(IGNORE_INDEX)}
+        return _with_colors(found, coded, _advise_colors(base, colors, table))
     return found
 
 
@@ -156,35 +131,46 @@ def _read_cvat(root: Path, classes: Sequence[str], colors: ColorTable) -> FoundL
     images = next((root / name for name in ("JPEGImages", "images") if (root / name).is_dir()), None)
     if images is None:
         raise DataError(f"{root} has no images, as a CVAT export without them. Put them into {root / 'JPEGImages'}.")
-    splits = _listed_samples(root, images)
-    return _with_colors(FoundLabels(splits, tuple(table), tuple(range(len(table))), (), tuple(table.values())), table)
+    splits, origin = _listed_samples(root, images)
+    found = FoundLabels(splits, tuple(table), tuple(range(len(table))), (), tuple(table.values()), origin=origin)
+    return _with_colors(found, table, f"give the color to a class in {root / 'labelmap.txt'}")
 
 
-def color_labels(found: FoundLabels, table: ColorTable) -> FoundLabels:
-    """Let masks be read by the colors of these classes."""
-    values = tuple(range(len(table)))
-    return _with_colors(replace(found, classes=tuple(table), values=values, palette=tuple(table.values())), table)
+def color_labels(found: FoundLabels, root: Path, colors: ColorTable, table: ColorTable) -> FoundLabels:
+    """Let masks be read by the colors of classes: those that were given, else those of the table of the folder."""
+    coded = colors or table
+    found = replace(found, classes=tuple(coded), values=tuple(range(len(coded))), palette=tuple(coded.values()))
+    return _with_colors(found, coded, _advise_colors(root, colors, table))
 
 
-def _with_colors(found: FoundLabels, table: ColorTable) -> FoundLabels:
+def _advise_colors(root: Path, colors: ColorTable, table: ColorTable) -> str:
+    """Where to give a color to a class."""
+    if colors or table:
+        return f"give the color to a class in {'colors' if colors else find_class_table(root)}"
+    where = f"in {root / 'labelmap.txt'} or {root / 'classes.csv'}"
+    return f"name the classes with their colors {where}; without, {root} is read as voc, with the colors of PASCAL VOC"
+
+
+def _with_colors(found: FoundLabels, table: ColorTable, advice: str) -> FoundLabels:
     """Let masks be read by their colors; a color of no class in ``found`` does not count."""
     values = dict(zip(found.classes, found.values, strict=True))
     codes = {color: values.get(name, IGNORE_INDEX) for name, color in table.items()}
-    convert = partial(index_colors, colors=codes, names={color: name for name, color in table.items()})
+    convert = partial(index_colors, colors=codes, names={color: name for name, color in table.items()}, advice=advice)
     return replace(found, convert=convert)
 
 
-def _listed_samples(root: Path, images: Path) -> dict[str, list[Sample]]:
-    """Images with their masks in SegmentationClass/, divided as the files in ImageSets/Segmentation say."""
+def _listed_samples(root: Path, images: Path) -> tuple[dict[str, list[Sample]], str]:
+    """Images with their masks in SegmentationClass/, divided as the files in ImageSets/Segmentation say, and which."""
     masks, lists = root / "SegmentationClass", root / "ImageSets" / "Segmentation"
     named, labels = images_by_name(images), images_by_name(masks)
     if orphans := [labels[name] for name in sorted(labels.keys() - named.keys())]:
         raise DataError(f"{masks} has masks without an image: {few(orphans)}. Add the images or remove them.")
     listed = read_lists(lists, named) or {ALL: read_list(lists, "default", named) or sorted(labels)}
-    return {
+    samples = {
         split: [Sample(name, images / named[name], masks / labels[name] if name in labels else None) for name in names]
         for split, names in listed.items()
     }
+    return samples, ", ".join(str(file.relative_to(root)) for file in find_lists(lists))
 
 
 def _read_cityscapes(root: Path, classes: Sequence[str], colors: ColorTable) -> FoundLabels:  # noqa: ARG001
@@ -209,7 +195,7 @@ def _read_cityscapes(root: Path, classes: Sequence[str], colors: ColorTable) -> 
         facts = remember_facts("mask_values", PathList(one.label for one in test), values_in, lambda _: ())
         dummy = {one.name for one, inside in zip(test, facts, strict=True) if not {*inside} & {*values}}
         splits["test"] = [one._replace(label=None) if one.name in dummy else one for one in splits["test"]]
-    return FoundLabels(splits, tuple(CITYSCAPES_IDS), values, ignored, palette)
+    return FoundLabels(splits, tuple(CITYSCAPES_IDS), values, ignored, palette, origin="folders in leftImg8bit")
 
 
 def _refuse_colors(colors: ColorTable, where: str) -> None:
@@ -217,7 +203,8 @@ def _refuse_colors(colors: ColorTable, where: str) -> None:
         raise DataError(f"colors must be empty where {where} has them, got {', '.join(colors)}")
 
 
-def _describe(names: Iterable[str]) -> str:
+def describe_layouts(names: Iterable[str]) -> str:
+    """Names of layouts, each with what a folder of it holds."""
     return "; ".join(f"{name} ({LAYOUTS[name].about})" for name in names)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from segae.data.file_lists import Pair, PairList
-from segae.data.split_files import choose_by_hash, split_names
+from segae.data.split_files import HASH, choose_by_hash, split_names
 from segae.errors import DataError
 
 logger = logging.getLogger("segae")
@@ -38,6 +38,7 @@ class FoundLabels:
         palette: a color for each class, or none.
         convert: makes the labels of samples mask files; None if they are mask files.
         missing: number of images that are listed and not on the disk.
+        origin: in words, what divides the images into splits, where something does.
     """
 
     splits: Mapping[str, Sequence[Sample]]
@@ -47,6 +48,7 @@ class FoundLabels:
     palette: tuple[tuple[int, int, int], ...] = ()
     convert: Callable[[Sequence[Any]], Sequence[Path]] | None = None
     missing: int = 0
+    origin: str = ""
 
     def reorder(self, classes: Sequence[str], root: Path) -> "FoundLabels":
         """Put the classes into the order that was asked for; DataError unless they are the same."""
@@ -60,20 +62,21 @@ class FoundLabels:
         values = tuple(self.values[place] for place in places)
         return replace(self, classes=tuple(classes), values=values, palette=palette)
 
-    def divide(self, root: Path, test_fraction: float = 0.2, seed: int = 0) -> dict[str, list[Sample]]:
-        """Labeled images in their splits, with names that are unique.
+    def divide(self, root: Path, test_fraction: float = 0.2, seed: int = 0) -> tuple[dict[str, list[Sample]], str]:
+        """Labeled images in their splits, with names that are unique; and in words what divided them.
 
         Undivided ones are split by train.txt, val.txt and test.txt in ``root``, by folders, or by a hash. Where no test
         image has a label, the validation images are the test images; without those it is the ``test_fraction`` of the
         training images, by a hash. DataError if there is no training image.
         """
         splits = {split: [one for one in samples if one.label is not None] for split, samples in self.splits.items()}
+        origin = self.origin
         if samples := splits.pop(ALL, None):
             named = {one.name: one for one in samples}
             if len(named) < len(samples):
                 twice = next(name for name, times in Counter(one.name for one in samples).items() if times > 1)
                 raise DataError(f"{root} lists {twice} twice. Remove one of the two.")
-            divided = split_names(root, named, test_fraction, seed)
+            divided, origin = split_names(root, named, test_fraction, seed)
             splits = {split: [named[name] for name in names] for split, names in divided.items()}
         counts = Counter(one.name for samples in splits.values() for one in samples)
         if any(times > 1 for times in counts.values()):
@@ -83,12 +86,13 @@ class FoundLabels:
         if not splits.get("train"):
             raise DataError(f"{root} has no training image with a mask: its split train is empty. Correct its lists.")
         if not splits.get("test") and splits.get("val"):
-            splits["test"] = splits.pop("val")
+            splits["test"], origin = splits.pop("val"), f"{origin}, the validation images as test"
         elif not splits.get("test"):
             test = choose_by_hash([one.name for one in splits["train"]], test_fraction, seed, "test")
             splits["test"] = [one for one in splits["train"] if one.name in test]
             splits["train"] = [one for one in splits["train"] if one.name not in test]
-        return {split: samples for split, samples in splits.items() if samples or split == "test"}
+            origin = f"{origin}, the test images by {HASH}"
+        return {split: samples for split, samples in splits.items() if samples or split == "test"}, origin
 
     def report(self, root: Path, divided: Mapping[str, Sequence[Sample]]) -> None:
         """Log how many images are left out, and where the test images come from."""
@@ -107,7 +111,7 @@ class FoundLabels:
     def held_out(self, root: Path) -> list[Path]:
         """The test images, also those without a label."""
         unlabeled = [one.image for one in self.splits.get("test", ()) if one.label is None]
-        return unlabeled + [one.image for one in self.divide(root)["test"]]
+        return unlabeled + [one.image for one in self.divide(root)[0]["test"]]
 
 
 def to_pairs(samples: Sequence[Sample], masks: Sequence[Path]) -> PairList:

@@ -96,7 +96,7 @@ def read_coco(root: Path, classes: Sequence[str], colors: ColorTable) -> FoundLa
         samples = _read_coco_file(root, path, content, values, split)
         missing += len(content["images"]) - len(samples)
         splits.setdefault(split, []).extend(samples)
-    return _found(root, splits, names, missing)
+    return _found(root, splits, names, few(path.relative_to(root) for path in files), missing)
 
 
 def _split_of(path: Path) -> str:
@@ -134,7 +134,11 @@ def _read_coco_file(
         drawing = Drawing(image, (int(one["height"]), int(one["width"])), tuple(regions[one["id"]]))
         samples.append(Sample(name.removesuffix(Path(name).suffix), image, drawing))
     if not samples:
-        raise DataError(f"{path} lists {len(content['images'])} images, and none is in {few(folders)}. Add them.")
+        first = next((str(one["file_name"]) for one in content["images"]), "")
+        near = [folder / Path(first).name for folder in folders if (folder / Path(first).name).is_file()]
+        advice = f"{near[0]} is there: correct the file_name of each image." if near else "Add them."
+        places, number = few(dict.fromkeys(map(str, folders))), len(content["images"])
+        raise DataError(f"{path} lists {number} images, the first is {first!r}, and none is in {places}. {advice}")
     return samples
 
 
@@ -172,7 +176,7 @@ def read_yolo(root: Path, classes: Sequence[str], colors: ColorTable) -> FoundLa
             sizes = remember_facts("size", PathList(images.values()), image_size, lambda _: ())
             found = (one for one in zip(images.items(), sizes, strict=True) if one[1])  # others cannot be read
             splits.setdefault(split, []).extend(_yolo_sample(*named, size, values) for named, size in found)
-    return _found(root, splits, names)
+    return _found(root, splits, names, path.name)
 
 
 def _yolo_images(root: Path, content: Mapping[str, Any], place: str) -> dict[str, Path]:
@@ -261,7 +265,7 @@ def read_label_studio(root: Path, classes: Sequence[str], colors: ColorTable) ->
             f"{root} lacks the images of {few(missing)}. Put them into {root / 'images'}, and the json export of Label "
             "Studio, which has their names, beside them."
         )
-    return _found(root, {ALL: samples}, names)
+    return _found(root, {ALL: samples}, names, "")
 
 
 def _png_parts(masks: Iterable[Path]) -> dict[int, list[tuple[str, tuple[str, Any], Any]]]:
@@ -325,10 +329,13 @@ def _as_background(name: str) -> str:
     return BACKGROUND if name.lower() == BACKGROUND else name
 
 
-def _found(root: Path, splits: Mapping[str, Sequence[Sample]], names: tuple[str, ...], missing: int = 0) -> FoundLabels:
+def _found(
+    root: Path, splits: Mapping[str, Sequence[Sample]], names: tuple[str, ...], origin: str, missing: int = 0
+) -> FoundLabels:
     if not any(splits.values()):
         raise DataError(f"{root} has no image with an annotation. Correct its paths.")
-    return FoundLabels(splits, names, tuple(range(len(names))), (IGNORE_INDEX,), convert=draw_masks, missing=missing)
+    how: dict[str, Any] = {"convert": draw_masks, "missing": missing, "origin": origin}
+    return FoundLabels(splits, names, tuple(range(len(names))), (IGNORE_INDEX,), **how)
 
 
 def _refuse_colors(colors: ColorTable, layout: str) -> None:

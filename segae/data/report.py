@@ -10,6 +10,7 @@ from segae._notebook import ShownInNotebooks, html_classes, html_frame
 from segae.data.datasets import SegmentationDataset
 
 UNLABELED = "unlabeled images"  # in place of a layout
+UNKNOWN = "unknown"  # where no layout fits, or several do
 _SHOWN = 3  # files of a problem that are printed
 
 
@@ -40,14 +41,15 @@ class DataReport(ShownInNotebooks):
 
     Attributes:
         root: the folder.
-        layout: of a labeled data set, ``unknown`` where none fits; or ``unlabeled images``.
+        layout: of a labeled data set, ``unknown`` where several fit; or ``unlabeled images``.
         splits: a row per split: ``split``, ``images``.
+        split_origin: in words, what divides the images into splits: files of the folder, or a hash of the names.
         classes: a row per class: ``class``, ``values`` in mask files, ``share`` of the training pixels that count, and
-            the number of training ``images`` that show it. Empty for unlabeled images.
+            the number of training ``images`` and of ``test_images`` that show it. Empty for unlabeled images.
         palette: one RGB color in 0-255 per class.
         sizes: the ``smallest``, ``median`` and ``largest`` image by area: ``size``, ``width``, ``height``.
         formats: a row per kind of file: ``channels``, ``bits`` of each, ``images``.
-        ignored: share of the training pixels that do not count, in [0, 1].
+        ignored: share of the training pixels that do not count, in [0, 1]; None where the classes are not known.
         unbalanced: whether a class has 20 times the training pixels of another.
         duplicates: a row per image that repeats one of another split, of unlabeled images any other: ``image``,
             ``split``, ``kind`` (file, pixels or near), ``of``, ``of_split``.
@@ -57,6 +59,7 @@ class DataReport(ShownInNotebooks):
         problems: what is wrong, errors first.
         commands: what to type next, from `segae.check_data`.
         dataset: the labeled data set, if it can be read.
+        datasets: of unlabeled images the folders of labeled data sets that they belong to, or that are below.
     """
 
     root: Path
@@ -70,11 +73,13 @@ class DataReport(ShownInNotebooks):
     commands: tuple[str, ...] = ()
     classes: pd.DataFrame = field(default_factory=pd.DataFrame)
     palette: tuple[tuple[int, int, int], ...] = ()
-    ignored: float = 0.0
+    ignored: float | None = None
     unbalanced: bool = False
     images_without_mask: tuple[str, ...] = ()
     masks_without_image: tuple[str, ...] = ()
     dataset: SegmentationDataset | None = None
+    datasets: tuple[Path, ...] = ()
+    split_origin: str = ""
 
     @property
     def accepted(self) -> bool:
@@ -92,19 +97,25 @@ class DataReport(ShownInNotebooks):
         sizes = ", ".join(f"{row.size} {row.width} x {row.height}" for row in self.sizes.itertuples(index=False))
         kinds = self.formats.itertuples(index=False, name=None)
         formats = ", ".join(f"{channels} x {bits} bit ({count('image', images)})" for channels, bits, images in kinds)
-        facts = {"layout": self.layout, "images": splits, "pixels": sizes, "channels": formats}
-        labeled = {} if self.layout == UNLABELED else {"ignored": f"{self.ignored:.1%} of the training pixels"}
-        return {"folder": self.root} | {name: text for name, text in (facts | labeled).items() if text}
+        ignored = "" if self.ignored is None else f"{self.ignored:.1%} of the training pixels"
+        facts = {"layout": self.layout, "images": splits, "split by": self.split_origin, "pixels": sizes}
+        facts |= {"channels": formats, "ignored": ignored}
+        return {"folder": self.root} | {name: text for name, text in facts.items() if text}
 
-    def _class_rows(self) -> list[tuple[str, str, str]]:
-        rows = zip(self.classes["class"], self.classes["share"], self.classes["images"], strict=True)
-        return [(name, f"{share:.2%}", str(images)) for name, share, images in rows]
+    def _class_rows(self) -> list[tuple[str, ...]]:
+        """A line of column names and a line per class; without splits of all masks."""
+        names, shares = self.classes["class"], (f"{share:.2%}" for share in self.classes["share"])
+        if self.dataset is None:
+            return [("class", "pixels", "images"), *zip(names, shares, map(str, self.classes["images"]), strict=True)]
+        counts = (map(str, self.classes[column]) for column in ("images", "test_images"))
+        return [("class", "train pixels", "train images", "test images"), *zip(names, shares, *counts, strict=True)]
 
     def __str__(self) -> str:
         lines = [f"{name:<9} {value}" for name, value in self._facts().items()]
-        if rows := [("class", "pixels", "images"), *self._class_rows()] if len(self.classes) else []:
-            wide = [max(len(row[place]) for row in rows) for place in range(3)]
-            lines += ["", *(f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}" for a, b, c in rows)]
+        if rows := self._class_rows() if len(self.classes) else []:
+            wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            aligned = ([name.ljust(wide[0]), *map(str.rjust, rest, wide[1:])] for name, *rest in rows)
+            lines += ["", *map("  ".join, aligned)]
         marks = (f"{'error' if problem.refused else 'warning'}: {problem}" for problem in self.problems)
         ends = ("A training refuses this folder. When it is mended:", "Next:")
         return "\n".join([*lines, "", *marks, ends[self.accepted], *(f"  {command}" for command in self.commands)])
@@ -112,11 +123,11 @@ class DataReport(ShownInNotebooks):
     def _pictures(self) -> dict[str, Any]:
         shown: dict[str, Any] = {}
         if len(self.classes):
-            rows = self._class_rows()
-            if self.palette:  # of an unknown layout there is none
+            columns, *rows = self._class_rows()
+            if self.palette:  # without classes there is none
                 chips = (html_classes([row[0]], [color]) for row, color in zip(rows, self.palette, strict=True))
                 rows = [(chip, *row[1:]) for chip, row in zip(chips, rows, strict=True)]
-            shown["classes"] = html_frame(("class", "share of pixels", "images"), rows)
+            shown["classes"] = html_frame(columns, rows)
         if self.problems:
             listed = (("error" if one.refused else "warning", str(one)) for one in self.problems)
             shown["problems"] = html_frame(("", "what, and what to do"), listed)

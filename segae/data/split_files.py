@@ -10,26 +10,38 @@ from segae.data.folders import SPLIT_FOLDERS, read_lines
 from segae.data.image_io import few
 from segae.errors import DataError
 
+_LISTS = ("train", "trainval", "val", "test")
 
-def split_names(root: Path, names: Collection[str], test_fraction: float = 0.2, seed: int = 0) -> dict[str, list[str]]:
-    """Divide names into splits by lists in a folder, else by subfolders, else by a hash; see `SegmentationFolder`."""
+HASH = "a hash of the names"
+"""The origin of splits that nothing in a folder decides."""
+
+
+def split_names(
+    root: Path, names: Collection[str], test_fraction: float = 0.2, seed: int = 0
+) -> tuple[dict[str, list[str]], str]:
+    """Divide names into splits by lists in a folder, else by subfolders, else by a hash; see `SegmentationFolder`.
+
+    Returns the splits and in words what decided.
+    """
     listed = read_lists(root, names)
+    origin = [str(file.relative_to(root)) for file in find_lists(root)]
     known = {name for members in listed.values() for name in members}
     rest = [name for name in names if name not in known]
     folders = {SPLIT_FOLDERS.get(name.partition("/")[0].lower() if "/" in name else "") for name in names}
     if not listed and None not in folders and "train" in folders and len(folders) > 1:
         for name in names:
             listed.setdefault(SPLIT_FOLDERS[name.partition("/")[0].lower()], []).append(name)
-        rest = []
+        rest, origin = [], [f"folders {', '.join(sorted({name.partition('/')[0] for name in names}))}"]
     if "train" not in listed and "test" not in listed:
         test = choose_by_hash(rest, test_fraction, seed, "test")
         listed["train"], rest = [name for name in rest if name not in test], [name for name in rest if name in test]
-    return {"train": rest, "test": rest} | listed
+        origin.append(HASH)
+    return {"train": rest, "test": rest} | listed, ", ".join(origin)
 
 
 def read_lists(root: Path, names: Collection[str] | None = None) -> dict[str, list[str]]:
     """Names in the split files that are there; ``names`` are those that may be in them, any where it is None."""
-    listed = {split: read_list(root, split, names) for split in ("train", "trainval", "val", "test")}
+    listed = {split: read_list(root, split, names) for split in _LISTS}
     listed = {split: members for split, members in listed.items() if members}
     trainval, val = listed.pop("trainval", None), set(listed.get("val", ()))
     if trainval and not (val and "train" in listed):
@@ -47,12 +59,17 @@ def require_disjoint(root: Path, splits: Mapping[str, Sequence[str]]) -> None:
         seen |= dict.fromkeys(names, split)
 
 
+def find_lists(root: Path, splits: Sequence[str] = _LISTS) -> list[Path]:
+    """The split files that are there, in the folder or else in its ``annotations``."""
+    both = ([root / f"{split}.txt", root / "annotations" / f"{split}.txt"] for split in splits)
+    return [path for paths in both for path in [path for path in paths if path.is_file()][:1]]
+
+
 def read_list(root: Path, split: str, names: Collection[str] | None = None) -> list[str]:
     """Names in a split file in the folder or in its ``annotations``; none where there is no file."""
-    path = root / f"{split}.txt"
-    path = path if path.is_file() else root / "annotations" / path.name
-    if not path.is_file():
+    if not (files := find_lists(root, [split])):
         return []
+    path = files[0]
     found = [line.split()[0] if names is None else _find(line, names) for line in read_lines(path)]
     if unknown := [name for name in found if names is not None and name not in names]:
         raise DataError(f"{path} lists {len(unknown)} name(s) without an image and a mask: {few(unknown)}. Correct it.")

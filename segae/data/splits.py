@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 
 from segae._io import check_range
+from segae.data.dataset_folders import find_marked_folders, refuse_masks, whole_dataset
 from segae.data.datasets import held_out_images
 from segae.data.duplicates import find_duplicates
 from segae.data.file_lists import Pair, PairList, PathList
-from segae.data.folders import IMAGE_FOLDERS, SPLIT_FOLDERS, find_images, walk_folders
-from segae.data.formats import find_layouts
+from segae.data.folders import IMAGE_FOLDERS, find_images
 from segae.data.image_io import few
 from segae.data.split_files import choose_by_hash, hash_rank
 from segae.errors import DataError
@@ -99,8 +99,10 @@ def find_pretraining_images(roots: Sequence[Path], *, near_duplicates: bool = Tr
     image. The number left out is logged.
 
     Without ``near_duplicates`` only copies of files are looked for, not those that were resized, mirrored or changed.
-    DataError if all images are test images, or a data set's splits cannot be read.
+    DataError if all images are test images, a root holds the masks of a data set, or its splits cannot be read.
     """
+    for root in roots:
+        refuse_masks(root)
     packed = find_images(roots)
     if not (test := _test_images(roots)):
         return ExclusionReport(packed, [])
@@ -128,17 +130,7 @@ def _test_images(roots: Iterable[Path]) -> list[Path]:
         # as named and as it is: a root may be a link to an image folder
         places = (top.absolute(), Path(os.path.realpath(top)))
         found = [place.parent for place in places if place.name in IMAGE_FOLDERS]
-        for folder, inside, files in walk_folders(root) if root.is_dir() else ():
-            marked = "images" in inside or {"train", "test"} <= {*inside}
-            listed = inside or any(name.endswith((".json", ".yaml", ".yml")) for name in files)
-            if marked or (listed and find_layouts(folder)):
-                found.append(folder)
-        for folder in map(_whole_dataset, found):
+        found += find_marked_folders(root) if root.is_dir() else ()
+        for folder in map(whole_dataset, found):
             folders.setdefault(os.path.realpath(folder), folder)
     return [image for folder in sorted(folders.values()) for image in held_out_images(folder)]
-
-
-def _whole_dataset(folder: Path) -> Path:
-    """The data set that a folder train, val or test is a part of; another folder itself."""
-    part = folder.name.lower() in SPLIT_FOLDERS and {*find_layouts(folder.parent)} & {"split_folders", "yolo", "coco"}
-    return folder.parent if part else folder

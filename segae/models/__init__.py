@@ -23,6 +23,7 @@ from segae.models.classifier import save_classifier as save_classifier
 from segae.models.decoders import SMP_DECODERS as SMP_DECODERS
 from segae.models.decoders import list_decoders as list_decoders
 from segae.models.decoders import require_decoder_size as require_decoder_size
+from segae.models.encoder import STARTS as STARTS
 from segae.models.encoder import Encoder as Encoder
 from segae.models.encoder import EncoderInfo as EncoderInfo
 from segae.models.encoder import Weights as Weights

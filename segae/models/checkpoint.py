@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -187,18 +187,22 @@ def published_weights() -> list[str]:
     return sorted(file.stem for file in files if not file.stem.endswith(_DECODER_SUFFIX))
 
 
-def find_weights(source: PathLike) -> Path:
-    """Return the file of a path or of a published name, in this order; CheckpointError if it is neither."""
+def find_weights(source: PathLike, *, others: Sequence[str] = ()) -> Path:
+    """Return the file of a path or of a published name, in this order; CheckpointError if it is neither.
+
+    ``others`` are names of no file that the caller takes, too, for the message.
+    """
     if is_file(source):
         return Path(source)
     if str(source) in published_weights():
         return package_data("weights") / f"{source}.safetensors"
     known = ", ".join(published_weights()) or "none here"
     inside = sorted(Path(source).glob("*.safetensors")) if os.path.isdir(source) else []  # noqa: PTH112
-    hint = f", a folder with {', '.join(map(str, inside))}" if inside else nearest(source, published_weights())
-    raise CheckpointError(
-        f"weights must be an existing .safetensors file or a published name ({known}), got {str(source)!r}{hint}"
+    hint = (
+        f", a folder with {', '.join(map(str, inside))}" if inside else nearest(source, [*others, *published_weights()])
     )
+    allowed = ", ".join([*others, f"an existing .safetensors file or a published name ({known})"])
+    raise CheckpointError(f"weights must be {allowed}, got {str(source)!r}{hint}")
 
 
 def decoder_file(encoder: PathLike) -> Path:

@@ -25,6 +25,8 @@ from segae.models.hub import CONFIG_FILE, MODEL_FILE, HubModel, whole_network
 from segae.models.imagenet import load_imagenet, select_from_whole
 
 _WHOLE = "encoder+decoder"
+STARTS = ("random", "imagenet")
+"""Weights that are no file."""
 
 
 @dataclass(frozen=True)
@@ -249,13 +251,13 @@ def create_encoder(
         torch.Size([1, 96, 2, 2])
     """
     start = "random" if weights is None else str(weights)
-    if start in ("random", "imagenet"):
+    if start in STARTS:
         encoder = make_encoder(str(name), 3 if in_channels is None else in_channels, image_size)
         if start == "imagenet":
             source = load_imagenet(encoder, encoder.info.architecture, encoder.info.in_channels)
             encoder.info = replace(encoder.info, weights=Weights("imagenet"), source=source)
         return encoder
-    encoder = load_encoder(start)
+    encoder = load_encoder(find_weights(start, others=STARTS))
     own = encoder.info
     if name is not None and name.split(".")[0] != own.architecture.split(".")[0]:
         raise CheckpointError(f"name must be {own.architecture} or None, as {start} holds that encoder, got {name!r}")

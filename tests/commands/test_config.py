@@ -153,6 +153,6 @@ def test_a_wrong_path_is_refused_with_a_neighbor_of_almost_the_same_name(tmp_pat
     (tmp_path / "empty" / "deeper").mkdir(parents=True)
     with pytest.raises(segae.DataError, match="data must hold images, got the empty folder"):
         make_config(PretrainConfig, tmp_path / "empty")
-    with pytest.raises(segae.DataError, match=r"data must be a folder with images/ and masks/.*holds a.jpg"):
-        make_config(FinetuneConfig, tmp_path / "photos")
+    with pytest.raises(segae.DataError, match=r"data must be an existing folder.*a.jpg, a file"):
+        make_config(FinetuneConfig, tmp_path / "photos" / "a.jpg")
     assert make_config(PretrainConfig, "hf://owner/name?split=train").roots == ("hf://owner/name?split=train",)
