@@ -148,13 +148,19 @@ def refuse_archives(path: Path, *, shards: bool = False) -> None:
 
     With ``shards`` a .tar file passes, which may be one.
     """
-    known = [ending for _, endings, _ in shutil.get_unpack_formats() for ending in endings]
-    endings = tuple(ending for ending in (*known, ".7z", ".rar") if not (shards and ending == ".tar"))
+    if shards and path.is_file() and path.suffix == ".tar":
+        return
+    endings = (*(ending for _, known, _ in shutil.get_unpack_formats() for ending in known), ".7z", ".rar")
     files = (one for one in path.iterdir() if not one.name.startswith(".")) if path.is_dir() else iter([path])
     first = next(files, path)
     if all(one.is_file() and one.name.lower().endswith(endings) for one in (first, *files)):
         what = f"{path} is an archive" if first == path else f"{path} holds the archive {first.name} and no folder"
-        raise DataError(f"{what}. Unpack it into a folder of its own, and name that folder.")
+        tar = (
+            f" Shards for a training are named by a pattern, '{first.parent / '*.tar'}'."
+            if first.suffix == ".tar"
+            else ""
+        )
+        raise DataError(f"{what}. Unpack it into a folder of its own, and name that folder.{tar}")
 
 
 def require_package(package: str, extra: str) -> None:

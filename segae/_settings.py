@@ -20,7 +20,6 @@ Size = int | tuple[int, int]
 C = TypeVar("C", bound="Config")
 P = ParamSpec("P")
 R = TypeVar("R")
-_DESCRIPTIONS = (".json", ".yaml", ".yml", ".parquet", ".arrow")  # files that say what a data set holds
 AUGMENTATIONS = ("none", "light", "default", "strong")
 _LIMIT = 200  # characters of a word that is no path, such as a class name
 
@@ -256,7 +255,7 @@ def require_images(name: str, root: PathLike) -> None:
 
 
 def require_labeled(name: str, root: PathLike) -> None:
-    """Refuse what is no folder; whether one is a labeled data set is left to the data."""
+    """Refuse what is no folder, or an empty one; whether another is a labeled data set, the data decide."""
     text = os.fspath(root)
     if re.match(r"hf:/", text):
         return
@@ -264,6 +263,9 @@ def require_labeled(name: str, root: PathLike) -> None:
     refuse_archives(path)
     if not path.is_dir():
         raise DataError(f"{name} must be an existing folder with a labeled data set, got {path}{_sibling(path)}")
+    if not any(path.iterdir()):
+        layouts = "with images/ and masks/, or of another layout of docs/data.md"
+        raise DataError(f"{name} must be a folder {layouts}, got the empty folder {path}")
 
 
 def require_trainable(name: str, source: PathLike) -> None:

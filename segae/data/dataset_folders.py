@@ -80,8 +80,8 @@ def find_marked_folders(root: Path) -> Iterator[Path]:
 
 
 def datasets_below(root: Path) -> list[Path]:
-    """The labeled data sets at and below a folder."""
-    return list(dict.fromkeys(whole_dataset(one) for one in find_marked_folders(root) if find_layouts(one)))
+    """The labeled data sets at and below a folder, sorted."""
+    return sorted({whole_dataset(one) for one in find_marked_folders(root) if find_layouts(one)})
 
 
 def whole_dataset(folder: Path) -> Path:

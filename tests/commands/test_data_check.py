@@ -14,7 +14,8 @@ from PIL import Image
 import segae
 from segae import cli
 from segae.data.duplicates import _hash_image
-from tests.fabricate import make_folder, make_images, make_pets, save
+from tests.fabricate import make_folder, make_images, make_pets, save, write_list
+from tests.fabricate_formats import CLASSES, COLORS, draw_labeled, write_coco, write_cvat
 
 
 def check(*words: object) -> int:
@@ -194,3 +195,172 @@ def test_folders_without_images_are_refused(make: str, tmp_path: Path, capsys: p
         (root / "notes.txt").write_text("nothing")
     assert check(root) == 2
     assert str(root) in capsys.readouterr().err
+
+
+@pytest.fixture
+def cvat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_cvat(Path("photos/cvat"), *draw_labeled(), CLASSES)
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The message with which a command is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*map(str, words)])
+    assert stop.value.code == 2
+    return capsys.readouterr().err.partition(" Change ")[0].strip()
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_an_archive_must_be_unpacked(cvat: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    file = shutil.make_archive("alone/export", kind, cvat)
+    for place in (file, "alone"):
+        messages = {refuse(capsys, *words, place) for words in (["data", "check"], ["finetune"], ["pretrain"])}
+        assert len(messages) == 1
+        assert "Unpack it" in (message := messages.pop())
+        assert Path(file).name in message
+    with pytest.raises(segae.DataError, match="Unpack it"):
+        segae.data.open_dataset(file)
+    shutil.copy(cvat / "JPEGImages" / "n00.jpg", "alone")
+    assert check("alone") == 0  # an archive beside images
+
+
+def test_tar_shards_are_no_archives_where_they_can_be_read(cvat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = shutil.make_archive("shard-000", "tar", cvat / "JPEGImages")
+    assert "Unpack it" in refuse(capsys, "data", "check", file)
+    tiny = [
+        "--encoder",
+        "test_resnet",
+        "--image-size",
+        "32",
+        "--max-steps",
+        "1",
+        "--device",
+        "cpu",
+        "--epoch-images",
+        "4",
+    ]
+    cli.main(["pretrain", file, *tiny, "--batch-size", "2", "--out", "run"])
+    assert Path("run/encoder.safetensors").is_file()
+
+
+def test_the_data_set_below_or_above_is_named(cvat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, meaning in (("photos", "but photos/cvat is"), (cvat / "JPEGImages", "images of the labeled data set")):
+        report = segae.check_data(folder)
+        assert report.datasets == (cvat,)
+        assert report.accepted
+        assert meaning in report.problems[0].found
+        assert report.commands == ("segae data check photos/cvat", f"segae pretrain {folder}")
+        assert meaning in refuse(capsys, "finetune", folder)
+    shutil.copytree(cvat, "photos/more/cvat")
+    assert "but photos/cvat, photos/more/cvat are. Name one of them" in refuse(capsys, "finetune", "photos")
+
+
+@pytest.mark.parametrize("name", ["SegmentationClass", "SegmentationObject"])
+def test_masks_are_no_images_to_train_on(
+    cvat: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    commands = (["data", "check"], ["finetune"], ["pretrain"])
+    (message,) = {refuse(capsys, *words, cvat / name) for words in commands}
+    assert "the masks of the labeled data set photos/cvat" in message
+    monkeypatch.chdir(cvat / name)
+    assert "masks of the labeled data set" in refuse(capsys, "data", "check", ".")
+    Path("../../masks").mkdir()
+    shutil.copy(Path("../JPEGImages/n00.jpg"), "../../masks")
+    assert check("../../masks") == 0  # photographs in a folder of this name, beside no images
+
+
+def test_what_cannot_be_read_has_the_message_of_the_training_and_no_numbers(
+    cvat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = cvat / "labelmap.txt"
+    lines = table.read_text().splitlines()
+    colors = {"labelmap.txt": [line for line in lines if not line.startswith("disc")], "": []}
+    for name, kept in colors.items():
+        write_list(table, kept) if kept else table.unlink()
+        message = refuse(capsys, "finetune", cvat)
+        assert any(",".join(map(str, color)) in message for color in COLORS[1:])
+        assert (f"class in {table}" if name else f"in {table} or {cvat / 'classes.csv'}; without, {cvat} is") in message
+        report = segae.check_data(cvat)
+        assert report.layout == ("cvat" if name else "voc")
+        assert f"segae: {report.problems[0].found}." == message
+        assert report.ignored is None
+        assert not len(report.splits)
+        assert not {"images", "ignored", "split by"} & {line[:9].strip() for line in str(report).splitlines()}
+    write_list(table, lines)
+    shutil.rmtree(cvat / "JPEGImages")
+    (message,) = {refuse(capsys, *words, cvat) for words in (["data", "check"], ["finetune"])}
+    assert f"Put them into {cvat / 'JPEGImages'}" in message
+
+
+def test_of_two_layouts_one_must_be_named_and_nothing_else_is_compared(
+    cvat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(cvat / "JPEGImages", cvat / "images")
+    shutil.copytree(cvat / "SegmentationClass", cvat / "masks")
+    report = segae.check_data(cvat)
+    assert len(report.problems) == 1
+    assert report.commands == tuple(f"segae data check {cvat} --layout {name}" for name in ("folder", "cvat"))
+    with pytest.raises(SystemExit):
+        cli.main(["finetune", str(cvat)])
+    assert "Change --layout;" in capsys.readouterr().err
+    assert check(cvat, "--layout", "cvat") == 0
+    assert capsys.readouterr().out.endswith(f"segae finetune {cvat} --layout cvat\n")
+
+
+def test_coco_names_the_image_that_it_looked_for(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "set", *draw_labeled(), CLASSES)
+    json_file = shutil.move(root / "annotations" / "instances_train2017.json", root / "coco.json")
+    for folder in ("annotations", "train2017"):
+        shutil.rmtree(root / folder)
+    (problem,) = segae.check_data(root).problems
+    assert "'n00.jpg'" in problem.found
+    assert problem.found.count(str(root)) == 2  # the json, and where its images were looked for
+    save(np.zeros((32, 32, 3), np.uint8), root / "n00.jpg")
+    json_file.write_text(json_file.read_text().replace('"file_name": "', '"file_name": "data/'))
+    (problem,) = segae.check_data(root).problems
+    assert f"{root / 'n00.jpg'} is there" in problem.found
+
+
+def test_the_table_counts_test_images_and_the_command_has_no_ignore_that_changes_nothing(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "cells", 4, 2, size=32, values=(0, 1))
+    for place in range(6):
+        repaint(root / "masks" / f"n{place}.png", np.arange(1024).reshape(32, 32) // 512 * (place != 5))
+    report = segae.check_data(root)
+    assert report.classes[["images", "test_images"]].to_numpy().tolist() == [[4, 2], [4, 1]]
+    assert "train pixels  train images  test images" in str(report)
+    assert ">test images</th>" in report._repr_html_()
+    for one in (root, write_coco(tmp_path / "coco", *draw_labeled(), CLASSES)):
+        assert segae.check_data(one).commands == (f"segae finetune {one}",)
+
+
+def test_the_report_says_what_divides_the_images(tmp_path: Path) -> None:
+    def origin(root: Path) -> str:
+        report = segae.check_data(root)
+        assert f"split by  {report.split_origin}\n" in str(report)
+        return report.split_origin
+
+    assert origin(make_pets(tmp_path / "pets", 3, 2)) == "annotations/trainval.txt, annotations/test.txt"
+    root = make_folder(tmp_path / "cells", 4, 2, size=32)
+    assert origin(root) == "train.txt, test.txt"
+    (root / "train.txt").rename(root / "val.txt")
+    write_list(root / "val.txt", ["n0"])
+    assert origin(root) == "val.txt, test.txt"
+    (root / "test.txt").unlink()
+    assert origin(root) == "val.txt, a hash of the names"
+    coco = write_coco(tmp_path / "coco", *draw_labeled(), CLASSES)
+    files = "annotations/instances_train2017.json, annotations/instances_val2017.json"
+    assert origin(coco) == f"{files}, the validation images as test"
+    cvat = write_cvat(tmp_path / "cvat", *draw_labeled(), CLASSES)
+    assert "train.txt" in origin(cvat)
+    write_list(cvat / "ImageSets" / "Segmentation" / "train.txt", ["n00", "n01", "n02"])
+    folder = "ImageSets/Segmentation"
+    assert origin(cvat) == f"{folder}/train.txt, the test images by a hash of the names"
+    for part, names in (("train", "012"), ("test", "34")):
+        for kind in ("images", "masks"):
+            for name in names:
+                target = tmp_path / "parts" / part / kind / f"n{name}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(root / kind / target.name, target)
+    assert origin(tmp_path / "parts") == "folders test, train"

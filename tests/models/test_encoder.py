@@ -70,7 +70,11 @@ def test_other_numbers_of_channels(channels: int) -> None:
         ({"name": "test_coatnet"}, "name must be a convolutional network.*'test_coatnet'"),
         ({"name": None}, "name must be"),
         ({"name": "test_resnet", "in_channels": 0}, "in_channels must be .*, got 0"),
-        ({"name": "test_resnet", "weights": "imagenette"}, "weights must be .*'imagenette'"),
+        (
+            {"name": "test_resnet", "weights": "imagenette"},
+            "weights must be random, imagenet, .*'imagenette'.*imagenet",
+        ),
+        ({"name": "test_resnet", "weights": "randon"}, "got 'randon'; did you mean random"),
         ({"name": "resnet18", "weights": "pets_pseudo_masks"}, "name must be tf_efficientnet_lite0 .*, got 'resnet18'"),
     ],
 )

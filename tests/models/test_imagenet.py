@@ -69,6 +69,15 @@ def test_weights_that_cannot_be_had_fail_fast_and_name_both_ways(
     assert time.monotonic() - start < 15
 
 
+def test_an_encoder_like_it_with_installed_weights_is_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
+    package_file(LITE)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    for architecture, hint in (("efficientnet_lite0", f"did you mean {LITE}"), ("test_resnet", LITE)):
+        with pytest.raises(CheckpointError, match=f"cannot be had.*are installed, .*{hint}"):
+            create_encoder(architecture, weights="imagenet")
+
+
 def test_hub_weights_reach_every_tensor_of_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier, path = timm.create_model("test_convnext", pretrained=False).eval(), tmp_path / "model.safetensors"
     save_file(classifier.state_dict(), path)
