@@ -29,7 +29,8 @@ def choose_layout(root: Path, layout: str = "auto") -> str:
     require_choice("layout", layout, ["auto", *LAYOUTS])
     refuse_archives(root)
     if not root.is_dir():
-        raise DataError(f"There is no folder {root}. Name the folder of a data set: {describe_layouts(LAYOUTS)}.")
+        what = f"{root} is a file" if root.exists() else f"There is no folder {root}"
+        raise DataError(f"{what}. Name the folder of a data set: {describe_layouts(LAYOUTS)}.")
     found = find_layouts(root)
     if not found:
         refuse_masks(root)

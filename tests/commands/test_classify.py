@@ -182,7 +182,11 @@ def test_wrong_folders_and_models_are_refused(
     make_classes(tmp_path / "more" / "train", {"red": 2, "green": 2}, size=8)
     more = make_classes(tmp_path / "more" / "test", {"red": 2, "blue": 2}, size=8).parent
     (tmp_path / "bare" / "train").mkdir(parents=True)
-    for root, found in ((one, "per class.*red"), (more, "got green, red"), (tmp_path / "bare", "got none")):
+    for root, found in (
+        (one, "for each of 2 or more classes.*got red"),
+        (more, "got green, red"),
+        (tmp_path / "bare", "got none"),
+    ):
         with pytest.raises(segae.SegaeError, match=f"folder.*{found}"):
             segae.finetune(root, task="classify", out=tmp_path / "run", **small)
     (more / "test" / "blue").rename(more / "train" / "blue")
