@@ -11,6 +11,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from segae.data.cache import remember_facts
+from segae.data.color_tables import COLOR_TABLES
 from segae.data.dataset_folders import UnknownLayout, refuse_masks
 from segae.data.datasets import SegmentationDataset, count_values, find_images, open_dataset
 from segae.data.duplicates import find_duplicates, hash_images
@@ -42,8 +43,10 @@ def check_folder(root: Path, **reading: Any) -> DataReport:
         check.add(str(error), refused=True)
         given = reading.get("layout", "auto")
         layouts = find_layouts(root) if given == "auto" else [given]
-        layout = layouts[0] if len(layouts) == 1 else UNKNOWN  # masks of several layouts are not compared
-        pairs = PairList() if layout == UNKNOWN else _match_by_name(root)
+        layout = layouts[0] if len(layouts) == 1 else UNKNOWN
+        colored = reading.get("colors") or any((root / name).is_file() for name in COLOR_TABLES)
+        # masks of several layouts, and those of colors, have no values to compare
+        pairs = PairList() if layout == UNKNOWN or colored else _match_by_name(root)
         dataset = SegmentationDataset(
             root.resolve().name, root, (), (), (), {_ALL: pairs} if pairs else {}, layout=layout
         )

@@ -12,7 +12,8 @@ from segae.errors import DataError
 
 Color = tuple[int, int, int]
 ColorTable = dict[str, Color]
-_TABLES = ("classes.csv", "classes.json")
+COLOR_TABLES = ("classes.csv", "classes.json")
+"""Files that may name the classes of a folder with their colors."""
 
 
 def parse_colors(texts: Sequence[str]) -> ColorTable:
@@ -31,7 +32,7 @@ def parse_colors(texts: Sequence[str]) -> ColorTable:
 
 def find_class_table(root: Path) -> Path | None:
     """The file of class names in a folder, if there is one; DataError if there are several."""
-    found = [root / name for name in (*_TABLES, "classes.txt") if (root / name).is_file()]
+    found = [root / name for name in (*COLOR_TABLES, "classes.txt") if (root / name).is_file()]
     if len(found) > 1:
         shown = " and ".join(path.name for path in found)
         raise DataError(f"{root} has {shown}, and either may name the classes. Remove one of them.")

@@ -15,7 +15,7 @@ import segae
 from segae import cli
 from segae.data.duplicates import _hash_image
 from tests.fabricate import make_folder, make_images, make_pets, save, write_list
-from tests.fabricate_formats import CLASSES, COLORS, draw_labeled, write_coco, write_cvat
+from tests.fabricate_formats import CLASSES, COLORS, draw_labeled, write_coco, write_color_folder, write_cvat
 
 
 def check(*words: object) -> int:
@@ -292,6 +292,16 @@ def test_what_cannot_be_read_has_the_message_of_the_training_and_no_numbers(
     shutil.rmtree(cvat / "JPEGImages")
     (message,) = {refuse(capsys, *words, cvat) for words in (["data", "check"], ["finetune"])}
     assert f"Put them into {cvat / 'JPEGImages'}" in message
+
+
+def test_color_masks_are_no_fault_where_a_table_says_what_they_mean(tmp_path: Path) -> None:
+    root = write_color_folder(tmp_path / "set", *draw_labeled(), CLASSES)
+    write_list(root / "classes.csv", (root / "classes.csv").read_text().splitlines()[:-1])
+    (problem,) = segae.check_data(root).problems
+    assert f"give the color to a class in {root / 'classes.csv'}" in problem.found
+    (root / "classes.csv").unlink()
+    (problem,) = segae.check_data(root, colors=["ground=0,0,0"]).problems
+    assert "to a class in colors" in problem.found
 
 
 def test_of_two_layouts_one_must_be_named_and_nothing_else_is_compared(
