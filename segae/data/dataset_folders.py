@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from segae._io import refuse_archives, require_choice
-from segae.data.folders import IMAGE_FOLDERS, SPLIT_FOLDERS, is_mask_folder, walk_folders
+from segae.data.folders import IMAGE_FOLDERS, SPLIT_FOLDERS, is_image, is_mask_folder, walk_folders
 from segae.data.formats import LAYOUTS, describe_layouts, find_layouts
 from segae.data.image_io import few
 from segae.errors import DataError
@@ -50,10 +50,12 @@ def _unknown_layout(root: Path) -> UnknownLayout:
     if below := datasets_below(root):
         are, which = ("is", "that folder") if len(below) == 1 else ("are", "one of them")
         return UnknownLayout(f"{root} is no labeled data set, but {few(below)} {are}. Name {which}.", tuple(below))
-    listed = few(sorted(child.name for child in root.iterdir())) or "nothing"
-    return UnknownLayout(
-        f"{root} is no labeled data set: it holds {listed}. It needs one of: {describe_layouts(LAYOUTS)}."
-    )
+    children = sorted(root.iterdir())
+    listed = few(child.name for child in children) or "nothing"
+    message = f"{root} is no labeled data set: it holds {listed}. It needs one of: {describe_layouts(LAYOUTS)}."
+    if sum(one.is_dir() and any(map(is_image, one.iterdir())) for one in children) > 1:
+        message += " A folder per class, as these may be, needs the task classify."
+    return UnknownLayout(message)
 
 
 def refuse_masks(root: Path) -> None:

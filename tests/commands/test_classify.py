@@ -189,6 +189,8 @@ def test_wrong_folders_and_models_are_refused(
     ):
         with pytest.raises(segae.SegaeError, match=f"folder.*{found}"):
             segae.finetune(root, task="classify", out=tmp_path / "run", **small)
+    with pytest.raises(segae.DataError, match="A folder per class, as these may be, needs the task classify"):
+        segae.finetune(more / "test", out=tmp_path / "run", **small)
     (more / "test" / "blue").rename(more / "train" / "blue")
     with pytest.raises(segae.DataError, match="classes .*green.*got .*blue"):
         segae.evaluate(classified.path, more, device="cpu")
