@@ -22,8 +22,11 @@ def curve(axes: Axes, rows: pd.DataFrame, values: list[float], label: str) -> No
 def bottleneck(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw the error over the numbers of the code."""
     found = rows[rows["model"].str.contains("code ")]
-    curve(axes, found, [int(name.rsplit(" ", 1)[1]) for name in found["model"]], "conv_32_32_16")
+    sizes = [int(name.rsplit(" ", 1)[1]) for name in found["model"]]
+    curve(axes, found, [*map(float, sizes)], "conv_32_32_16")
     axes.set(title="Size of the code, Fashion-MNIST", xlabel="numbers", ylabel="mean squared error", xscale="log")
+    axes.set_xticks(sizes, [*map(str, sizes)])
+    axes.minorticks_off()
 
 
 def penalties(axes: Axes, rows: pd.DataFrame) -> None:
