@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from segae import data, models, training
@@ -44,8 +44,8 @@ class PretrainResult(ShownInNotebooks):
     """What a pretraining made.
 
     Attributes:
-        encoder: the pretrained encoder.
-        autoencoder: the whole trained model.
+        encoder: the pretrained encoder, with BatchNorm statistics of clean images.
+        autoencoder: the whole trained model; of a method that restores images with statistics of corrupted ones.
         path: encoder.safetensors in the run folder.
         decoder_path: decoder.safetensors, which a segmenter can take over; None for a decoder that cannot segment.
         log: one row per epoch.
@@ -182,9 +182,12 @@ class _Pretraining:
                 encoder = models.load_encoder(file).to(device)
                 training.recalibrate_batchnorm(encoder, batches, device)
                 models.save_encoder(encoder, file)
-            models.save_autoencoder(model, folder / "autoencoder.safetensors")
             if decoder is not None:
                 models.save_decoder(model, decoder, method=method.name)
+            if method.restores:  # unlike an encoder in a segmenter, the autoencoder will be given corrupted images
+                result = replace(result, encoder=copy.deepcopy(model.encoder))
+                training.recalibrate_batchnorm(part, self.corrupt(batches), device, through=model)
+            models.save_autoencoder(model, folder / "autoencoder.safetensors")
             run.write_metrics(
                 {
                     **{name: info.pretraining[name] for name in ("final_loss", "images_seen")},
@@ -242,6 +245,13 @@ class _Pretraining:
             return linear_probe(copied, device=self.device, **parts)
 
         return probe
+
+    def corrupt(self, batches: DataLoader) -> Iterator[list[Tensor]]:
+        """Batches as the method shows them to the network, with the domains of the images, if they have some."""
+        random = torch.Generator().manual_seed(self.config.trainer.seed)
+        for batch in batches:
+            images, *domains = batch if isinstance(batch, list) else [batch]
+            yield [self.method.corrupt(images, random).image, *domains]
 
     def describe(self, images: UnlabeledData, log: pd.DataFrame, source: dict[str, str]) -> models.EncoderInfo:
         """Say in the encoder's file what it is: nothing that differs between equal runs."""

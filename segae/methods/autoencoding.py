@@ -104,6 +104,7 @@ class RestorationMethod(ImageMethod):
             the whole image. Only for target ``pixels`` with criterion ``mse`` or ``l1``.
     """
 
+    restores: ClassVar[bool] = True
     residual: bool = setting(True, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -153,6 +154,7 @@ class Inpaint(ImageMethod):
         mask_ratio: Share of the patches that is hidden, in (0, 1).
     """
 
+    restores: ClassVar[bool] = True
     judges_hidden: ClassVar[bool] = True
     fill: ClassVar[Literal["zero", "mean"]] = "zero"
     patch_size: int = setting(16, low=1)
@@ -169,6 +171,7 @@ class Spark(Inpaint):
     The settings are those of `Inpaint`; patches have to be multiples of the encoder's stride and divide the image.
     """
 
+    restores: ClassVar[bool] = False
     masking: ClassVar[Masking] = "sparse"
     decoder: ClassVar[str] = "hierarchical"
     patch_size: int = setting(32, low=1)
@@ -189,6 +192,7 @@ class A2MIM(Inpaint):
     The settings are those of `Inpaint`.
     """
 
+    restores: ClassVar[bool] = False
     masking: ClassVar[Masking] = "token"
     decoder: ClassVar[str] = "linear"
     fill: ClassVar[Literal["zero", "mean"]] = "mean"

@@ -47,6 +47,7 @@ class Method(ABC):
         crops: Whether the corruption crops by itself and so has to be given whole images.
         needs_pretrained_encoder: Whether targets come from the encoder that it starts from, never from random weights.
         needs_rgb: Whether images must have red, green and blue.
+        restores: Whether its autoencoder is for corrupted images: BatchNorm then has their statistics.
         mask_patch: Side in pixels of the patches that `corrupt` hides; None where it hides none.
         code: How the bottleneck ends, see `AutoencoderInfo`; other than linear asks for decoder ``plain``.
     """
@@ -60,6 +61,7 @@ class Method(ABC):
     crops: ClassVar[bool] = False
     needs_pretrained_encoder: ClassVar[bool] = False
     needs_rgb: ClassVar[bool] = False
+    restores: ClassVar[bool] = False
     mask_patch: ClassVar[int | None] = None
     code: ClassVar[str] = "linear"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,18 @@ from segae.models import evaluation_mode
 
 
 def recalibrate_batchnorm(
-    module: nn.Module, batches: Iterable[Tensor], device: torch.device, *, through: nn.Module | None = None
+    module: nn.Module,
+    batches: Iterable[Tensor | Sequence[Tensor]],
+    device: torch.device,
+    *,
+    through: nn.Module | None = None,
 ) -> None:
-    """Replace the running statistics of every BatchNorm layer by the plain average over clean images.
+    """Replace the running statistics of every BatchNorm layer by the plain average over images.
 
-    Those that pretraining leaves behind are of corrupted images. ``batches`` are clean, normalized images (B, C, H, W),
-    alone or with domains (B,). They go ``through`` the model that ``module`` belongs to, on ``device``, or through
-    itself where that is None. Training modes are restored.
+    Those that pretraining leaves behind are of corrupted images, and mostly of its last steps. ``batches`` are
+    normalized images (B, C, H, W), alone or with domains (B,): clean ones for an encoder that a segmenter will use.
+    They go ``through`` the model that ``module`` belongs to, on ``device``, or through itself where that is None.
+    Training modes are restored.
     """
     model = module if through is None else through
     layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
@@ -34,7 +39,7 @@ def recalibrate_batchnorm(
             layer.train()
         try:
             for batch in batches:
-                image_bchw, *domain = batch if isinstance(batch, list | tuple) else [batch]
+                image_bchw, *domain = batch if isinstance(batch, Sequence) else [batch]
                 model(image_bchw.to(device), **({"domain": domain[0].to(device)} if domain and through else {}))
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):

@@ -60,6 +60,23 @@ def test_the_run_folder_holds_everything(pets: Path, denoised: segae.PretrainRes
     torch.testing.assert_close(loaded.eval().reconstruct(images), expected, atol=1e-3, rtol=1e-3)
 
 
+def test_the_encoder_has_statistics_of_clean_images_and_what_restores_of_corrupted_ones(
+    pets: Path, tmp_path: Path, small: Settings
+) -> None:
+    found = {}
+    for method in ("reconstruct", "inpaint"):
+        result = segae.pretrain(pets / "images", method=method, out=tmp_path / method, **small)
+        encoder, autoencoder = segae.load(result.path), segae.load(tmp_path / method / "autoencoder.safetensors")
+        first = next(name for name in encoder.state_dict() if name.endswith("running_var"))
+        found[method] = encoder.state_dict()[first], autoencoder.encoder.state_dict()[first]
+        assert torch.equal(result.encoder.state_dict()[first], found[method][0])
+        assert torch.equal(result.autoencoder.encoder.state_dict()[first], found[method][1])
+    assert torch.equal(*found["reconstruct"])
+    clean, seen = found["inpaint"]
+    # 60 % of the image is hidden, which is zeros
+    assert 0.2 < (seen / clean).mean() < 0.8
+
+
 def test_defaults_are_pseudo_masks_by_color(masked: segae.PretrainResult) -> None:
     config = read(masked.path.parent / "config.json")
     assert (config["method"], config["method_args"]["source"], config["lr"]) == ("pseudo_masks", "color", 0.002)
