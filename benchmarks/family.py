@@ -206,7 +206,7 @@ def restore(args: argparse.Namespace) -> list[Row]:
         "sharpen": {"sigma": 1.5},
     }
     rows = []
-    for task, given in tasks.items():
+    for task, given in ((name, tasks[name]) for name in args.tasks or tasks):
         settings: dict[str, Any] = {"encoder": "resnet18", "method": task, "method_args": given}
         settings |= {"decoder": "unet_with_input", "in_channels": 3, "image_size": SIZE, "augment": True}
         settings |= {"batch_size": 8, "weight_decay": 0.01}
@@ -226,20 +226,12 @@ def restore(args: argparse.Namespace) -> list[Row]:
         metric, score = ("chroma_error", chroma_error) if task == "colorize" else ("psnr", partial(psnr, mask=hidden))
         peers = baselines(task, seen, test, hidden, mean_chroma)
         shared = {"dataset": PETS, "metric": f"{task}_{metric}", "seeds": 1}
-        rows.append(
-            {**shared, "model": f"resnet18+unet_with_input {task}", "seconds": seconds, **interval(score(own, test))}
-        )
-        for name, images in {"corrupted": seen, **peers}.items():
-            rows.append({**shared, "model": name, "baseline": True, **interval(score(images, test))})
-            gain = score(own, test) - score(images, test)
-            rows.append(
-                {
-                    **shared,
-                    "model": f"resnet18+unet_with_input {task}",
-                    "metric": f"{task}_{metric}_over_{name}",
-                    **interval(gain),
-                }
-            )
+        name = f"resnet18+unet_with_input {task}, {args.restore_epochs} epochs"
+        rows.append({**shared, "model": name, "seconds": seconds, **interval(score(own, test))})
+        for peer, images in {"corrupted": seen, **peers}.items():
+            rows.append({**shared, "model": peer, "baseline": True, **interval(score(images, test))})
+            gain = interval(score(own, test) - score(images, test))
+            rows.append({**shared, "model": name, "metric": f"{task}_{metric}_over_{peer}", **gain})
     return rows
 
 
@@ -292,6 +284,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--short", type=int, default=5, help="epochs of bottleneck, sparse and contractive")
     parser.add_argument("--restore-epochs", type=int, default=10)
+    parser.add_argument("--tasks", nargs="+", default=[], help="of restore; all where none is named")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
