@@ -43,7 +43,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
     },
 }
 RESTORING: dict[str, dict[str, Any]] = {
-    "denoise": {"sigma": 0.4, "residual": True},
+    "denoise": {"sigma": 0.4},
     "inpaint": {"patch_size": 8, "mask_ratio": 0.25},
     "colorize": {},
     "super_resolution": {"factor": 4},
@@ -144,13 +144,13 @@ def domains(args: argparse.Namespace, digits: np.ndarray) -> None:
     save(columns, "domains")
 
 
-def restoring(args: argparse.Namespace, pets: np.ndarray) -> None:
-    """Draw what the networks of benchmarks/family.py restore, which know photographs, make of drawn pets."""
-    columns = {"image": list(pets)}
+def restoring(args: argparse.Namespace, images: np.ndarray) -> None:
+    """Draw what the networks of benchmarks/family.py restore make of another photograph and of drawings."""
+    columns = {"image": list(images)}
     for name, given in RESTORING.items():
         model = segae.load(args.restoring / f"restore-{name}-0" / "autoencoder.safetensors")
         method, about = create_method(name, **given), model.encoder.info
-        clean = normalize(pets, about.mean, about.std, "cpu")
+        clean = normalize(images, about.mean, about.std, "cpu")
         corrupted = method.corrupt(clean, torch.Generator().manual_seed(0))
         made = method.to_image(model.reconstruct(corrupted.image), corrupted.image, clean)
         hidden = torch.ones(1) if corrupted.mask is None else corrupted.mask
@@ -208,7 +208,8 @@ def main() -> None:
     domains(args, digits)
     if args.restoring:
         pets = find_images([drawn_pets() / "images"])
-        restoring(args, np.stack([read_resized(path, 64) for path in pets[:: len(pets) // SHOWN][:SHOWN]]))
+        photo = resize_image(public_images.chelsea()[:, 60:360], 64)
+        restoring(args, np.stack([photo, *(read_resized(path, 64) for path in pets[:: len(pets) // 4][:4])]))
     uses(args)
 
 
