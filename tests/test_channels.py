@@ -55,6 +55,7 @@ def test_other_channels_go_through_every_command(tmp_path: Path, kind: str, chan
         weights=first.path,
         freeze_epochs=0,
         val_fraction=0.3,
+        decoder="linear",  # which is exported in half the time
         **{**TINY, "encoder": None, "batch_size": 16},
     )
     assert tuned.model.info.encoder.value_range == about.value_range
@@ -68,14 +69,15 @@ def test_other_channels_go_through_every_command(tmp_path: Path, kind: str, chan
     features = segae.extract_features(root / "images", tuned.path, device="cpu")
     assert len(features) == 12
     assert np.isfinite(features.values).all()
-    folder = segae.export(tuned.path, to="onnx", out=tmp_path / "onnx", images=root / "images")
-    predictor = segae.OnnxPredictor(folder)
-    assert np.mean(predictor.predict(read_array(files[0])) == from_array) > 0.99
+    if kind == "five":  # the test of exported gray models is below
+        folder = segae.export(tuned.path, to="onnx", out=tmp_path / "onnx", images=root / "images")
+        assert np.mean(segae.OnnxPredictor(folder).predict(read_array(files[0])) == from_array) > 0.99
 
 
 def test_an_exported_gray_model_takes_gray_and_color_files(tmp_path: Path) -> None:
     color = fabricate.draw(np.random.default_rng(0), 40)[0]
-    model = segae.create_segmenter(segae.create_encoder("test_resnet", in_channels=1, image_size=32), num_classes=2)
+    encoder = segae.create_encoder("test_resnet", in_channels=1, image_size=32)
+    model = segae.create_segmenter(encoder, num_classes=2)
     weights = save_segmenter(model, tmp_path / "model.safetensors")
     (tmp_path / "images").mkdir()
     Image.fromarray(color[..., 0]).save(tmp_path / "images" / "a.png")
