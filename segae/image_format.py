@@ -109,7 +109,7 @@ class ImageFormat:
         return np.ascontiguousarray(values if values.dtype == self.dtype else values.round().astype(self.dtype))
 
     def require_channels(self, found: int, name: object = "image") -> None:
-        """Raise DataError unless images of so many channels do for this format; gray and RGB do for each other."""
+        """Raise DataError unless images of ``found`` channels do for this format; gray and RGB do for each other."""
         if found != self.stored_channels and {found, self.stored_channels} != {1, 3}:
             raise DataError(f"{name} has {found} channels, and the model takes {self.channels}: give images of as many")
 
