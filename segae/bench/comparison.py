@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ SETTINGS = (
 _JSON = ("method_args", "pretrain_settings")
 _SECTION = ("dataset", "split", "encoder", "image_size", "loss", "augment", "finetune_settings")
 _SCHEDULE = ("decoder", "freeze_epochs", "epochs")
-_VARIANT = ("weights", "method", "transfer", "finetuning", "labels", *_SCHEDULE, *SETTINGS, *_JSON)
+_VARIANT = ("weights", "weights_file", "method", "transfer", "finetuning", "labels", *_SCHEDULE, *SETTINGS, *_JSON)
 _KINDS = {"": "", "frozen": ", frozen", "linear": ", linear head", "longer": ", {epochs} epochs"}
 _LONGEST_VALUE = 22  # characters of a setting in a name
 _NUMBERS = ("gain", "gain_low", "gain_high", "p", "effect")
@@ -189,6 +190,8 @@ def parse_settings(row: pd.Series) -> dict[str, str]:
     pretraining = {f"pretrain_{name}": value for name, value in parse_json(row["pretrain_settings"]).items()}
     before, _, name = str(row["weights_source"]).partition("published weights ")
     published = {"published": "" if before else name}  # not of weights that were pretrained further
+    file = Path(str(row["weights_file"]))
+    published |= {"file": file.parent.name or file.stem} if file.suffix else {}
     found = published | dict(row[list(SETTINGS)]) | pretraining | parse_json(row["method_args"])
     texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in found.items()}
     return {name.replace("_", " "): text for name, text in texts.items() if text not in ("", "nan", "None")}

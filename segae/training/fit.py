@@ -112,7 +112,7 @@ def fit(
         log.bar.close()
         learner.hidden_events.clear()
     for limit in [limit for limit in limits if limit.reached][: len(clock.log)]:
-        logger.info(f"stopped after {limit.limit}: {epoch_line(clock.log[-1])}")
+        logger.info("stopped after %s", limit.limit)
     return pd.DataFrame(clock.log)
 
 

@@ -227,6 +227,17 @@ def test_published_weights_have_their_own_name(study):
     assert sum("[published pets_denoise]" in name for name in section.results["name"]) == 1
 
 
+def test_two_files_of_equal_settings_are_two_variants(study):
+    rows = read_rows(study).query("labels == 30")
+    ours = rows[rows["method"] == "denoise"]
+    others = [
+        ours.assign(weights_file=f"runs/{name}/encoder.safetensors", run_id=name + ours["run_id"]) for name in "ab"
+    ]
+    (section,) = compare_rows(pd.concat([rows[rows["method"] != "denoise"], *others]))
+    names = [name.partition(" [")[2] for name in section.results["name"] if "denoise" in name]
+    assert sorted(names) == ["file a]", "file b]"]
+
+
 def test_data_sets_and_schedules_are_folded_sections(study, tmp_path):
     rows = read_rows(study)
     other = rows[rows["labels"] > 30].assign(dataset="cells", run_id=lambda table: "x" + table["run_id"])
