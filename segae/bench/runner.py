@@ -37,6 +37,7 @@ from segae.data import PETS_CLASSES, drawn_pets, locate_dataset, open_dataset
 from segae.errors import SegaeError
 from segae.evaluation import SegmentationScores
 from segae.methods import create_method, method_names
+from segae.models import STARTS
 from segae.training import is_out_of_memory, read_metrics
 
 
@@ -158,7 +159,9 @@ def _run_all(config: BenchConfig, submit: Submit, runs: Sequence[Run]) -> dict[s
             continue
         for kind, lines in outcome.details.items():
             merge_rows(details_path(rows_csv, config.experiment, kind), lines, key=("run_id",))
-        merge_rows(rows_csv, [outcome.row])  # last: a run with a row is finished
+        start = parse_variant(run.variant)[0].start  # here: jobs elsewhere do not know a user's own methods by name
+        file = "" if start in STARTS else start
+        merge_rows(rows_csv, [{**outcome.row, "weights_file": file}])  # last: a run with a row is finished
     return failed
 
 
@@ -326,8 +329,6 @@ def _finetune(config: BenchConfig, run: Run, folder: Path, device: str) -> Outco
         values = {**found.as_row(), "miou_without_border": _without_border(found)}
     row = make_row(read_metrics(folder) or {}, values, pretraining)
     row |= {"experiment": config.experiment, "split": config.split, "run_id": run.run_id}
-    start = parse_variant(run.variant)[0].start
-    row |= {"weights_file": "" if start in ("random", "imagenet") else start}
     return Outcome(row, collect_details(folder, row) if test else {})
 
 
