@@ -264,12 +264,14 @@ def _flags_to_settings(name: str, words: list[str], settings: Mapping[str, Any])
 
 
 def _require_spelling(command: str, words: Sequence[str], flags: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a misspelled flag of a section, such as --image-sze for --pretrain.image-size.
+    """Refuse a flag that lacks its section, perhaps misspelled, such as --image-sze for --pretrain.image-size.
 
     tyro, which finds what the others mean, compares with the whole ``--pretrain.image-size``.
     """
-    for word in (word for word in words if word.startswith("--")):
+    for word in (word.partition("=")[0] for word in words if word.startswith("--")):
         given = word[2:].replace("_", "-")
+        if "." in given:  # it names a section
+            continue
         meant = next(iter(difflib.get_close_matches(given, flags, n=1, cutoff=0.8)), given)
         if meant != given and all("." in flag for flag in flags[meant]):
             raise SegaeError(f"{word} is not a flag of segae {command}; did you mean {' or '.join(flags[meant])}?")

@@ -20,6 +20,7 @@ import pytest
 from segae import cli
 from segae.cli import COMMANDS, main
 from segae.errors import OutOfMemoryError, SegaeError
+from tests.command_lines import parse_command
 from tests.fabricate import make_images, make_pets
 
 HEAVY = "import sys; heavy = {'torch', 'timm', 'fastai', 'albumentations', 'numpy'} & set(sys.modules)"
@@ -150,7 +151,14 @@ def test_a_file_gives_settings_and_flags_win(
     assert (trainer["seed"], trainer["workers"], trainer["device"]) == (6, 2, "cpu")
 
 
-@pytest.mark.parametrize("typed", ["--image-sze", "--image_szie"])
+def test_a_flag_that_names_its_section_is_not_taken_for_a_misspelled_one() -> None:
+    found: Any = parse_command(
+        "segae bench DATA --finetune.reconstruction-weight 0.1 --pretrain.hard-mask-fraction 0.2"
+    )
+    assert (found.finetune.reconstruction_weight, found.pretrain.hard_mask_fraction) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize("typed", ["--image-sze", "--image_szie", "--image-size"])
 def test_a_misspelled_flag_of_a_section_is_recognized(
     typed: str, pets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,8 +29,11 @@ def next_steps(section: Section) -> list[tuple[str, str]]:
         images = best["pretrain_dataset"] or "images"
         steps.append((f"Pretrain as the best variant did, on {images}", _pretrain(best, start)))
         start = {"weights": _ENCODER}
-    columns = ("transfer", "image_size", "decoder", "freeze_epochs", "epochs", "batch_size")
-    finetune = _command("segae finetune DATA", start | dict(best[list(columns)]), FinetuneConfig)
+    columns = ("transfer", "image_size", "decoder", "freeze_epochs", "epochs", "batch_size", "loss", "augment")
+    settings = start | dict(best[list(columns)]) | parse_json(best["finetune_settings"])
+    if settings["augment"].startswith("{"):  # a transform of one's own, which is no name
+        del settings["augment"]
+    finetune = _command("segae finetune DATA", settings, FinetuneConfig)
     steps.append(("Fine-tune with your labels", finetune))
     return [*steps, ("Segment images", "segae predict IMAGES --model runs/finetune/model.safetensors")]
 
@@ -69,7 +72,7 @@ def _command(command: str, settings: Mapping[str, Any], kind: type[Config]) -> s
         if name in kind.TYPES and isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
         else:
-            words += [flag, shlex.quote(text)]
+            words += [flag, *(shlex.quote(_text(one)) for one in (value if isinstance(value, list) else [value]))]
     return " ".join(words)
 
 

@@ -50,17 +50,16 @@ _PICTURES = 5  # of a sheet of reconstructions
 _COLUMNS = 8  # of a sheet of pictures
 
 
-def load_start(config: AnyConfig, images: Callable[[], Sequence[Path]]) -> Encoder:
+def load_start(config: AnyConfig, images: Sequence[Path]) -> Encoder:
     """The encoder that a training starts from; a weights file brings its own architecture.
 
-    ``images`` lists the training images. They decide about channels that are not given, and where they are not 8-bit
-    RGB or gray, what normalizes them is measured, unless the weights were trained on such images.
+    The training images decide about channels that are not given, and where they are not 8-bit RGB or gray, what
+    normalizes them is measured, unless the weights were trained on such images.
     """
     weights, channels = str(config.weights), config.in_channels
     ready = weights in STARTS
     name = config.encoder or (DEFAULT_ENCODER if ready else None)
-    paths = images()
-    kind = run_on_main(lambda: data.find_kind(paths))
+    kind = run_on_main(lambda: data.find_kind(images))
     size = data.ImageFormat(config.image_size or 1)
     with argument_named("encoder", instead_of="name"):
         given = {"in_channels": channels or kind.channels, "image_size": size.shape[0]} if ready else {}
@@ -73,9 +72,9 @@ def load_start(config: AnyConfig, images: Callable[[], Sequence[Path]]) -> Encod
     if about.in_channels != known.in_channels or ready or not fits:
         if kind.plain and about.in_channels in (1, 3):
             return encoder
-        if not len(paths):
+        if not len(images):
             raise SegaeError(f"in_channels must be 1 or 3 for a stream, got {about.in_channels}")
-        measured = run_on_main(lambda: data.measure_normalization(paths, about.in_channels))
+        measured = run_on_main(lambda: data.measure_normalization(images, about.in_channels))
         encoder.info = replace(about, **measured._asdict())
     return encoder
 

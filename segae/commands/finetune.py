@@ -96,7 +96,7 @@ class _Finetuning:
             raise SegaeError(f"{', '.join(refused)} must be left out where task is classify, got {refused}")
         self.dataset = self.open_data()
         training.seed_everything(config.trainer.seed)
-        encoder = load_start(config, lambda: self.dataset.splits["train"].images)
+        encoder = load_start(config, self.dataset.splits["train"].images)
         weights = replace(encoder.info.weights, transfer=config.transfer)
         self.device, self.start = device, replace(encoder.info, weights=weights)
         self.config = config = _resolve(config, self.start)

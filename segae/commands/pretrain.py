@@ -94,7 +94,7 @@ class _Pretraining:
         if isinstance(method, Method) and given:
             raise SegaeError(f"method_args must be empty for a method with its own settings, got {given}")
         self.device, self.method = device, method if isinstance(method, Method) else create_method(method, **given)
-        encoder = load_start(config, self.list_images)
+        encoder = load_start(config, self.list_images())
         self.config = config = _resolve(config, encoder.info, self.method)
         size = config.image_size
         models.require_image_size(size, encoder.output_stride)

@@ -3,6 +3,7 @@
 # ruff: noqa: ARG002, D102 - every method has the signatures and docstrings of Method, and few need all arguments
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -117,9 +118,9 @@ class RestorationMethod(ImageMethod):
     def predicts_pixels(self) -> bool:
         return super().predicts_pixels and not self.residual
 
+    @abstractmethod
     def degrade(self, images: Tensor, generator: Generator) -> Tensor:
         """Take from images (B, C, H, W), normalized, what the network is to restore."""
-        raise NotImplementedError
 
     def corrupt(self, images: Tensor, generator: Generator, difficulty: PatchDifficulty | None = None) -> Corrupted:
         seen = self.degrade(images, generator)

@@ -335,6 +335,7 @@ def commands(path: Path) -> list[str]:
 def test_the_printed_pretraining_is_that_of_the_best_variant(tmp_path, method, args, kept):
     start = [("imagenet", method, "", "encoder+decoder")]
     how = {"starts": start, "budgets": (30,), "counts": False, "method_args": args, **PRETRAINED}
+    how |= {"loss": "dice", "augment": "strong", "finetune_settings": {"weight_decay": 0.02, "class_weights": [1, 2]}}
     pretraining, finetuning, prediction = commands(fabricate(tmp_path, decoder="fpn", encoder="resnet18", **how))
     found = parse_command(pretraining)
     expected = {"weights": "imagenet", "encoder": "resnet18", "method": method, "method_args": kept}
@@ -343,6 +344,8 @@ def test_the_printed_pretraining_is_that_of_the_best_variant(tmp_path, method, a
     assert {name: getattr(found, name) for name in expected} == expected
     found = parse_command(finetuning)
     assert (found.decoder, found.image_size, found.transfer) == ("fpn", 64, "encoder+decoder")
+    assert (found.loss, found.augment, found.weight_decay) == ("dice", "strong", 0.02)
+    assert found.class_weights == (1, 2)
     assert parse_command(prediction)
 
 
