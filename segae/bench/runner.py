@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 from joblib.externals.loky import ProcessPoolExecutor, cpu_count
+from tqdm import tqdm
 
 from segae._io import cache_dir, logger, read_json, write_json
 from segae._settings import takes_settings_of
@@ -233,7 +234,7 @@ def _in_processes(threads: str) -> Iterator[Submit]:
         try:
             return pools[slot].submit(_attempt, job, config, run, device)
         except (KeyError, BrokenProcessPool):
-            pools[slot] = ProcessPoolExecutor(1, initializer=_end_with, initargs=(os.getpid(),), env=env)
+            pools[slot] = ProcessPoolExecutor(1, initializer=_start_worker, initargs=(os.getpid(),), env=env)
             return pools[slot].submit(_attempt, job, config, run, device)
 
     busy = True
@@ -243,6 +244,12 @@ def _in_processes(threads: str) -> Iterator[Submit]:
     finally:
         for pool in pools.values():
             pool.shutdown(wait=busy, kill_workers=busy)
+
+
+def _start_worker(parent: int) -> None:
+    """Prepare a process for jobs: its progress bars have a lock of its own, as a shared one would outlive it."""
+    tqdm.set_lock(threading.RLock())
+    _end_with(parent)
 
 
 def _end_with(parent: int) -> None:

@@ -85,7 +85,6 @@ def trained_pixels(model: segae.Autoencoder, codes: torch.Tensor) -> np.ndarray:
         return (model.eval().from_code(codes).permute(0, 2, 3, 1).clip(0, 1) * 255).round().numpy().astype(int)
 
 
-@pytest.mark.slow
 def test_another_process_makes_the_same_bytes(trained: segae.Autoencoder, image: np.ndarray, tmp_path: Path) -> None:
     save_autoencoder(trained, tmp_path / "model.safetensors")
     save(image, tmp_path / "image.png")

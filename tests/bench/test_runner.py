@@ -216,9 +216,7 @@ def test_a_killed_worker_costs_its_own_run_and_the_error_says_so(pets, tmp_path)
     _, error = start(pets, tmp_path / "out", weights=weights, jobs=2, seeds=1).communicate(timeout=600)
     assert "1 of 3 runs failed" in error
     assert "its process was killed" in error
-    # one of the script's own import, and one of what the killed process held
-    warnings = [line for line in error.splitlines() if "Warning" in line and "semaphore" not in line]
-    assert len(warnings) <= 1
+    assert error.count("Warning") <= 1  # of the script's own import
     assert list(read_rows(tmp_path / "out" / "bench.csv")["method"]) == ["fatal", ""]
 
 
